@@ -1,0 +1,1 @@
+"""The `sis` command, thin: it parses, calls and prints. What it prints is computed elsewhere."""

@@ -1,0 +1,271 @@
+"""Every table of the schema `sis` as SQLAlchemy metadata. The roster tables are derived from roster.model; only what
+the pipeline keeps about its own work (integrations, tokens, snapshots, operations …) is declared here."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Date,
+    Double,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy import Column as SqlColumn
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+from sqlalchemy.types import TypeEngine
+
+from sis_pipeline.roster import model
+
+SCHEMA = "sis"
+NOW = text("sis.clock()")
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    },
+)
+
+SQL_TYPES: dict[model.Kind, TypeEngine] = {
+    "text": Text(),
+    "date": Date(),
+    "timestamp": TIMESTAMP(timezone=True),
+    "int": Integer(),
+    "float": Double(),
+    "bool": Boolean(),
+    "list": JSONB(),
+    "json": JSONB(),
+    "uuid": UUID(as_uuid=False),
+}
+
+
+def _roster_table(table: model.Table, *extra: SqlColumn | Index) -> Table:
+    columns = [
+        SqlColumn(
+            column.name,
+            SQL_TYPES[column.kind],
+            primary_key=column.key,
+            nullable=not (column.required or column.key),
+            comment=column.about,
+        )
+        for column in table
+    ]
+    return Table(table.name, metadata, *columns, *extra, comment=table.about)
+
+
+def _seen() -> tuple[SqlColumn, SqlColumn]:
+    stamp = TIMESTAMP(timezone=True)
+    return (
+        SqlColumn("first_seen", stamp, nullable=False, server_default=NOW, comment="when the record was first delivered"),
+        SqlColumn("last_seen", stamp, nullable=False, server_default=NOW, comment="when the row last changed or was last confirmed by a changed delivery"),
+    )
+
+
+def _stamp(name: str = "changed_at", about: str = "when the row was last written") -> SqlColumn:
+    return SqlColumn(name, TIMESTAMP(timezone=True), nullable=False, server_default=NOW, comment=about)
+
+
+STAMPED = {"schools", "academic_sessions", "courses", "staff", "sections", "students", "student_years",
+           "student_sources", "conflicts", "enrollments", "section_enrollments"}  # fmt: skip
+
+roster_tables: dict[str, Table] = {}
+for _name, _table in model.MERGED.items():
+    _extra: list[SqlColumn | Index] = []
+    if _name in STAMPED:
+        _extra.append(_stamp())
+    if _name.endswith("_links"):
+        _extra.extend(_seen())
+    if _name == "enrollment_changes":
+        _extra.append(_stamp("detected_at", "when the event was detected"))
+    roster_tables[_name] = _roster_table(_table, *_extra)
+
+Index("ix_students_ssid", roster_tables["students"].c.district, roster_tables["students"].c.ssid)
+Index("ix_students_local_id", roster_tables["students"].c.district, roster_tables["students"].c.local_id)
+Index("ix_student_years_school_year", roster_tables["student_years"].c.district, roster_tables["student_years"].c.school_year)
+Index("ix_student_links_student_id", roster_tables["student_links"].c.student_id)
+Index("ix_student_sources_student_id", roster_tables["student_sources"].c.student_id)
+Index("ix_enrollments_school_year", roster_tables["enrollments"].c.district, roster_tables["enrollments"].c.school_year)
+Index("ix_section_enrollments_person_id", roster_tables["section_enrollments"].c.person_id)
+Index("ix_section_enrollments_school_year", roster_tables["section_enrollments"].c.district, roster_tables["section_enrollments"].c.school_year)
+Index("ix_enrollment_changes_student_id", roster_tables["enrollment_changes"].c.student_id)
+Index("ix_enrollment_changes_detected_at", roster_tables["enrollment_changes"].c.district, roster_tables["enrollment_changes"].c.detected_at)
+
+KEY_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
+"""Integration keys: partition keys, folder names and run tags, so nothing that could traverse or separate."""
+
+integrations = Table(
+    "integrations",
+    metadata,
+    SqlColumn("key", Text, primary_key=True, comment="the integration's slug, unique across providers"),
+    SqlColumn("provider", Text, nullable=False, comment="registered provider name"),
+    SqlColumn("district", Text, nullable=False, comment="the district its organisations belong to unless mapped otherwise"),
+    SqlColumn("organisations", JSONB, nullable=False, server_default=text("'{}'"), comment="organisation sis_id -> district, for consortia and shared centres"),
+    SqlColumn("settings", JSONB, nullable=False, comment="the provider's validated settings; never a secret"),
+    SqlColumn("priority", Integer, nullable=False, server_default=text("100"), comment="survivorship order, lower first"),
+    SqlColumn("status", Text, nullable=False, server_default=text("'healthy'"), comment="healthy, degraded, needs_reauth, failing, paused"),
+    SqlColumn("status_reason", Text, comment="why, in words"),
+    _stamp("created_at", "when it was added"),
+    _stamp("updated_at", "when its settings last changed"),
+    CheckConstraint(f"key ~ '{KEY_PATTERN}'", name="key"),
+    CheckConstraint("status in ('healthy','degraded','needs_reauth','failing','paused')", name="status"),
+    comment="Connections to student information systems.",
+)
+
+oauth_tokens = Table(
+    "oauth_tokens",
+    metadata,
+    SqlColumn("integration", Text, primary_key=True, comment="the integration"),
+    SqlColumn("kind", Text, primary_key=True, comment="client_secret, access or refresh"),
+    SqlColumn("ciphertext", LargeBinary, nullable=False, comment="MultiFernet ciphertext, bound to this row"),
+    SqlColumn("key_id", Text, nullable=False, comment="which encryption key sealed it"),
+    SqlColumn("version", Integer, nullable=False, comment="raised by every write"),
+    SqlColumn("expires_at", TIMESTAMP(timezone=True), comment="on the database clock; null where it does not expire"),
+    SqlColumn("lifetime_seconds", Integer, comment="lifetime the server gave, for the refresh window"),
+    SqlColumn("status", Text, nullable=False, server_default=text("'active'"), comment="active, refreshing, needs_reauth, revocation_pending, revoked"),
+    _stamp("updated_at", "when it was last written"),
+    comment="Secrets and tokens, encrypted.",
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    SqlColumn("integration", Text, nullable=False, comment="the integration"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year"),
+    SqlColumn("snapshot_id", UUID(as_uuid=False), primary_key=True, comment="the snapshot"),
+    SqlColumn("provider", Text, nullable=False, comment="provider name"),
+    SqlColumn("path", Text, nullable=False, comment="its folder below SIS_DATA_DIR"),
+    SqlColumn("completeness", Text, comment="what the reading proved: complete, partial, delta; null while reading"),
+    SqlColumn("verdict", Text, nullable=False, server_default=text("'pending'"), comment="pending, complete, partial, delta, or rejected; only complete, partial and delta are merged"),
+    SqlColumn("evidence", JSONB, comment="per resource: pages, rows, totals, how the end was proven"),
+    SqlColumn("content_hash", Text, comment="hash of all pages, in order"),
+    SqlColumn("roster_hash", Text, comment="hash of the standard frames; equal hashes need no merge"),
+    SqlColumn("rows", JSONB, comment="good rows per entity"),
+    SqlColumn("quarantined", JSONB, comment="quarantined rows per entity"),
+    SqlColumn("api_calls", Integer, comment="calls made, token calls included"),
+    SqlColumn("bytes", BigInteger, comment="decoded bytes read"),
+    SqlColumn("seconds", Double, comment="seconds the reading took"),
+    SqlColumn("run_id", Text, comment="Dagster run"),
+    _stamp("started_at", "when the reading started"),
+    SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the reading ended"),
+    CheckConstraint("verdict in ('pending','complete','partial','delta','rejected')", name="verdict"),
+    Index("ix_snapshots_latest", "integration", "school_year", "started_at"),
+    comment="What was read from each integration, and what it proves.",
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    SqlColumn("integration", Text, primary_key=True, comment="the integration"),
+    SqlColumn("snapshot_id", UUID(as_uuid=False), primary_key=True, comment="the snapshot; the whole row is kept beside it"),
+    SqlColumn("entity", Text, primary_key=True, comment="entity"),
+    SqlColumn("row", Integer, primary_key=True, comment="row number in the entity's standard frame"),
+    SqlColumn("column", Text, primary_key=True, comment="offending column"),
+    SqlColumn("reason", Text, primary_key=True, comment="what is wrong, without the value"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year"),
+    SqlColumn("sis_id", Text, comment="the record's id in its SIS"),
+    comment="Rows set aside with their reason: counted, kept, never merged.",
+)
+
+api_calls = Table(
+    "api_calls",
+    metadata,
+    SqlColumn("integration", Text, nullable=False, comment="the integration"),
+    SqlColumn("call_id", BigInteger, Identity(), primary_key=True, comment="running number"),
+    _stamp("at", "when the call ended"),
+    SqlColumn("snapshot_id", UUID(as_uuid=False), comment="the snapshot it was made for"),
+    SqlColumn("method", Text, nullable=False, comment="HTTP method"),
+    SqlColumn("template", Text, nullable=False, comment="path without ids or parameters"),
+    SqlColumn("status", Integer, comment="HTTP status; null where none came"),
+    SqlColumn("error_class", Text, comment="class of the error, null for success"),
+    SqlColumn("milliseconds", Double, nullable=False, comment="time taken"),
+    SqlColumn("bytes", BigInteger, nullable=False, comment="decoded bytes of the body"),
+    SqlColumn("attempt", Integer, nullable=False, comment="1 for the first"),
+    Index("ix_api_calls_integration", "integration", "at"),
+    comment="Every call to a SIS, without parameters.",
+)
+
+sync_operations = Table(
+    "sync_operations",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year"),
+    SqlColumn("operation_id", UUID(as_uuid=False), primary_key=True, comment="the operation"),
+    SqlColumn("epoch", Integer, nullable=False, comment="fencing number, rising per district and school year"),
+    SqlColumn("base_epoch", Integer, nullable=False, comment="the published epoch the merge started from"),
+    SqlColumn("status", Text, nullable=False, comment="merging, merged, published, superseded, failed"),
+    SqlColumn("fingerprint", Text, nullable=False, comment="hash of the snapshots it was made from"),
+    SqlColumn("inputs", JSONB, nullable=False, comment="per integration: snapshot, verdict, age"),
+    SqlColumn("summary", JSONB, comment="students, matched, conflicts, changes by kind, applied, held"),
+    SqlColumn("path", Text, comment="folder of the merged frames below SIS_DATA_DIR"),
+    SqlColumn("run_id", Text, comment="Dagster run"),
+    _stamp("started_at", "when it started"),
+    SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when it was published"),
+    UniqueConstraint("district", "school_year", "epoch"),
+    CheckConstraint("status in ('merging','merged','published','superseded','failed')", name="status"),
+    comment="Every merge of a district and school year, and what it did.",
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("hold_id", UUID(as_uuid=False), primary_key=True, comment="the hold"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year"),
+    SqlColumn("fingerprint", Text, nullable=False, comment="hash of the removals it holds"),
+    SqlColumn("reason", Text, nullable=False, comment="which limit was exceeded, in words"),
+    SqlColumn("removals", JSONB, nullable=False, comment="per kind and school: how many"),
+    SqlColumn("rows", JSONB, nullable=False, comment="the ids of what is held"),
+    SqlColumn("status", Text, nullable=False, server_default=text("'open'"), comment="open, released, discarded, applied"),
+    SqlColumn("decided_by", Text, comment="who decided"),
+    SqlColumn("decided_reason", Text, comment="why"),
+    SqlColumn("operation_id", UUID(as_uuid=False), nullable=False, comment="the operation that raised it"),
+    _stamp("opened_at", "when it was raised"),
+    SqlColumn("decided_at", TIMESTAMP(timezone=True), comment="when it was decided"),
+    UniqueConstraint("district", "school_year", "fingerprint"),
+    CheckConstraint("status in ('open','released','discarded','applied')", name="status"),
+    comment="Removals that wait for a person.",
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district, or * for the whole installation"),
+    SqlColumn("entry", BigInteger, Identity(), primary_key=True, comment="running number"),
+    _stamp("at", "when it happened"),
+    SqlColumn("actor", Text, nullable=False, comment="who did it"),
+    SqlColumn("action", Text, nullable=False, comment="what was done"),
+    SqlColumn("subject", Text, nullable=False, comment="to what: an integration, an operation, a hold"),
+    SqlColumn("details", JSONB, nullable=False, server_default=text("'{}'"), comment="counts and ids; no values"),
+    Index("ix_audit_log_district", "district", "at"),
+    comment="Who did what, append-only.",
+)
+
+rate_limits = Table(
+    "rate_limits",
+    metadata,
+    SqlColumn("limit_key", Text, primary_key=True, comment="provider, origin and client, or the rate group"),
+    SqlColumn("next_free", TIMESTAMP(timezone=True), nullable=False, comment="when the next call may start, on the database clock"),
+    SqlColumn("granted", BigInteger, nullable=False, server_default=text("0"), comment="calls granted so far"),
+    comment="When each source may be called next, shared by all processes.",
+)
+
+encryption_keys = Table(
+    "encryption_keys",
+    metadata,
+    SqlColumn("key_id", Text, primary_key=True, comment="short hash of the key"),
+    SqlColumn("canary", LargeBinary, nullable=False, comment="a known text sealed with the key, read at every start"),
+    _stamp("created_at", "when the key was first used"),
+    comment="Which keys seal the tokens, with a canary each.",
+)

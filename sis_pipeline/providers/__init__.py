@@ -1,0 +1,1 @@
+"""One module per student information system, the plugin contract (base) and discovery (registry). No storage and no Dagster in here."""

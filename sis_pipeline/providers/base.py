@@ -1,0 +1,241 @@
+"""The contract a SIS plugin fulfils: settings, capabilities, authentication, a plan of reads, and standard frames.
+Pagers live in `pagers`, the mapping machinery in `mapping`, discovery in `registry`; nothing here knows a vendor."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, Literal, Protocol
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from sis_pipeline.connect.contract import Answer, OAuth, Request, Source
+from sis_pipeline.roster.school_year import SchoolYear
+
+__all__ = [
+    "CONTRACT_VERSION", "Answer", "Capabilities", "Decode", "End", "HttpSettings", "OAuth", "Page", "Pager", "Plan",
+    "Provider", "ProviderSettings", "RawSnapshot", "Record", "Request", "Resource", "Send", "Source",
+]  # fmt: skip
+
+CONTRACT_VERSION = 1
+"""Raised when the contract changes in a way that an existing plugin must follow; the registry refuses other versions."""
+
+Record = dict[str, Any]
+"""One record as the vendor wrote it, decoded but not renamed."""
+
+
+class ProviderSettings(BaseModel):
+    """Settings every provider has; a provider adds its own by subclassing. Secrets are not settings: they live in the vault.
+
+    Validated when an integration is added or changed. Errors never repeat the input.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    page_size: int | None = Field(
+        None, ge=1, le=100_000, description="rows asked for per page; the largest the source allows where unset"
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=6_000, description="the source's rate limit; the vendor's default where unset"
+    )
+    exit_dates: Literal["exclusive", "inclusive"] | None = Field(
+        None,
+        description="whether an end date is the first day away or the last day there; the vendor's default where unset",
+    )
+    custom_fields: dict[str, str] = Field(
+        default_factory=dict,
+        description="student column -> path in the vendor's student record, for districts that keep a value elsewhere",
+    )
+
+
+class HttpSettings(ProviderSettings):
+    """Settings of a provider that is reached over HTTP."""
+
+    base_url: str = Field(description="where the API lives; https, or http on loopback", pattern=r"^https?://[^\s]+$")
+    token_url: str | None = Field(
+        None,
+        description="the OAuth token endpoint; derived only where the vendor fixes it",
+        pattern=r"^https?://[^\s]+$",
+    )
+    client_id: str = Field(description="OAuth client id (or API key)", min_length=1)
+    client_auth: Literal["basic", "post"] = Field(
+        "basic", description="how the client authenticates at the token endpoint"
+    )
+    scope: str | None = Field(None, description="OAuth scopes, space separated; the vendor's default where unset")
+    rate_group: str | None = Field(None, description="integrations that share one vendor limit name the same group")
+    extra_headers: dict[str, str] = Field(
+        default_factory=dict, description="headers sent with every data call; never credentials"
+    )
+    connect_timeout: float = Field(10, gt=0, le=120, description="seconds")
+    read_timeout: float = Field(120, gt=0, le=900, description="seconds between two bytes")
+    total_timeout: float = Field(300, gt=0, le=3600, description="seconds for one whole answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the source can do; the pipeline asks here instead of knowing vendors.
+
+    `historical_years`: other school years than the active one can be read. `delta`: can be asked for changes only.
+    `tombstones`: says so when a record is deleted. `counts`: tells how many rows there are. `entities`: what it
+    delivers. `exit_dates`: what its end dates mean unless a setting says otherwise.
+    """
+
+    entities: frozenset[str]
+    historical_years: bool
+    delta: bool
+    tombstones: bool
+    counts: bool
+    exit_dates: Literal["exclusive", "inclusive"] = "exclusive"
+
+
+class End(StrEnum):
+    """How a reading knows that nothing is missing at its end."""
+
+    SHORT_PAGE = "short_page"
+    """The source gave fewer rows than its proven page size."""
+    EMPTY_PAGE = "empty_page"
+    """The page behind the last one was empty."""
+    TOTAL = "total"
+    """The rows received reach the source's own count."""
+    LAST_LINK = "last_link"
+    """The source's protocol says so: no next link where one is always given (cursor, Paging.Next)."""
+    WHOLE_FILE = "whole_file"
+    """A file, read to its end, with a proven closing (length, zip directory)."""
+    UNPROVEN = "unproven"
+    """Reading stopped without proof (page cap, repeated page, loop)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page: the body as the SIS sent it, how many records it holds, and what it says about the whole."""
+
+    number: int
+    body: bytes
+    records: Sequence[Record]
+    total: int | None = None
+    end: End | None = None
+    """Set on the last page only."""
+
+
+Send = Callable[[Request], Answer]
+Decode = Callable[[bytes], Sequence[Record]]
+"""Body -> records. Raises ContractError when the body is not what the API promises (a missing envelope key is not an empty page)."""
+
+
+class Pager(ABC):
+    """Walks the pages of one resource, and proves the end or says it could not."""
+
+    @abstractmethod
+    def pages(self, send: Send, request: Request, decode: Decode) -> Iterator[Page]:
+        """Yield every page in order; the last one carries `end`."""
+
+    @abstractmethod
+    def calls_for(self, rows: int) -> int:
+        """How many calls reading that many rows takes, the count calls it makes itself included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One collection to read: its request, its pager, and what is known before it is read.
+
+    `name` is the folder of its raw pages. `identity` is the path of the record id, for counting distinct records
+    across pages. `count` reads the source's own count and is called before and after a reading of more than one
+    page. `optional` lists the statuses that mean "not offered to us": the resource is then skipped and reported.
+    """
+
+    name: str
+    request: Request
+    pager: Pager
+    identity: tuple[str, ...]
+    expected_rows: int | None = None
+    count: Request | None = None
+    optional: frozenset[int] = frozenset()
+    about: Mapping[str, str] = field(default_factory=dict)
+    """Facts the mapping needs beside the records, kept with the pages (which school a per-school list is of)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a sync will read, worked out before it starts.
+
+    `calls_before` were spent on planning (their answers are among `resources_read`); `basis` says what the expected
+    rows rest on: the last snapshot, the source's counts, or nothing yet.
+    """
+
+    resources: tuple[Resource, ...]
+    basis: Literal["last_snapshot", "source_counts", "first_read"]
+    notes: tuple[str, ...] = ()
+    """What a person should know: a page size the plugin allows, a year that is not exposed."""
+
+    @property
+    def calls(self) -> int:
+        return sum(resource.pager.calls_for(resource.expected_rows or 0) for resource in self.resources)
+
+
+class RawSnapshot(Protocol):
+    """The raw pages of one snapshot, as store keeps them, given to `Provider.standardise`."""
+
+    school_year: SchoolYear
+
+    @property
+    def resources(self) -> Sequence[str]: ...
+
+    def bodies(self, resource: str) -> Iterator[tuple[Mapping[str, str], bytes]]:
+        """(about, body) of every page of a resource, in order; nothing for a resource that was skipped."""
+
+
+class Provider(ABC):
+    """One student information system. Construct with validated settings; construction does no I/O."""
+
+    contract_version: ClassVar[int] = CONTRACT_VERSION
+    name: ClassVar[str]
+    """Slug, also the prefix of its assets: `powerschool/raw_roster`."""
+    title: ClassVar[str]
+    Settings: ClassVar[type[ProviderSettings]]
+    requests_per_minute: ClassVar[int]
+    """The vendor's default rate limit."""
+
+    def __init__(self, settings: ProviderSettings) -> None:
+        self.settings = settings
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> Capabilities: ...
+
+    @abstractmethod
+    def authentication(self) -> OAuth | None:
+        """None for a source that needs none (files)."""
+
+    @abstractmethod
+    def plan(self, source: Source, school_year: SchoolYear, last_rows: Mapping[str, int]) -> Plan:
+        """What to read for a school year. May call the source (its metadata, its schools); `last_rows` are the rows per
+        resource of the last snapshot, empty on the first. Raises ConfigError for a year the source can't give."""
+
+    @abstractmethod
+    def decode(self, resource: str, body: bytes) -> Sequence[Record]:
+        """The records of one raw page. Raises ContractError for a body the API does not allow."""
+
+    @abstractmethod
+    def standardise(self, raw: RawSnapshot) -> dict[str, pd.DataFrame]:
+        """The raw pages as standard frames, one per entity of `capabilities.entities`, columns as in roster.model.
+
+        All columns are text (pandas `str`), lists as JSON arrays, booleans `true`/`false`, dates ISO, timestamps ISO
+        in UTC, missing as null; typing and validation come after, in roster.validate, so that one bad value
+        quarantines one row.
+        """
+
+    @abstractmethod
+    def check(self, source: Source) -> str:
+        """One cheap call that proves settings and credentials; a sentence for the person (`sis integration test`)."""
+
+    @property
+    def exit_dates(self) -> Literal["exclusive", "inclusive"]:
+        return self.settings.exit_dates or self.capabilities.exit_dates
+
+    @property
+    def rate(self) -> int:
+        """Requests a minute this integration may make."""
+        return self.settings.requests_per_minute or self.requests_per_minute

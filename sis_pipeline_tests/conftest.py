@@ -1,0 +1,66 @@
+"""Fixtures every area uses: one embedded PostgreSQL for the whole session, and a migrated database per test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings as hypothesis_settings
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import URL, make_url
+
+from sis_pipeline.db import embedded, migrate
+from sis_pipeline.db.engine import engine_for
+
+hypothesis_settings.register_profile(
+    "suite", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[URL]:
+    """The server's URL. Its folder is short because a unix socket's path may not exceed 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="sis-pg-"))
+    folder.chmod(0o755)
+    url = make_url(embedded.start(folder / "data")).set(drivername="postgresql+psycopg")
+    yield url
+    embedded.stop(folder / "data")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _template(postgres: URL) -> str:
+    """A migrated database that the tests' databases are copied from."""
+    admin = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text("create database sis_template"))
+    engine = engine_for(postgres.set(database="sis_template"))
+    migrate.upgrade(engine)
+    engine.dispose()
+    return "sis_template"
+
+
+@pytest.fixture
+def database_url(postgres: URL, _template: str) -> Iterator[URL]:
+    """A migrated, empty database of the test's own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"create database {name} template {_template} strategy file_copy"))
+    yield postgres.set(database=name)
+    with admin.connect() as connection:
+        connection.execute(text(f"drop database {name} with (force)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def database(database_url: URL) -> Iterator[Engine]:
+    """An engine on a migrated, empty database of the test's own."""
+    engine = engine_for(database_url)
+    yield engine
+    engine.dispose()
