@@ -353,7 +353,7 @@ ENTITIES: dict[str, Table] = {
         ENROLLMENTS,
         SECTION_ENROLLMENTS,
         CONTACTS,
-    )  # fmt: skip
+    )
 }
 """What a SIS delivers, in an order in which every referred entity stands before the one that refers to it
 (a school's sessions, a section's teacher)."""
@@ -623,6 +623,6 @@ MERGED: dict[str, Table] = {
         MERGED_ENROLLMENTS,
         MERGED_SECTION_ENROLLMENTS,
         ENROLLMENT_CHANGES,
-    )  # fmt: skip
+    )
 }
 """What is published to PostgreSQL, in the order in which it is written."""

@@ -1,0 +1,314 @@
+"""The ledger: what the difference between two states of a district's year is called, event by event.
+Which state holds is decided before, in `enrollments` and `guard`; nothing here changes one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import date
+
+import polars as pl
+
+from sis_pipeline.roster.enrollments import OPEN, SEAT, TRANSFER_DAYS, match_stays
+from sis_pipeline.roster.frames import fit
+from sis_pipeline.roster.ids import derived_ids
+from sis_pipeline.roster.model import ENROLLMENT_CHANGES
+
+_SHOWN = ["school_id", "entry_date", "entry_code", "exit_date", "exit_code", "grade_level", "enrollment_type", "status"]
+_AMENDED = ["entry_date", "exit_date", "entry_code", "exit_code"]
+_EVENT = [
+    "student_id",
+    "kind",
+    "effective_date",
+    "school_id",
+    "section_id",
+    "before",
+    "after",
+    "evidence",
+    "integration",
+]
+
+
+@dataclass(frozen=True)
+class State:
+    """One state of (district, school year). Frames have the model's columns; `enrollments` and `section_enrollments`
+    of the later state also have `evidence` (absence, tombstone, or null). `sections` tell where a seat is."""
+
+    enrollments: pl.DataFrame
+    section_enrollments: pl.DataFrame
+    student_years: pl.DataFrame
+    sections: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class About:
+    """What every event of a merge carries, and `first_loads`: integrations that deliver this year for the first time."""
+
+    district: str
+    school_year: str
+    as_of: date
+    operation_id: str
+    first_loads: Collection[str] = ()
+
+
+def detect_changes(before: State, after: State, about: About) -> pl.DataFrame:
+    """The ledger events between two states, as ENROLLMENT_CHANGES; none between equal states.
+
+    A first load sets the baseline: one `enroll` per stay with evidence `first_load`, and no section events. A
+    pre-registration that becomes active because its day came, and a change of the primary school, are no events of
+    their own: the `enroll` event carries the day.
+    """
+    events = [
+        _stay_events(before.enrollments, after.enrollments, about),
+        _grade_events(before.student_years, after.student_years, about),
+        _seat_events(before, after, about),
+    ]
+    found = pl.concat([part.select(_EVENT) for part in events], how="vertical_relaxed")
+    named = found.with_columns(
+        district=pl.lit(about.district), school_year=pl.lit(about.school_year), operation_id=pl.lit(about.operation_id)
+    )
+    ids = derived_ids(
+        found.select(
+            "student_id", "kind", pl.coalesce("section_id", "school_id"), pl.lit(about.school_year),
+            pl.col("effective_date").cast(pl.String), "before", "after",
+        ).iter_rows(),
+        "change",
+        about.district,
+    )  # fmt: skip
+    return fit(named.with_columns(pl.Series("change_id", ids, dtype=pl.String)), ENROLLMENT_CHANGES).sort(
+        "student_id", "effective_date", "kind", "change_id"
+    )
+
+
+def _shown(prefix: str = "") -> pl.Expr:
+    """What an event shows of a stay, as JSON; null where there is no stay."""
+    fields = [pl.col(f"{prefix}{name}").cast(pl.String).alias(name) for name in _SHOWN]
+    return pl.when(pl.col(f"{prefix}entry_date").is_not_null()).then(pl.struct(fields).struct.json_encode())
+
+
+def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.DataFrame:
+    columns = ["student_id", *_SHOWN, "integration"]
+    old = before.select(columns).with_row_index("before_row")
+    new = after.select(*columns, "evidence").with_row_index("after_row")
+    pairs = match_stays(before, after).rename({"before": "before_row", "after": "after_row"})
+    old = old.rename({name: f"was_{name}" for name in columns})
+    stays = pairs.join(old, on="before_row", how="left").join(new, on="after_row", how="left").drop_nulls("after_row")
+    stays = stays.with_columns(is_open=pl.col("status").is_in(OPEN), was_open=pl.col("was_status").is_in(OPEN))
+
+    fresh = stays.filter(pl.col("was_entry_date").is_null())
+    is_first = pl.col("integration").is_in(list(about.first_loads))
+    arrivals, first = fresh.filter(~is_first), fresh.filter(is_first)
+    entries = arrivals.filter(pl.col("status") != "no_show").with_columns(
+        kind=_entry_kind(arrivals.filter(pl.col("status") != "no_show"), stays)
+    )
+    exits = stays.filter(~pl.col("is_open") & (pl.col("was_open") | (pl.col("was_entry_date").is_null() & ~is_first)))
+    exits = exits.with_columns(kind=_exit_kind())
+    entries, exits, transfers = _pair_transfers(entries, exits, stays)
+    reopened = stays.filter(pl.col("is_open") & ~pl.col("was_open"))
+    amended = stays.filter((pl.col("is_open") == pl.col("was_open")) & _differs())
+    return pl.concat(
+        [
+            _events(first.with_columns(kind=pl.lit("enroll"), evidence=pl.lit("first_load")), "entry_date"),
+            _events(entries.with_columns(evidence=pl.lit("new_record")), "entry_date"),
+            _events(
+                exits.with_columns(evidence=pl.col("evidence").fill_null("explicit_exit")), "exit_date", about.as_of
+            ),
+            transfers,
+            _events(
+                reopened.with_columns(kind=pl.lit("re_enter"), evidence=pl.lit("field_change"), seen=about.as_of),
+                "seen",
+            ),
+            _events(
+                amended.with_columns(kind=pl.lit("amend"), evidence=pl.lit("field_change"), seen=_amended_day()),
+                "seen",
+                about.as_of,
+            ),
+        ]
+    )
+
+
+def _entry_kind(entries: pl.DataFrame, stays: pl.DataFrame) -> pl.Series:
+    """`re_enter` where the student has been at the school before in the year, else `enroll`."""
+    been = stays.filter(~pl.col("is_open")).select("student_id", "school_id", left="exit_date", came="entry_date")
+    again = (
+        entries.select("after_row", "student_id", "school_id", "entry_date")
+        .join(been, on=["student_id", "school_id"])
+        .filter((pl.col("came") < pl.col("entry_date")) & (pl.col("left") <= pl.col("entry_date")))
+    )
+    kinds = (
+        pl.when(pl.col("after_row").is_in(again["after_row"].implode()))
+        .then(pl.lit("re_enter"))
+        .otherwise(pl.lit("enroll"))
+    )
+    return entries.select(kinds).to_series()
+
+
+def _exit_kind() -> pl.Expr:
+    return (
+        pl.when(pl.col("status") == "graduated").then(pl.lit("graduate"))
+        .when(pl.col("status") == "no_show").then(pl.lit("no_show"))
+        .otherwise(pl.lit("withdraw"))
+    )  # fmt: skip
+
+
+def _differs() -> pl.Expr:
+    """Dates or codes were corrected, or the reason of leaving; withdrawn and transferred are the same leaving."""
+    leaving = pl.col("status").replace("transferred", "withdrawn") != pl.col("was_status").replace(
+        "transferred", "withdrawn"
+    )
+    return pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"was_{name}")) for name in _AMENDED) | (
+        ~pl.col("is_open") & leaving
+    )
+
+
+def _amended_day() -> pl.Expr:
+    """The day the correction is about: the exit if that changed, else the entry."""
+    return pl.when(pl.col("exit_date").ne_missing(pl.col("was_exit_date"))).then("exit_date").otherwise("entry_date")
+
+
+def _events(stays: pl.DataFrame, day: str, otherwise: date | None = None) -> pl.DataFrame:
+    return stays.select(
+        "student_id",
+        "kind",
+        pl.col(day).fill_null(otherwise).cast(pl.Date).alias("effective_date")
+        if otherwise
+        else pl.col(day).alias("effective_date"),
+        "school_id",
+        pl.lit(None, pl.String).alias("section_id"),
+        _shown("was_").alias("before"),
+        _shown().alias("after"),
+        "evidence",
+        "integration",
+    )
+
+
+def _pair_transfers(
+    entries: pl.DataFrame, exits: pl.DataFrame, stays: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """Exit and entry of one student at two schools within 14 days are one `transfer`, each used once, nearest first.
+
+    The other half may have been seen earlier: an entry after a stay that had already ended, an exit from a stay whose
+    successor was already there.
+    """
+    known = pl.col("was_entry_date").is_not_null()
+    left = pl.concat([
+        exits.filter(pl.col("kind") == "withdraw").with_columns(news=pl.lit(value=True)),
+        stays.filter(known & ~pl.col("is_open") & ~pl.col("was_open")).with_columns(kind=pl.lit(""), news=pl.lit(value=False)),
+    ], how="diagonal").drop_nulls("exit_date").select(
+        "student_id", "exit_date", "news", left_row="after_row", left_school="school_id", left_entry="entry_date",
+        left=pl.coalesce(_shown("was_"), _shown()), left_evidence="evidence",
+    )  # fmt: skip
+    came = pl.concat([
+        entries.filter(pl.col("kind") == "enroll").with_columns(fresh=pl.lit(value=True)),
+        stays.filter(known & pl.col("is_open") & pl.col("was_open")).with_columns(kind=pl.lit(""), fresh=pl.lit(value=False)),
+    ], how="diagonal").select(
+        "student_id", "entry_date", "school_id", "fresh", "integration", came_row="after_row", came=_shown()
+    )  # fmt: skip
+    gap = (pl.col("entry_date") - pl.col("exit_date")).dt.total_days().abs()
+    pairs = (
+        left.join(came, on="student_id")
+        .filter(
+            (pl.col("left_school") != pl.col("school_id"))
+            & (pl.col("entry_date") > pl.col("left_entry"))
+            & (pl.col("news") | pl.col("fresh"))
+        )
+        .with_columns(gap=gap)
+        .filter(pl.col("gap") <= TRANSFER_DAYS)
+        .sort("gap", "left_row", "came_row")
+        .unique("left_row", keep="first", maintain_order=True)
+        .unique("came_row", keep="first", maintain_order=True)
+    )
+    transfers = pairs.select(
+        "student_id",
+        pl.lit("transfer").alias("kind"),
+        pl.col("entry_date").alias("effective_date"),
+        "school_id",
+        pl.lit(None, pl.String).alias("section_id"),
+        pl.col("left").alias("before"),
+        pl.col("came").alias("after"),
+        pl.when(pl.col("news"))
+        .then(pl.col("left_evidence").fill_null("explicit_exit"))
+        .otherwise(pl.lit("new_record"))
+        .alias("evidence"),
+        "integration",
+    )
+    used_entries = pairs.filter("fresh").select(after_row="came_row")
+    used_exits = pairs.filter("news").select(after_row="left_row")
+    # a stay that is new and already over may be both a used entry and a separate exit
+    return (
+        entries.join(used_entries, on="after_row", how="anti", maintain_order="left"),
+        exits.join(used_exits, on="after_row", how="anti", maintain_order="left"),
+        transfers,
+    )
+
+
+def _grade_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.DataFrame:
+    def grade(name: str) -> pl.Expr:
+        return pl.struct(pl.col(name).alias("grade_level")).struct.json_encode()
+
+    changed = after.select("student_id", "school_id", "grade_level").join(
+        before.select("student_id", was="grade_level"), on="student_id"
+    ).filter(pl.col("grade_level") != pl.col("was"))  # fmt: skip
+    return changed.select(
+        "student_id",
+        pl.lit("grade_change").alias("kind"),
+        pl.lit(about.as_of).alias("effective_date"),
+        "school_id",
+        pl.lit(None, pl.String).alias("section_id"),
+        grade("was").alias("before"),
+        grade("grade_level").alias("after"),
+        pl.lit("field_change").alias("evidence"),
+        pl.lit(None, pl.String).alias("integration"),
+    )
+
+
+def _seat_events(before: State, after: State, about: About) -> pl.DataFrame:
+    """A student's seat that is new (`section_add`) or was given an earlier end than the section has (`section_drop`)."""
+    columns = ["begin_date", "end_date"]
+    places = after.sections.select("section_id", "school_id", section_end="end_date")
+    was = before.section_enrollments.select(
+        *SEAT, *(pl.col(name).alias(f"was_{name}") for name in columns), known=pl.lit(value=True)
+    )
+    seats = (
+        after.section_enrollments.filter(pl.col("role") == "student")
+        .select(*SEAT, *columns, "evidence", "integration")
+        .join(was, on=SEAT, how="left")
+    )
+    known = pl.col("known").fill_null(value=False)
+    came = (~known & ~(pl.col("end_date") <= pl.col("begin_date")).fill_null(value=False)) | (
+        known
+        & (pl.col("was_end_date") <= about.as_of)
+        & (pl.col("end_date").is_null() | (pl.col("end_date") > pl.col("was_end_date")))
+    )
+    shortened = (
+        known
+        & pl.col("end_date").is_not_null()
+        & (pl.col("was_end_date").is_null() | (pl.col("end_date") < pl.col("was_end_date")))
+    )
+    is_first = ~known & pl.col("integration").is_in(list(about.first_loads))
+    news = seats.with_columns(came=came & ~is_first, shortened=shortened).filter(pl.col("came") | pl.col("shortened"))
+    news = news.join(places, on="section_id", how="left")
+    early = pl.col("section_end").is_null() | (pl.col("end_date") < pl.col("section_end"))
+    adds = news.filter("came").with_columns(
+        kind=pl.lit("section_add"), day=pl.col("begin_date"), evidence=pl.lit("new_record")
+    )
+    drops = news.filter(pl.col("shortened") & early).with_columns(
+        kind=pl.lit("section_drop"), day=pl.col("end_date"), evidence=pl.col("evidence").fill_null("explicit_exit")
+    )
+    return pl.concat([adds, drops]).select(
+        pl.col("person_id").alias("student_id"),
+        "kind",
+        pl.col("day").fill_null(about.as_of).alias("effective_date"),
+        "school_id",
+        "section_id",
+        pl.when(pl.col("known")).then(_seat("was_")).alias("before"),
+        _seat("").alias("after"),
+        "evidence",
+        "integration",
+    )
+
+
+def _seat(prefix: str) -> pl.Expr:
+    return pl.struct(
+        pl.col(f"{prefix}{name}").cast(pl.String).alias(name) for name in ("begin_date", "end_date")
+    ).struct.json_encode()

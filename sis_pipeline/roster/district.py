@@ -1,0 +1,631 @@
+"""The merge of one district's school year, read from top to bottom: who is who, one record each, enrollments, guard, ledger.
+Each step's rules live in its own module; nothing here reads or writes anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Literal
+
+import polars as pl
+
+from sis_pipeline.roster.catalog import (
+    published_courses,
+    published_schools,
+    published_sections,
+    published_sessions,
+    published_staff,
+    refer,
+    with_kept,
+)
+from sis_pipeline.roster.changes import About, State, detect_changes
+from sis_pipeline.roster.enrollments import (
+    OPEN,
+    PLACE,
+    SEAT,
+    STAY,
+    choose_primary,
+    combine_reports,
+    combine_seats,
+    homes,
+    mark_transfers,
+    match_stays,
+    reconcile,
+    reconcile_seats,
+    settle_statuses,
+)
+from sis_pipeline.roster.frames import empty, fit, polars_schema
+from sis_pipeline.roster.guard import Hold, Question, Thresholds, guard, held_keys
+from sis_pipeline.roster.identity import Resolution, resolve_schools, resolve_staff, resolve_students
+from sis_pipeline.roster.merge import (
+    MergedStudents,
+    Policies,
+    merge_students,
+    published_conflicts,
+    published_students,
+    published_years,
+)
+from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
+from sis_pipeline.roster.school_year import SchoolYear
+
+Completeness = Literal["complete", "partial", "delta"]
+PublicationScope = Literal["year", "upsert", "append"]
+
+PUBLICATION: dict[str, PublicationScope] = {
+    "schools": "upsert",
+    "academic_sessions": "year",
+    "courses": "year",
+    "staff": "upsert",
+    "staff_links": "upsert",
+    "sections": "year",
+    "students": "upsert",
+    "student_years": "year",
+    "student_links": "upsert",
+    "student_sources": "year",
+    "conflicts": "year",
+    "enrollments": "year",
+    "section_enrollments": "year",
+    "enrollment_changes": "append",
+}
+"""How the frames of `MergedRoster` become table rows.
+
+`year`: the frame is the whole target state of (district, school_year): rows of that scope that are not in the frame
+are deleted. `upsert`: rows of the frame are inserted or updated by key, other rows of the district stay (an earlier
+year's person, a school that closed, a link that went inactive); `students` and `staff` rows named by
+`MergedRoster.retired` and `.retired_staff` are deleted. `append`: rows whose `change_id` is not there yet are added.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrationInput:
+    """One integration's part in a merge.
+
+    `priority`: lower wins. `completeness`: the verdict of its snapshot; only `complete` may imply an absence.
+    `taken_on`: the snapshot's day, the effective date of absences; `DistrictInputs.as_of` where unset.
+    """
+
+    priority: int = 100
+    completeness: Completeness = "complete"
+    taken_on: date | None = None
+
+
+@dataclass(frozen=True)
+class DistrictInputs:
+    """Everything a merge of one district and school year depends on.
+
+    `records`: validated frames by entity, all integrations below each other, the model's columns plus `integration`
+    and `snapshot_id` (text). An integration that is in `integrations` but has no rows delivered nothing; one that is
+    not in `integrations` is left as it was published. `quarantined`: by entity, `integration` and `sis_id` of rows
+    that were delivered but rejected: they are present, so they are never taken for absent.
+    `existing`: published rows by MERGED table name. `students`, `student_links`, `staff`, `staff_links` and `schools`
+    of the whole district (links may carry a `first_seen` timestamp beside the model's columns), all other tables of
+    the school year only; a table that is left out is empty.
+    `as_of`: the day the roster is judged on. `released`: fingerprints of holds that a person released.
+    """
+
+    district: str
+    school_year: str
+    as_of: date
+    operation_id: str
+    integrations: Mapping[str, IntegrationInput]
+    records: Mapping[str, pl.DataFrame]
+    existing: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    quarantined: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    policies: Policies = field(default_factory=Policies)
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    released: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class MergeStats:
+    """Numbers for people and plots. `matched`: students with records in two or more integrations this year."""
+
+    students: int
+    matched: int
+    near_matches: int
+    conflicts: int
+    enrollments: int
+    section_enrollments: int
+    changes: Mapping[str, int]
+    held: int
+    recycled: int
+    other_year_rows: int
+    integrations: Mapping[str, Mapping[str, int]]
+    """By integration: `records`, `carried` (kept from before), `absent`, `tombstones`, `students`."""
+
+
+@dataclass(frozen=True)
+class MergedRoster:
+    """What the merge decided.
+
+    `frames`: by MERGED table name, exactly the model's columns; how each is published says `PUBLICATION`.
+    `changes` is `frames["enrollment_changes"]`. `held`: removals that wait for a person; the frames hold the previous
+    state for them. `near_matches`: integration, sis_id, other_integration, other_sis_id, student_id,
+    other_student_id, rule, evidence. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
+    `recycled`: integration, sis_id of records whose id seems to be given to another person (to quarantine).
+    `retired`: student_id -> the student_id it was merged into (all its links are in the frames, pointing to the
+    survivor); other school years of a retired student have to be merged again. `retired_staff`: the same for staff.
+    """
+
+    frames: Mapping[str, pl.DataFrame]
+    held: tuple[Hold, ...]
+    near_matches: pl.DataFrame
+    cut_chains: pl.DataFrame
+    recycled: pl.DataFrame
+    retired: Mapping[str, str]
+    retired_staff: Mapping[str, str]
+    stats: MergeStats
+
+    @property
+    def changes(self) -> pl.DataFrame:
+        return self.frames["enrollment_changes"]
+
+
+def merge_district(inputs: DistrictInputs) -> MergedRoster:
+    """Merge one district's school year. Pure: the result depends on the inputs only, and not on their order."""
+    now = _Delivery(inputs)
+    school_ids = _school_ids(now)
+
+    people = _identify(now, school_ids)
+    before = _before(now, people.resolution.retired)
+    staff = resolve_staff(inputs.district, now.records("staff"), now.existing("staff_links"), now.existing("staff"))
+    staff_ids = _known_ids(staff.assignment, now.existing("staff_links"), "staff_id", staff.retired)
+
+    stays, stay_holds = _stays(now, people, before, school_ids)
+    catalog = _catalog(now, school_ids, staff_ids, before)
+    seats, seat_holds = _seats(now, people, before, stays=stays, sections=catalog["sections"], staff_ids=staff_ids)
+    catalog = _without_unused(now, catalog, seats, before)
+
+    sources = people.with_held(stay_holds)
+    merged = merge_students(sources, inputs.policies, now.priorities)
+    near = _near_students(people.resolution.near_matches)
+    years = _years(now, merged, stays, before)
+    links = _student_links(now, people, sources)
+    after = State(stays, seats, years, catalog["sections"])
+    changes = detect_changes(before, after, now.about)
+
+    frames = {
+        "schools": _schools(now, school_ids),
+        "academic_sessions": catalog["academic_sessions"],
+        "courses": catalog["courses"],
+        "staff": _staff(now, staff, school_ids),
+        "staff_links": _staff_links(now, staff),
+        "sections": catalog["sections"],
+        "students": published_students(merged, now.existing("students"), near, inputs.district, inputs.school_year),
+        "student_years": years,
+        "student_links": links,
+        "student_sources": _sources(now, sources),
+        "conflicts": published_conflicts(merged, inputs.district, inputs.school_year),
+        "enrollments": fit(stays, MERGED["enrollments"]).sort("student_id", "school_id", "entry_date"),
+        "section_enrollments": fit(seats, MERGED["section_enrollments"]).sort("section_id", "person_id", "role"),
+        "enrollment_changes": changes,
+    }
+    return MergedRoster(
+        frames=frames,
+        held=(*stay_holds, *seat_holds),
+        near_matches=people.resolution.near_matches.rename(
+            {"person_id": "student_id", "other_person_id": "other_student_id"}
+        ),
+        cut_chains=people.resolution.cut_chains,
+        recycled=people.resolution.recycled,
+        retired=people.resolution.retired,
+        retired_staff=staff.retired,
+        stats=_stats(now, people, sources, frames, (*stay_holds, *seat_holds)),
+    )
+
+
+class _Delivery:
+    """The inputs, asked in the words of the merge: usable records, tombstones, what was published, who took part."""
+
+    def __init__(self, inputs: DistrictInputs) -> None:
+        self.inputs = inputs
+        self.year = SchoolYear.parse(inputs.school_year)
+        self.priorities = {key: part.priority for key, part in inputs.integrations.items()}
+        self.taken_on = {key: part.taken_on or inputs.as_of for key, part in inputs.integrations.items()}
+        self.complete = [key for key, part in inputs.integrations.items() if part.completeness == "complete"]
+        known = set(self.existing("student_sources")["integration"]) | set(self.existing("enrollments")["integration"])
+        self.about = About(
+            inputs.district,
+            inputs.school_year,
+            inputs.as_of,
+            inputs.operation_id,
+            first_loads=frozenset(inputs.integrations) - known,
+        )
+
+    def all(self, entity: str) -> pl.DataFrame:
+        frame = self.inputs.records.get(entity)
+        if frame is None:
+            schema = {**polars_schema(ENTITIES[entity]), "integration": pl.String(), "snapshot_id": pl.String()}
+            return pl.DataFrame(schema=schema)
+        return frame
+
+    def records(self, entity: str) -> pl.DataFrame:
+        return self.all(entity).filter(pl.col("record_status") == "active")
+
+    def of_year(self, entity: str) -> pl.DataFrame:
+        """The records of this school year; a row's own year decides where it belongs."""
+        return self.records(entity).filter(pl.col("school_year") == self.inputs.school_year)
+
+    def tombstones(self, entity: str) -> pl.DataFrame:
+        return self.all(entity).filter(pl.col("record_status") == "to_be_deleted")
+
+    def existing(self, table: str) -> pl.DataFrame:
+        """The rows published before; of columns beside the model's only `first_seen` is of use."""
+        frame = self.inputs.existing.get(table)
+        if frame is None:
+            return empty(MERGED[table])
+        also = [frame["first_seen"]] if "first_seen" in frame.columns else []
+        return fit(frame, MERGED[table]).with_columns(also)
+
+    def presence(
+        self, entity: str, *, usable: pl.DataFrame | None = None, tombstones: Sequence[pl.DataFrame] = ()
+    ) -> Presence:
+        """What was delivered of an entity. `usable`: the records that could be placed; the rest is there but unusable."""
+        delivered = self.records(entity) if usable is None else usable
+        unplaced = self.records(entity).join(delivered, on=RECORD, how="anti")
+        rejected = self.inputs.quarantined.get(entity)
+        unusable = [unplaced.select(RECORD)] + ([] if rejected is None else [rejected.select(RECORD)])
+        deleted = pl.concat([part.select(RECORD) for part in (self.tombstones(entity), *tombstones)])
+        return Presence(delivered.select(RECORD), deleted, pl.concat(unusable), self.taken_on, self.complete)
+
+
+@dataclass(frozen=True)
+class _People:
+    """The student records of this merge with their `student_id` and `school_id`, and those published before."""
+
+    resolution: Resolution
+    records: pl.DataFrame
+    """Records that count: delivered, or carried over from before."""
+    previous: pl.DataFrame
+    """Records published before, with `fate`; their student_id follows merges of students."""
+
+    @property
+    def ids(self) -> pl.DataFrame:
+        return self.records.select(*RECORD, "student_id")
+
+    @property
+    def carried(self) -> pl.DataFrame:
+        return self.previous.filter(pl.col("fate") == CARRIED)
+
+    def with_held(self, holds: Sequence[Hold]) -> pl.DataFrame:
+        """The records to merge: those that count, and the absent ones of students whose removal is held."""
+        held = [key[0] for hold in holds for key in hold.keys]
+        kept = self.previous.filter((pl.col("fate") == ABSENT) & pl.col("student_id").is_in(held))
+        return pl.concat([self.records, kept.select(self.records.columns)])
+
+
+def _school_ids(now: _Delivery) -> pl.DataFrame:
+    """integration, sis_id, school_id: of the records of now, then of schools published before (a delta names few)."""
+    resolved = resolve_schools(now.inputs.district, now.records("schools"))
+    published = now.existing("schools").select(*RECORD, "school_id")
+    return pl.concat([resolved, published]).unique(RECORD, keep="first", maintain_order=True)
+
+
+def _schools(now: _Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:
+    """Schools of now; in an earlier year than the latest one published, only those that are not there yet."""
+    merged = published_schools(now.records("schools"), school_ids, now.inputs.district, now.priorities)
+    if not _is_owner(now):
+        merged = merged.join(now.existing("schools"), on="school_id", how="anti")
+    return merged
+
+
+def _is_owner(now: _Delivery) -> bool:
+    """Whether no later year than this one was merged; what has no year of its own belongs to the latest."""
+    latest = now.existing("students")["latest_school_year"].max()
+    return latest is None or str(latest) <= now.inputs.school_year
+
+
+def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
+    delivered = refer(now.records("students"), "school_sis_id", school_ids, "school_id")
+    previous = refer(now.existing("student_sources"), "school_sis_id", school_ids, "school_id")
+    fated = now.presence("students").fates(previous)
+    columns = [name for name in delivered.columns if name != "record_status"]
+    candidates = pl.concat([delivered.select(columns), fated.filter(pl.col("fate") == CARRIED).select(columns)])
+    resolution = resolve_students(
+        now.inputs.district, candidates, now.existing("student_links"), now.existing("students")
+    )
+    who = resolution.assignment.select(*RECORD, student_id="person_id")
+    # the record of a recycled id is nobody's; the child who had the id before keeps the record published before
+    spared = fated.join(resolution.recycled, on=RECORD, how="semi").with_columns(fate=pl.lit(CARRIED))
+    fated = pl.concat([fated.join(spared, on=RECORD, how="anti"), spared])
+    fated = _repointed(fated, resolution.retired)
+    records = candidates.join(who, on=RECORD, how="inner")
+    records = pl.concat([records, spared.pipe(_repointed, resolution.retired).select(records.columns)])
+    return _People(resolution, records, fated)
+
+
+def _repointed(frame: pl.DataFrame, retired: Mapping[str, str], column: str = "student_id") -> pl.DataFrame:
+    return frame.with_columns(pl.col(column).replace(dict(retired))) if retired else frame
+
+
+def _before(now: _Delivery, retired: Mapping[str, str]) -> State:
+    """The published state, as it would read had merged students always been one: an identity merge is no removal."""
+    stays = now.existing("enrollments").with_columns(closed=~pl.col("status").is_in(OPEN))
+    stays = (
+        _repointed(stays, retired).sort("closed", maintain_order=True).unique(STAY, keep="first", maintain_order=True)
+    )
+    seats = _repointed(now.existing("section_enrollments"), retired, "person_id").unique(
+        SEAT, keep="first", maintain_order=True
+    )
+    years = _repointed(now.existing("student_years"), retired).unique("student_id", keep="first", maintain_order=True)
+    return State(stays.drop("closed"), seats, years, now.existing("sections"))
+
+
+def _known_ids(assignment: pl.DataFrame, links: pl.DataFrame, person: str, retired: Mapping[str, str]) -> pl.DataFrame:
+    """integration, sis_id and the person's id: of the records of now, then of links made before."""
+    now = assignment.select(*RECORD, pl.col("person_id").alias(person))
+    before = _repointed(links.select(*RECORD, person), retired, person)
+    return pl.concat([now, before]).unique(RECORD, keep="first", maintain_order=True)
+
+
+def _stays(
+    now: _Delivery, people: _People, before: State, school_ids: pl.DataFrame
+) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
+    """The school enrollments of the year, and the removals that wait."""
+    inputs, table = now.inputs, MERGED["enrollments"]
+    placed = refer(now.of_year("enrollments"), "student_sis_id", people.ids, "student_id")
+    placed = refer(placed, "school_sis_id", school_ids, "school_id").drop_nulls(PLACE)
+    gone_students = now.tombstones("students").select("integration", student_sis_id="sis_id")
+    of_gone = now.all("enrollments").join(gone_students, on=["integration", "student_sis_id"], how="semi")
+    presence = now.presence("enrollments", usable=placed, tombstones=[of_gone])
+    delivered = fit(placed.with_columns(district=pl.lit(inputs.district)), table)
+    carried = presence.fates(before.enrollments).filter(pl.col("fate") == CARRIED)
+    reports = pl.concat([delivered, carried.select(table.names)])
+
+    stays = combine_reports(reports, now.priorities)
+    stays = settle_statuses(stays, _closings(now, school_ids), inputs.as_of, now.year.day_after)
+    vouching = pl.col("enrollment_status").is_null() | pl.col("enrollment_status").is_in(OPEN)
+    vouched = people.carried.filter(vouching).select(PLACE).drop_nulls()
+    target = reconcile(stays, before.enrollments, presence, vouched)
+    target, holds = _guarded_stays(now, before.enrollments, target)
+    return choose_primary(mark_transfers(target), now.priorities), holds
+
+
+def _closings(now: _Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:
+    """The day after the school year, per school and (school_id null) for the district, as the sessions tell."""
+    sessions = refer(now.of_year("academic_sessions"), "school_sis_id", school_ids, "school_id")
+    years = sessions.filter(pl.col("kind") == "school_year").select("school_id", day_after="end_date")
+    return pl.concat([years, years.with_columns(school_id=pl.lit(None, pl.String))])
+
+
+def _guarded_stays(
+    now: _Delivery, existing: pl.DataFrame, target: pl.DataFrame
+) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
+    pairs = match_stays(existing, target).drop_nulls()
+    ends = target.with_row_index("after").select("after", "status", "evidence").join(pairs, on="after")
+    removals = (
+        existing.with_row_index("before")
+        .filter(pl.col("status").is_in(OPEN))
+        .join(ends.filter(~pl.col("status").is_in(OPEN)).select("before", "after", "evidence"), on="before")
+        .with_columns(evidence=pl.col("evidence").fill_null("explicit_exit"))
+    )
+    question = Question("enrollments", STAY, removals, _open_stays(existing), _open_stays(target))
+    holds = guard(question, now.inputs.thresholds, now.inputs.released)
+    held = removals.join(held_keys(holds, STAY, existing), on=STAY, how="semi")
+    kept = existing.join(held, on=STAY, how="semi").with_columns(evidence=pl.lit(None, pl.String))
+    rest = target.with_row_index("after").join(held.select("after"), on="after", how="anti", maintain_order="left")
+    return pl.concat([rest.select(target.columns), kept.select(target.columns)]), holds
+
+
+def _open_stays(stays: pl.DataFrame) -> pl.DataFrame:
+    return stays.filter(pl.col("status").is_in(OPEN)).group_by("school_id").agg(active=pl.len().cast(pl.Int64))
+
+
+def _catalog(
+    now: _Delivery, school_ids: pl.DataFrame, staff_ids: pl.DataFrame, before: State
+) -> dict[str, pl.DataFrame]:
+    """Sessions, courses and sections of now, and all published before; `_without_unused` takes the rest out."""
+    inputs = now.inputs
+    about = (inputs.district, inputs.school_year)
+    courses = published_courses(now.records("courses"), school_ids, *about)
+    known = pl.concat([courses, now.existing("courses")]).unique("course_id", keep="first", maintain_order=True)
+    references = {"schools": school_ids, "courses": known, "staff": staff_ids.rename({"staff_id": "teacher_id"})}
+    sections = published_sections(
+        now.records("sections"),
+        references,
+        now.records("academic_sessions"),
+        now.records("section_enrollments"),
+        district=inputs.district,
+        school_year=inputs.school_year,
+    )
+    return {
+        "academic_sessions": published_sessions(now.of_year("academic_sessions"), school_ids, *about),
+        "courses": known,
+        "sections": pl.concat([sections, before.sections]).unique("section_id", keep="first", maintain_order=True),
+    }
+
+
+def _without_unused(
+    now: _Delivery, catalog: dict[str, pl.DataFrame], seats: pl.DataFrame, before: State
+) -> dict[str, pl.DataFrame]:
+    """The catalogue without what a complete snapshot no longer has, unless something that is kept refers to it."""
+
+    def current(entity: str, key: str, existing: pl.DataFrame, in_use: Sequence[pl.Series] = ()) -> pl.DataFrame:
+        of_now = catalog[entity].join(now.records(entity).select(RECORD), on=RECORD, how="semi", maintain_order="left")
+        return with_kept(of_now, existing, now.presence(entity), key, in_use)
+
+    sections = current("sections", "section_id", before.sections, [seats["section_id"]])
+    return {
+        "sections": sections,
+        "courses": current("courses", "course_id", now.existing("courses"), [sections["course_id"].drop_nulls()]),
+        "academic_sessions": current("academic_sessions", "session_id", now.existing("academic_sessions")),
+    }
+
+
+def _seats(
+    now: _Delivery,
+    people: _People,
+    before: State,
+    *,
+    stays: pl.DataFrame,
+    sections: pl.DataFrame,
+    staff_ids: pl.DataFrame,
+) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
+    """Who sits in and teaches the sections, and the removals that wait."""
+    inputs, table = now.inputs, MERGED["section_enrollments"]
+    records = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+    records = refer(records, "person_sis_id", people.ids, "student_id")
+    records = refer(records, "person_sis_id", staff_ids, "staff_id")
+    is_student = pl.col("role") == "student"
+    placed = records.with_columns(
+        person_id=pl.when(is_student).then("student_id").otherwise("staff_id"),
+        district=pl.lit(inputs.district),
+        school_year=pl.lit(inputs.school_year),
+    ).drop_nulls(SEAT)
+    presence = now.presence("section_enrollments", usable=placed)
+    carried = presence.fates(before.section_enrollments).filter(pl.col("fate") == CARRIED)
+    seats = combine_seats(pl.concat([fit(placed, table), carried.select(table.names)]))
+    target = reconcile_seats(seats, before.section_enrollments, presence, inputs.as_of)
+    return _guarded_seats(now, before, target, stays, sections)
+
+
+def _guarded_seats(
+    now: _Delivery, before: State, target: pl.DataFrame, stays: pl.DataFrame, sections: pl.DataFrame
+) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
+    """Absences of seats are only asked about while the section runs and the student is still enrolled.
+
+    A student who left takes the seats along; a held student keeps them, which the enrollment still open says.
+    """
+    as_of, existing = now.inputs.as_of, before.section_enrollments
+    enrolled = stays.filter(pl.col("status").is_in(OPEN)).select(person_id="student_id").unique()
+    places = sections.select("section_id", "school_id", section_start="start_date", section_end="end_date")
+    running = (pl.col("section_end").is_null() | (pl.col("section_end") > as_of)) & (
+        pl.col("section_start").is_null() | (pl.col("section_start") <= as_of)
+    )
+
+    def taken(seats: pl.DataFrame) -> pl.DataFrame:
+        here = (pl.col("role") == "student") & (pl.col("end_date").is_null() | (pl.col("end_date") > as_of))
+        return seats.filter(here).join(places, on="section_id").filter(running)
+
+    removals = (
+        taken(existing)
+        .join(target.filter(pl.col("evidence") == ABSENT).select(*SEAT, "evidence"), on=SEAT)
+        .join(enrolled, on="person_id", how="semi")
+    )
+    counts = [taken(seats).group_by("school_id").agg(active=pl.len().cast(pl.Int64)) for seats in (existing, target)]
+    holds = guard(Question("section_enrollments", SEAT, removals, *counts), now.inputs.thresholds, now.inputs.released)
+    held = held_keys(holds, SEAT, existing)
+    kept = existing.join(held, on=SEAT, how="semi").with_columns(evidence=pl.lit(None, pl.String))
+    rest = target.join(held, on=SEAT, how="anti", maintain_order="left")
+    return pl.concat([rest, kept.select(rest.columns)]), holds
+
+
+def _near_students(near: pl.DataFrame) -> list[str]:
+    return [*near["person_id"], *near["other_person_id"]]
+
+
+def _years(now: _Delivery, merged: MergedStudents, stays: pl.DataFrame, before: State) -> pl.DataFrame:
+    """The year of every student with a record, and of those who left, whose year goes on to say so."""
+    home = homes(stays)
+    current = published_years(merged, home, now.inputs.district, now.inputs.school_year)
+    left = (
+        before.student_years.join(current, on="student_id", how="anti", maintain_order="left")
+        .join(home.rename({"school_id": "home", "status": "now"}), on="student_id", how="left", maintain_order="left")
+        .with_columns(
+            school_id=pl.coalesce("home", "school_id"), enrollment_status=pl.coalesce("now", "enrollment_status")
+        )
+    )
+    return pl.concat([current, left.select(current.columns)]).sort("student_id")
+
+
+def _student_links(now: _Delivery, people: _People, sources: pl.DataFrame) -> pl.DataFrame:
+    """Links of all records ever seen. A link goes inactive when a record that this year had is gone from it.
+
+    Only the present year says so, or the latest one merged: an old year that is merged again finds its records in
+    their place and must not wake links that have ended since.
+    """
+    table, links = MERGED["student_links"], now.existing("student_links")
+    new = people.resolution.assignment.rename({"person_id": "student_id"}).with_columns(active=pl.lit(value=True))
+    known = _repointed(links, people.resolution.retired).join(
+        new.select(*RECORD, fresh_confidence="confidence"), on=RECORD, how="left", maintain_order="left"
+    )
+    if _speaks_for_links(now):
+        here = sources.select(RECORD).with_columns(here=pl.lit(value=True))
+        lost = people.previous.select(RECORD).join(sources, on=RECORD, how="anti").with_columns(lost=pl.lit(value=True))
+        known = known.join(here, on=RECORD, how="left", maintain_order="left").join(
+            lost, on=RECORD, how="left", maintain_order="left"
+        )
+        known = known.with_columns(
+            active=(pl.col("active") | pl.col("here").fill_null(value=False)) & pl.col("lost").is_null()
+        )
+    known = known.with_columns(confidence=pl.coalesce("fresh_confidence", "confidence"))
+    fresh = new.join(links, on=RECORD, how="anti").with_columns(district=pl.lit(now.inputs.district))
+    return pl.concat([fit(known, table), fit(fresh, table)]).sort(RECORD)
+
+
+def _speaks_for_links(now: _Delivery) -> bool:
+    present = SchoolYear.on(now.inputs.as_of).key
+    latest = str(now.existing("students")["latest_school_year"].max() or now.inputs.school_year)
+    return now.inputs.school_year >= min(present, latest)
+
+
+def _sources(now: _Delivery, sources: pl.DataFrame) -> pl.DataFrame:
+    about = {"district": pl.lit(now.inputs.district), "school_year": pl.lit(now.inputs.school_year)}
+    return fit(sources.with_columns(**about), MERGED["student_sources"]).sort(RECORD)
+
+
+def _staff(now: _Delivery, staff: Resolution, school_ids: pl.DataFrame) -> pl.DataFrame:
+    """Staff of now. Someone whom a partial snapshot may not have named in full stays as published."""
+    who = staff.assignment.select(*RECORD, staff_id="person_id")
+    records = now.records("staff").join(who, on=RECORD)
+    unsure = now.presence("staff").fates(_repointed(now.existing("staff_links"), staff.retired, "staff_id"))
+    unsure = unsure.filter((pl.col("fate") == CARRIED) & pl.col("active"))
+    merged = published_staff(records, school_ids, now.inputs.district, now.priorities)
+    published = now.existing("staff")
+    if _is_owner(now):
+        published = published.join(unsure, on="staff_id", how="semi")
+    return merged.join(published, on="staff_id", how="anti", maintain_order="left")
+
+
+def _staff_links(now: _Delivery, staff: Resolution) -> pl.DataFrame:
+    """As `_student_links`; only the latest year says that a staff member is no longer delivered."""
+    table, owner = MERGED["staff_links"], _is_owner(now)
+    links = _repointed(now.existing("staff_links"), staff.retired, "staff_id")
+    fated = now.presence("staff").fates(links)
+    if owner:
+        seen = pl.when(pl.col("fate") == CARRIED).then("active").otherwise(pl.col("fate") == DELIVERED)
+        fated = fated.with_columns(active=seen)
+    new = staff.assignment.rename({"person_id": "staff_id"}).join(links, on=RECORD, how="anti")
+    new = new.with_columns(district=pl.lit(now.inputs.district), active=pl.lit(owner))
+    return pl.concat([fit(fated, table), fit(new, table)]).sort(RECORD)
+
+
+def _stats(
+    now: _Delivery,
+    people: _People,
+    sources: pl.DataFrame,
+    frames: Mapping[str, pl.DataFrame],
+    holds: Sequence[Hold],
+) -> MergeStats:
+    systems = sources.group_by("student_id").agg(pl.col("integration").n_unique())
+    kinds = frames["enrollment_changes"]["kind"].value_counts().sort("kind")
+    all_years = now.records("enrollments").height
+    return MergeStats(
+        students=systems.height,
+        matched=systems.filter(pl.col("integration") > 1).height,
+        near_matches=people.resolution.near_matches.height,
+        conflicts=frames["conflicts"].height,
+        enrollments=frames["enrollments"].height,
+        section_enrollments=frames["section_enrollments"].height,
+        changes=dict(kinds.iter_rows()),
+        held=sum(hold.removals for hold in holds),
+        recycled=people.resolution.recycled.height,
+        other_year_rows=all_years - now.of_year("enrollments").height,
+        integrations={key: _counts(now, people, sources, key) for key in sorted(now.inputs.integrations)},
+    )
+
+
+def _counts(now: _Delivery, people: _People, sources: pl.DataFrame, integration: str) -> dict[str, int]:
+    def count(frame: pl.DataFrame) -> int:
+        return frame.filter(pl.col("integration") == integration).height
+
+    mine = sources.filter(pl.col("integration") == integration)
+    return {
+        "records": count(now.records("students")),
+        "carried": count(people.carried),
+        "absent": count(people.previous.filter(pl.col("fate") == ABSENT)),
+        "tombstones": count(now.tombstones("students")),
+        "students": mine["student_id"].n_unique(),
+    }

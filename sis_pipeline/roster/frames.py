@@ -1,0 +1,108 @@
+"""The types a model table has in pandas, Polars and Arrow, and the one crossing from pandas to Polars.
+No rule about a value lives here; those are in `validate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+
+from sis_pipeline.roster.model import Kind, Table
+
+PANDAS_DTYPES: dict[Kind, str] = {
+    "text": "str",
+    "date": "datetime64[s]",
+    "timestamp": "datetime64[us, UTC]",
+    "int": "Int64",
+    "float": "Float64",
+    "bool": "boolean",
+    "list": "str",
+    "json": "str",
+    "uuid": "str",
+}
+POLARS_DTYPES: dict[Kind, pl.DataType] = {
+    "text": pl.String(),
+    "date": pl.Date(),
+    "timestamp": pl.Datetime("us", "UTC"),
+    "int": pl.Int64(),
+    "float": pl.Float64(),
+    "bool": pl.Boolean(),
+    "list": pl.String(),
+    "json": pl.String(),
+    "uuid": pl.String(),
+}
+ARROW_TYPES: dict[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us", "UTC"),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "list": pa.string(),
+    "json": pa.string(),
+    "uuid": pa.string(),
+}
+
+
+def pandas_dtypes(table: Table) -> dict[str, str]:
+    return {column.name: PANDAS_DTYPES[column.kind] for column in table}
+
+
+def polars_schema(table: Table) -> dict[str, pl.DataType]:
+    return {column.name: POLARS_DTYPES[column.kind] for column in table}
+
+
+def arrow_schema(table: Table) -> pa.Schema:
+    return pa.schema([(column.name, ARROW_TYPES[column.kind]) for column in table])
+
+
+def to_polars(frame: pd.DataFrame, table: Table) -> pl.DataFrame:
+    """The one crossing: a frame typed by `validate` in Polars, dates as `pl.Date`, over Arrow."""
+    arrow = pa.Table.from_pandas(frame[table.names], schema=arrow_schema(table), preserve_index=False)
+    return pl.DataFrame(arrow, schema=polars_schema(table))
+
+
+def empty(table: Table) -> pl.DataFrame:
+    return pl.DataFrame(schema=polars_schema(table))
+
+
+def fit(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+    """The table's columns, in its order and types; columns that the frame lacks are null, others are left out."""
+    present = set(frame.columns)
+    return frame.select(
+        (pl.col(name) if name in present else pl.lit(None)).cast(dtype).alias(name)
+        for name, dtype in polars_schema(table).items()
+    )
+
+
+def example_frame(table: Table, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """Literal rows as a full typed frame: what a row leaves out is null, dates and timestamps may be ISO text.
+
+    Raises KeyError for a column that the table does not have, so that a test can't misspell one.
+    """
+    known = set(table.names)
+    for row in rows:
+        if unknown := sorted(set(row) - known):
+            raise KeyError(f"{table.name} has no column {', '.join(unknown)}")
+    data = {column.name: [_literal(row.get(column.name), column.kind) for row in rows] for column in table}
+    return pl.DataFrame(data, schema=polars_schema(table))
+
+
+def example_text_frame(table: Table, rows: Sequence[Mapping[str, str | None]]) -> pd.DataFrame:
+    """Literal rows as a provider delivers them: text columns only, those that some row names."""
+    names = [name for name in table.names if any(name in row for row in rows)]
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype="str") for name in names})
+
+
+def _literal(value: Any, kind: Kind) -> Any:
+    if not isinstance(value, str):
+        return value
+    if kind == "date":
+        return date.fromisoformat(value)
+    if kind == "timestamp":
+        return datetime.fromisoformat(value)
+    return value

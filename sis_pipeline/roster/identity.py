@@ -1,0 +1,507 @@
+"""Who is who: which SIS records are one student, one staff member or one school of a district, and their permanent ids.
+Values are only compared here; which value survives is decided in `merge`.
+
+A rule is a set of columns that must all agree. Agreement on equal columns is transitive, so a rule needs no pairwise
+comparison: every group of equal columns gets edges to its first record, and components of edges are people. Rules are
+applied in tiers, strongest first; where a tier would join two different state ids, that tier's edges of that component
+are cut and reported instead. Unknown values form no groups, so the unknown neither agrees nor disagrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sis_pipeline.roster.ids import derived_id, derived_ids
+from sis_pipeline.roster.normalise import email_key, exact_key, first_word_key, name_key, phone_key
+
+Nodes = np.ndarray[Any, np.dtype[np.int64]]
+
+RECORD = ["integration", "sis_id"]
+NEW = "new"
+NEAR_CONFIDENCE = 0.5
+NEAR_SCHEMA = dict.fromkeys(
+    (*RECORD, "other_integration", "other_sis_id", "person_id", "other_person_id", "rule", "evidence"), pl.String
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Records that agree on all `columns` (a list column agrees where any of its variants does) are one person."""
+
+    name: str
+    tier: int
+    columns: tuple[str, ...]
+
+
+_NAME_AND_BIRTH = ("first", "last", "birth_date")
+
+# The first name is in every rule: the same birth date and last name with contradicting first names are twins, and
+# twins are never matched, whatever else agrees. Of two of {birth date, first name, last name} that leaves these.
+STUDENT_RULES = (
+    Rule("ssid", 0, ("ssid", "birth_date", "firsts")),
+    Rule("ssid", 0, ("ssid", "firsts", "lasts")),
+    Rule("local_id", 1, ("local_id", "birth_date", "firsts")),
+    Rule("local_id", 1, ("local_id", "firsts", "lasts")),
+    Rule("name_birth_school_grade", 2, (*_NAME_AND_BIRTH, "school_id", "grade_level")),
+    Rule("name_birth_email", 2, (*_NAME_AND_BIRTH, "email")),
+    Rule("name_birth_phone", 2, (*_NAME_AND_BIRTH, "phones")),
+)
+STUDENT_NEAR_RULES = (
+    Rule("ssid", 0, ("ssid",)),
+    Rule("local_id", 1, ("local_id",)),
+    Rule("name_birth", 2, _NAME_AND_BIRTH),
+)
+STAFF_RULES = (
+    Rule("state_staff_id", 0, ("state_staff_id", "lasts")),
+    Rule("email", 1, ("email", "lasts")),
+    Rule("local_id", 1, ("local_id", "lasts")),
+)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Who is who.
+
+    `assignment`: integration, sis_id, person_id, rule, confidence; one row per record, recycled ones left out.
+    `near_matches`: integration, sis_id, other_integration, other_sis_id, person_id, other_person_id, rule, evidence
+    (names of agreeing facts, comma separated); integration and sis_id are null for a person without a record here.
+    `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule. `recycled`: integration, sis_id.
+    `retired`: person id -> the person id it was merged into.
+    """
+
+    assignment: pl.DataFrame
+    near_matches: pl.DataFrame
+    cut_chains: pl.DataFrame
+    recycled: pl.DataFrame
+    retired: Mapping[str, str]
+
+
+def resolve_students(
+    district: str, records: pl.DataFrame, links: pl.DataFrame, students: pl.DataFrame | None = None
+) -> Resolution:
+    """Which student each record is.
+
+    `records`: `integration`, the columns of the students entity and `school_id`, one row per (integration, sis_id).
+    `links`: the district's student_links, all years, with `first_seen` where known. `students`: the district's
+    published students; they take part in matching, so that a student who changes systems stays the same student.
+
+    An existing link holds, unless name and birth date both changed: then the id was given to another child and the
+    record is `recycled`. A link also holds while two systems' state ids differ for a time after a correction in one
+    of them; every other way to join two different state ids of one issuer is cut.
+    """
+    known = _known_people(students, "student_id")
+    facts = _student_facts(records, known)
+    return _Resolver(facts, _link_frame(links, "student_id"), STUDENT_RULES, STUDENT_NEAR_RULES).run(
+        "student", district
+    )
+
+
+def resolve_staff(
+    district: str, records: pl.DataFrame, links: pl.DataFrame, staff: pl.DataFrame | None = None
+) -> Resolution:
+    """Which staff member each record is: the same email, state id or local id with an agreeing last name, else new.
+
+    Shapes as in `resolve_students`, with `staff_id` for the person.
+    """
+    known = _known_people(staff, "staff_id")
+    facts = _staff_facts(records, known)
+    return _Resolver(facts, _link_frame(links, "staff_id"), STAFF_RULES, ()).run("staff", district)
+
+
+def resolve_schools(district: str, schools: pl.DataFrame) -> pl.DataFrame:
+    """The permanent id of every school record: integration, sis_id, school_id.
+
+    From the school number the district gave, else the state's id, else the record itself; schools of several
+    integrations with one number are one school. An organisation that is not a school is never one with a school.
+    """
+    named = schools.select(
+        *RECORD,
+        kind="kind",
+        basis=pl.when(pl.col("school_number").is_not_null())
+        .then(pl.lit("number"))
+        .when(pl.col("state_school_id").is_not_null())
+        .then(pl.lit("state_id"))
+        .otherwise(pl.concat_str(pl.lit("record:"), "integration")),
+        value=pl.coalesce("school_number", "state_school_id", "sis_id"),
+    )
+    ids = derived_ids(named.select("kind", "basis", "value").iter_rows(), "school", district)
+    return named.select(*RECORD, pl.Series("school_id", ids, dtype=pl.String))
+
+
+def components(size: int, left: Nodes, right: Nodes) -> Nodes:
+    """Connected components: for every node the smallest node it is joined to. Linear work in a few rounds."""
+    label = np.arange(size, dtype=np.int64)
+    while True:
+        a, b = label[left], label[right]
+        if np.array_equal(a, b):
+            return label
+        np.minimum.at(label, np.maximum(a, b), np.minimum(a, b))
+        while not np.array_equal(label, shorter := label[label]):
+            label = shorter
+
+
+def _known_people(people: pl.DataFrame | None, person: str) -> pl.DataFrame:
+    if people is None:
+        return pl.DataFrame(schema={"person_id": pl.String})
+    return people.rename({person: "person_id"})
+
+
+def _link_frame(links: pl.DataFrame, person: str) -> pl.DataFrame:
+    first_seen = pl.col("first_seen") if "first_seen" in links.columns else pl.lit(None, pl.Datetime("us", "UTC"))
+    confidence = pl.col("confidence") if "confidence" in links.columns else pl.lit(1.0)
+    return links.select(
+        *RECORD, pl.col(person).alias("person_id"), "rule", confidence=confidence, first_seen=first_seen
+    )
+
+
+def _stacked(records: pl.DataFrame, known: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
+    """Records, then known people without a record's id, sorted so that nothing depends on the order of the input."""
+    wanted = [*RECORD, "person_id", *columns]
+
+    def shaped(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.select(pl.col(name) if name in frame.columns else pl.lit(None).alias(name) for name in wanted)
+
+    stacked = pl.concat([shaped(records), shaped(known)], how="vertical_relaxed")
+    return (
+        stacked.sort(*RECORD, "person_id", nulls_last=True)
+        .with_row_index("node")
+        .with_columns(pl.col("node").cast(pl.Int64), pl.col(*RECORD, "person_id"))
+    )
+
+
+def _student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    stacked = _stacked(
+        records,
+        known,
+        [
+            "ssid", "ssid_issuer", "local_id", "local_id_issuer", "first_name", "preferred_first_name", "last_name",
+            "preferred_last_name", "birth_date", "email", "phone", "mobile_phone", "school_id", "grade_level",
+        ],
+    )  # fmt: skip
+    named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
+    named = _with_keys(named, ["last_name", "preferred_last_name"], _last_names)
+    return named.select(
+        "node",
+        *RECORD,
+        "person_id",
+        "first",
+        "last",
+        "firsts",
+        "lasts",
+        birth_date="birth_date",
+        ssid=_issued("ssid"),
+        ssid_issuer=_issuer("ssid"),
+        local_id=_issued("local_id"),
+        email=email_key(pl.col("email")),
+        phones=_variants(phone_key(pl.col("phone")), phone_key(pl.col("mobile_phone"))),
+        school_id="school_id",
+        grade_level="grade_level",
+    )
+
+
+def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+    stacked = _stacked(records, known, ["state_staff_id", "local_id", "last_name", "email"])
+    named = _with_keys(stacked, ["last_name"], _last_names)
+    return named.select(
+        "node",
+        *RECORD,
+        "person_id",
+        "lasts",
+        state_staff_id=exact_key(pl.col("state_staff_id")),
+        local_id=exact_key(pl.col("local_id")),
+        email=email_key(pl.col("email")),
+    )
+
+
+def _with_keys(stacked: pl.DataFrame, columns: list[str], keys: Callable[..., dict[str, pl.Expr]]) -> pl.DataFrame:
+    """Adds keys of names, worked out once per distinct name: a district has far fewer names than records."""
+    distinct = stacked.select(columns).unique()
+    known = distinct.with_columns(**keys(*(pl.col(name) for name in columns)))
+    return stacked.join(known, on=columns, how="left", nulls_equal=True, maintain_order="left")
+
+
+def _variants(*keys: pl.Expr) -> pl.Expr:
+    return pl.concat_list(*keys).list.drop_nulls().list.unique(maintain_order=True)
+
+
+def _first_names(legal: pl.Expr, preferred: pl.Expr) -> dict[str, pl.Expr]:
+    """The legal name (`first`), and its variants: its first word, the preferred name."""
+    return {"first": name_key(legal), "firsts": _variants(name_key(legal), first_word_key(legal), name_key(preferred))}
+
+
+def _last_names(legal: pl.Expr, *others: pl.Expr) -> dict[str, pl.Expr]:
+    """The legal name (`last`), and its variants: Garcia-Lopez is also Garcia and Lopez, and the preferred name."""
+    keys = []
+    for name in (legal, *others):
+        text = name.str.strip_chars()
+        keys += [
+            name_key(text),
+            name_key(text.str.extract(r"^([^\s-]{2,})[\s-]", 1)),
+            name_key(text.str.extract(r"[\s-]([^\s-]{2,})$", 1)),
+        ]
+    return {"last": name_key(legal), "lasts": _variants(*keys)}
+
+
+def _issuer(kind: str) -> pl.Expr:
+    """Who issued an id. Where a record does not say: the one issuer that the district's other records name, if one."""
+    issuer = exact_key(pl.col(f"{kind}_issuer"))
+    only = pl.when(issuer.drop_nulls().n_unique() == 1).then(issuer.drop_nulls().first())
+    return pl.coalesce(issuer, only, pl.lit(""))
+
+
+def _issued(kind: str) -> pl.Expr:
+    """An id together with its issuer: the same number from two issuers is two different things."""
+    return pl.concat_str(_issuer(kind), pl.lit("\x1f"), exact_key(pl.col(kind)))
+
+
+class _Resolver:
+    """One resolution, step by step; `labels` is the component of every node so far."""
+
+    def __init__(
+        self, facts: pl.DataFrame, links: pl.DataFrame, rules: Sequence[Rule], near_rules: Sequence[Rule]
+    ) -> None:
+        self.links, self.rules, self.near_rules = links, rules, near_rules
+        self.recycled = _recycled(facts, links) if "birth_date" in facts.columns else facts.head(0).select(*RECORD)
+        # renumber: a recycled record is nobody's, and must not lend its facts to anybody
+        self.facts = (
+            facts.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
+            .drop("node")
+            .with_row_index("node")
+            .with_columns(pl.col("node").cast(pl.Int64))
+        )
+        self.labels: Nodes = np.arange(self.facts.height, dtype=np.int64)
+
+    def run(self, what: str, district: str) -> Resolution:
+        known = self._join_links()
+        matched, cut = self._join_rules()
+        people, retired = self._people(known, what, district)
+        near = self._near_matches(people)
+        return Resolution(
+            assignment=self._assignment(known, matched, people, near),
+            near_matches=near,
+            cut_chains=self._named_pairs(cut)
+            .select(*RECORD, "other_integration", "other_sis_id", "rule")
+            .unique()
+            .sort(pl.all()),
+            recycled=self.recycled.sort(pl.all()),
+            retired=retired,
+        )
+
+    def _join_links(self) -> pl.DataFrame:
+        """Nodes with the existing person they are linked to: node, person_id, rule, confidence, first_seen."""
+        records = self.facts.filter(pl.col("sis_id").is_not_null()).select("node", *RECORD)
+        linked = records.join(self.links, on=RECORD, how="inner")
+        people = self.facts.filter(pl.col("sis_id").is_null()).select("node", "person_id")
+        seen = self.links.group_by("person_id").agg(pl.col("first_seen").min())
+        columns = ["node", "person_id", "rule", "confidence"]
+        known = pl.concat([linked.select(columns), people.select(columns[:2])], how="diagonal_relaxed").join(
+            seen, on="person_id", how="left"
+        )
+        self._join(known.with_columns(hub=pl.col("node").min().over("person_id")))
+        return known
+
+    def _join(self, edges: pl.DataFrame) -> None:
+        left = self.labels[edges["node"].to_numpy()]
+        right = self.labels[edges["hub"].to_numpy()]
+        self.labels = components(len(self.labels), left, right)[self.labels]
+
+    def _join_rules(self) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Apply the rules tier by tier; the edges that hold and those that were cut: node, hub, rule, tier."""
+        held, cut = [_no_edges()], [_no_edges()]
+        for tier in sorted({rule.tier for rule in self.rules}):
+            edges = pl.concat([_edges(self.facts, rule) for rule in self.rules if rule.tier == tier])
+            before = self.labels
+            self._join(edges)
+            torn = self._contradicting()
+            if len(torn):
+                is_torn = np.isin(self.labels[edges["node"].to_numpy()], torn)
+                joins = before[edges["node"].to_numpy()] != before[edges["hub"].to_numpy()]
+                cut.append(edges.filter(pl.Series(is_torn & joins)))
+                edges = edges.filter(pl.Series(~is_torn))
+                self.labels = before
+                self._join(edges)
+            held.append(edges)
+        return pl.concat(held), pl.concat(cut)
+
+    def _contradicting(self) -> Nodes:
+        """Components that hold two different state ids of one issuer."""
+        if "ssid" not in self.facts.columns:
+            return np.array([], dtype=np.int64)
+        known = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).drop_nulls("ssid")
+        counts = known.group_by("label", "ssid_issuer").agg(pl.col("ssid").n_unique())
+        return counts.filter(pl.col("ssid") > 1)["label"].unique().to_numpy()
+
+    def _people(self, known: pl.DataFrame, what: str, district: str) -> tuple[pl.DataFrame, dict[str, str]]:
+        """The person of every component (label, person_id) and the people that were merged into another."""
+        claims = (
+            known.select("person_id", "first_seen", label=pl.Series(self.labels).gather(known["node"]))
+            .unique(["label", "person_id"])
+            .sort("label", "first_seen", "person_id", nulls_last=True)
+            .with_columns(keeper=pl.col("person_id").first().over("label"))
+        )
+        merged = claims.filter(pl.col("person_id") != pl.col("keeper"))
+        kept = claims.select("label", person_id="keeper").unique()
+        firsts = self.facts.select(*RECORD, label=pl.Series(self.labels)).unique(
+            "label", keep="first", maintain_order=True
+        )
+        fresh = firsts.join(kept, on="label", how="anti", maintain_order="left")
+        ids = self._fresh_ids(fresh, what, district)
+        people = pl.concat([kept, fresh.select("label", person_id=pl.Series(ids, dtype=pl.String))])
+        return people, dict(merged.select("person_id", "keeper").iter_rows())
+
+    def _fresh_ids(self, fresh: pl.DataFrame, what: str, district: str) -> list[str]:
+        taken = {*self.links["person_id"], *self.facts["person_id"].drop_nulls()}
+        ids = []
+        for integration, sis_id in fresh.select(*RECORD).iter_rows():
+            person_id, salt = derived_id(what, district, integration, sis_id), 0
+            while person_id in taken:
+                salt += 1
+                person_id = derived_id(what, district, integration, sis_id, str(salt))
+            ids.append(person_id)
+        return ids
+
+    def _near_matches(self, people: pl.DataFrame) -> pl.DataFrame:
+        """Neighbours in a group that agrees on part of a rule, but are two people: one pair per two people."""
+        if not self.near_rules:
+            return pl.DataFrame(schema=NEAR_SCHEMA)
+        parts = [_no_edges().with_columns(label=pl.col("node"), other_label=pl.col("hub"))]
+        labelled = self.facts.with_columns(label=pl.Series(self.labels))
+        for rule in self.near_rules:
+            columns = list(rule.columns)
+            group = (
+                labelled.drop_nulls(columns)
+                .sort("node")
+                .unique([*columns, "label"], keep="first", maintain_order=True)
+                .filter(pl.len().over(columns) > 1)
+                .with_columns(
+                    hub=pl.col("node").shift(1).over(columns), other_label=pl.col("label").shift(1).over(columns)
+                )
+                .drop_nulls("hub")
+            )
+            parts.append(
+                group.select("node", "hub", "label", "other_label", rule=pl.lit(rule.name), tier=pl.lit(rule.tier))
+            )
+        pairs = pl.concat(parts, how="diagonal_relaxed")
+        pairs = (
+            self._not_contradicting(pairs).sort("tier", "node", "hub").unique(["label", "other_label"], keep="first")
+        )
+        # two people of whom neither has a record here are not this merge's business
+        named = self._named_pairs(pairs, "label", "other_label").filter(
+            pl.col("sis_id").is_not_null() | pl.col("other_sis_id").is_not_null()
+        )
+        return (
+            named.with_columns(_evidence(self.facts, named))
+            .join(people, on="label")
+            .join(people.rename({"label": "other_label", "person_id": "other_person_id"}), on="other_label")
+            .select(*RECORD, "other_integration", "other_sis_id", "person_id", "other_person_id", "rule", "evidence")
+            .sort(pl.all())
+        )
+
+    def _not_contradicting(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """Without pairs of people who have two different state ids of one issuer: those are two people, not a doubt."""
+        ids = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).drop_nulls("ssid").unique()
+        apart = (
+            pairs.select("label", "other_label")
+            .join(ids, on="label")
+            .join(ids.rename({"label": "other_label", "ssid": "other_ssid"}), on=["other_label", "ssid_issuer"])
+            .filter(pl.col("ssid") != pl.col("other_ssid"))
+        )
+        return pairs.join(apart, on=["label", "other_label"], how="anti")
+
+    def _named_pairs(self, pairs: pl.DataFrame, *also: str) -> pl.DataFrame:
+        names = self.facts.select("node", *RECORD)
+        others = names.rename({"node": "hub", "integration": "other_integration", "sis_id": "other_sis_id"})
+        return (
+            pairs.join(names, on="node")
+            .join(others, on="hub")
+            .select("node", "hub", *also, *RECORD, "other_integration", "other_sis_id", "rule")
+        )
+
+    def _assignment(
+        self, known: pl.DataFrame, matched: pl.DataFrame, people: pl.DataFrame, near: pl.DataFrame
+    ) -> pl.DataFrame:
+        """The person of every record, with the rule of its link, else of its strongest edge, else `new`."""
+        ends = pl.concat(
+            [matched.select("node", "rule", "tier"), matched.select("rule", "tier", node="hub")], how="diagonal"
+        )
+        strongest = ends.sort("tier", "rule").unique("node", keep="first").select("node", matched_rule="rule")
+        linked = known.drop_nulls("rule").select("node", link_rule="rule")
+        doubtful = pl.concat(
+            [near.select(*RECORD), near.select(integration="other_integration", sis_id="other_sis_id")]
+        ).drop_nulls().unique().with_columns(doubtful=pl.lit(value=True))  # fmt: skip
+        founders = people.join(
+            known.select(label=pl.Series(self.labels).gather(known["node"])).unique(), on="label", how="anti"
+        )
+        is_founder = (pl.col("node") == pl.col("label")) & pl.col("label").is_in(founders["label"].implode())
+        return (
+            self.facts.select("node", *RECORD, label=pl.Series(self.labels))
+            .filter(pl.col("sis_id").is_not_null())
+            .join(people, on="label", how="left")
+            .join(linked, on="node", how="left")
+            .join(strongest, on="node", how="left")
+            .join(doubtful, on=RECORD, how="left")
+            .select(
+                *RECORD,
+                "person_id",
+                rule=pl.coalesce(
+                    "link_rule", pl.when(is_founder).then(pl.lit(NEW)).otherwise(pl.col("matched_rule")), pl.lit(NEW)
+                ),
+                confidence=pl.when(pl.col("doubtful").is_null()).then(1.0).otherwise(NEAR_CONFIDENCE),
+            )
+            .sort(*RECORD)
+        )
+
+
+def _no_edges() -> pl.DataFrame:
+    return pl.DataFrame(schema={"node": pl.Int64, "hub": pl.Int64, "rule": pl.String, "tier": pl.Int32})
+
+
+def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
+    """Edges from every record to the first record that agrees with it on all columns of the rule."""
+    columns = list(rule.columns)
+    agreeing = facts.select("node", *columns).drop_nulls()
+    plain = [name for name in columns if facts.schema[name] != pl.List(pl.String)]
+    # most records share their plain columns with nobody: leave them before variants multiply them
+    agreeing = agreeing.filter(pl.len().over(plain) > 1)
+    for name in columns:
+        if name not in plain:
+            agreeing = agreeing.explode(name)
+    return (
+        agreeing.drop_nulls()
+        .with_columns(hub=pl.col("node").min().over(columns))
+        .filter(pl.col("node") != pl.col("hub"))
+        .select("node", "hub", rule=pl.lit(rule.name), tier=pl.lit(rule.tier, pl.Int32))
+        .unique()
+    )
+
+
+def _recycled(facts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
+    """Linked records whose name and birth date both differ from the person they are linked to: the id was reused."""
+    people = facts.filter(pl.col("sis_id").is_null()).select("person_id", "firsts", "lasts", "birth_date")
+    linked = facts.drop("person_id").join(links.select(*RECORD, "person_id"), on=RECORD, how="inner")
+    pairs = linked.join(people, on="person_id", how="inner", suffix="_before")
+    same_name = _share("firsts") & _share("lasts")
+    return pairs.filter((pl.col("birth_date") != pl.col("birth_date_before")) & ~same_name).select(*RECORD)
+
+
+def _share(variants: str) -> pl.Expr:
+    either_unknown = (pl.col(variants).list.len() == 0) | (pl.col(f"{variants}_before").list.len() == 0)
+    return either_unknown | (pl.col(variants).list.set_intersection(f"{variants}_before").list.len() > 0)
+
+
+_EVIDENCE = ("ssid", "local_id", "first", "last", "birth_date", "email", "school_id", "grade_level")
+
+
+def _evidence(facts: pl.DataFrame, pairs: pl.DataFrame) -> pl.Series:
+    """The names of the facts that agree in each pair, never their values."""
+    left = pairs.select("node").join(facts, on="node", how="left", maintain_order="left")
+    right = pairs.select(node="hub").join(facts, on="node", how="left", maintain_order="left")
+    agree = pl.DataFrame({name: left[name] == right[name] for name in _EVIDENCE})
+    shown = {"first": "first_name", "last": "last_name", "school_id": "school"}
+    names = [pl.when(pl.col(name)).then(pl.lit(shown.get(name, name))) for name in _EVIDENCE]
+    return agree.select(evidence=pl.concat_str(names, separator=", ", ignore_nulls=True)).to_series()

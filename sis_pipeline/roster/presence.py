@@ -1,0 +1,54 @@
+"""What it means that a record published before is, or is not, among the records delivered now.
+Only a complete snapshot proves an absence; what follows from one is decided in `enrollments` and `guard`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+import polars as pl
+
+RECORD = ["integration", "sis_id"]
+
+DELIVERED = "delivered"
+CARRIED = "carried"
+TOMBSTONE = "tombstone"
+ABSENT = "absence"
+
+
+@dataclass(frozen=True)
+class Presence:
+    """The records of one entity that were delivered: `delivered` (usable), `tombstones`, and `unusable` (rejected, or
+    leading nowhere: they are there, so they are not absent). All: integration, sis_id.
+
+    `taken_on`: integration -> the day of its snapshot; `complete`: those whose snapshot is complete."""
+
+    delivered: pl.DataFrame
+    tombstones: pl.DataFrame
+    unusable: pl.DataFrame
+    taken_on: Mapping[str, date]
+    complete: Collection[str]
+
+    def fates(self, existing: pl.DataFrame) -> pl.DataFrame:
+        """The rows published before (integration, sis_id, …) with their `fate`.
+
+        `delivered`; `tombstone`: the source says it is deleted; `absence`: not in a complete snapshot; `carried`: the
+        source did not say (partial or delta snapshot, unusable row, integration that takes no part).
+        """
+        flags = [(self.tombstones, TOMBSTONE), (self.delivered, DELIVERED), (self.unusable, CARRIED)]
+        for records, fate in flags:
+            mark = records.select(RECORD).unique().with_columns(pl.lit(value=True).alias(f"_{fate}"))
+            existing = existing.join(mark, on=RECORD, how="left", maintain_order="left")
+        chain = pl.coalesce(*(pl.when(pl.col(f"_{fate}")).then(pl.lit(fate)) for _, fate in flags))
+        absent = (
+            pl.when(pl.col("integration").is_in(list(self.complete))).then(pl.lit(ABSENT)).otherwise(pl.lit(CARRIED))
+        )
+        return existing.with_columns(fate=pl.coalesce(chain, absent)).drop(f"_{fate}" for _, fate in flags)
+
+    def days(self) -> pl.DataFrame:
+        """integration, taken_on."""
+        schema = {"integration": pl.String, "taken_on": pl.Date}
+        return pl.DataFrame(
+            {"integration": list(self.taken_on), "taken_on": list(self.taken_on.values())}, schema=schema
+        )

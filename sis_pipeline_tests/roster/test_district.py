@@ -1,0 +1,590 @@
+"""A district's merge from records to tables and ledger: what a day brings, what absence may do, and the laws of the whole."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sis_pipeline.roster.district import DistrictInputs, IntegrationInput, MergedRoster, merge_district
+from sis_pipeline.roster.guard import Thresholds
+from sis_pipeline_tests.roster.rosters import (
+    DAY_1,
+    DAY_2,
+    OPERATION,
+    Roster,
+    events,
+    laws,
+    loaded,
+    merge,
+    publish,
+    rows,
+)
+
+Tables = dict[str, pl.DataFrame]
+
+EXIT = {"exit_date": "2025-10-01", "exit_code": "W1", "status": "withdrawn"}
+
+
+def district(students: int = 40) -> Roster:
+    """Two schools in one system, enough students for a few absences to be believable."""
+    roster = Roster().school("1").school("2")
+    for number in range(students):
+        roster.student(
+            f"s{number}",
+            school="1" if number % 2 else "2",
+            last_name=f"Name{number}",
+            ssid=f"{number:03}",
+            grade_level="05",
+        )
+    return roster
+
+
+def second_day(before: Roster, after: Roster, **rest: Any) -> MergedRoster:
+    return merge(after, loaded(before), as_of=DAY_2, **rest)
+
+
+def changed(roster: Roster, entity: str, sis_id: str, /, **columns: Any) -> Roster:
+    """The roster with some columns of one record changed."""
+    result = Roster(roster.year)
+    result.rows = {
+        name: [{**row, **columns} if (name, row["sis_id"]) == (entity, sis_id) else row for row in found]
+        for name, found in roster.rows.items()
+    }
+    return result
+
+
+def event(merged: MergedRoster) -> dict[str, Any]:
+    found = merged.changes.row(0, named=True)
+    return {**found, "before": json.loads(found["before"] or "null"), "after": json.loads(found["after"] or "null")}
+
+
+def student_of(tables: Mapping[str, pl.DataFrame], sis_id: str, integration: str = "a") -> str:
+    links = tables["student_links"].filter(pl.col("sis_id") == sis_id, pl.col("integration") == integration)
+    return str(links["student_id"].item())
+
+
+def test_a_first_load_enrolls_everybody_once() -> None:
+    merged = merge(district(), as_of=DAY_1)
+    assert events(merged) == [("enroll", "first_load")] * 40
+    assert (merged.stats.students, merged.stats.enrollments, merged.held) == (40, 40, ())
+
+
+def test_a_day_without_changes_has_no_events_and_the_same_tables() -> None:
+    roster = (
+        district()
+        .section("m", "s1", "s3")
+        .student("b1", integration="b", school=None, last_name="Name1", ssid="001", grade_level="06")
+    )
+    tables = loaded(roster)
+    merged = merge(roster, tables, as_of=DAY_2)
+    assert merged.changes.is_empty()
+    after = publish(tables, merged)
+    assert all(after[name].equals(tables[name]) for name in tables)
+
+
+def test_a_new_student_is_enrolled() -> None:
+    merged = second_day(district(), district().student("new", last_name="New", stay={"entry_date": "2025-10-02"}))
+    assert events(merged) == [("enroll", "new_record")]
+    assert event(merged)["effective_date"] == DAY_2
+
+
+def test_an_exit_date_withdraws() -> None:
+    merged = second_day(district(), changed(district(), "enrollments", "e-s1-1", **EXIT))
+    found = event(merged)
+    assert (found["kind"], found["evidence"], found["effective_date"]) == ("withdraw", "explicit_exit", DAY_1)
+    assert (found["before"]["status"], found["after"]["exit_code"]) == ("active", "W1")
+    year = merged.frames["student_years"].filter(pl.col("student_id") == found["student_id"])
+    assert year["enrollment_status"].item() == "withdrawn"
+
+
+def test_absence_from_a_complete_snapshot_withdraws_on_the_snapshots_day() -> None:
+    taken = {"a": IntegrationInput(taken_on=date(2025, 10, 3))}
+    before = district().section("m", "s1", "s3", "s5", "s7", "s9")
+    tables = loaded(before)
+    merged = merge(before.without("s1"), tables, as_of=date(2025, 10, 4), integrations=taken)
+    assert events(merged) == [("section_drop", "absence"), ("withdraw", "absence")]
+    gone = student_of(tables, "s1")
+    stay = merged.frames["enrollments"].filter(pl.col("student_id") == gone)
+    assert rows(stay, "exit_date", "exit_code", "status") == [(date(2025, 10, 3), None, "withdrawn")]
+    after = publish(tables, merged)
+    assert gone in after["students"]["student_id"]
+    assert after["student_links"].filter(pl.col("sis_id") == "s1")["active"].item() is False
+    again = merge(before.without("s1"), after, as_of=date(2025, 10, 5), integrations=taken)
+    assert again.changes.is_empty()
+    assert again.frames["enrollments"].equals(merged.frames["enrollments"])
+
+
+@pytest.mark.parametrize("completeness", ["partial", "delta"])
+def test_absence_from_any_other_snapshot_means_nothing(completeness: Any) -> None:
+    before = district().section("m", "s1", "s3")
+    tables = loaded(before)
+    part = {"a": IntegrationInput(completeness=completeness)}
+    merged = merge(before.without("s1", "s3", "s5", "s7"), tables, as_of=DAY_2, integrations=part)
+    assert merged.changes.is_empty()
+    after = publish(tables, merged)
+    assert all(after[name].equals(tables[name]) for name in tables)
+    assert merged.stats.integrations["a"]["carried"] == 4
+
+
+def test_an_empty_delta_changes_nothing_and_a_new_row_in_it_counts() -> None:
+    tables = loaded(district())
+    part = {"a": IntegrationInput(completeness="delta")}
+    delta = Roster().student("new", last_name="New", stay={"entry_date": "2025-10-02"})
+    merged = merge(delta, tables, as_of=DAY_2, integrations=part)
+    assert events(merged) == [("enroll", "new_record")]
+    assert merged.frames["enrollments"].height == 41
+    assert merge(Roster(), tables, as_of=DAY_2, integrations=part).changes.is_empty()
+
+
+def test_a_tombstone_ends_an_enrollment_even_in_a_delta() -> None:
+    tables = loaded(district())
+    delta = Roster().add(
+        "enrollments", sis_id="e-s1-1", student_sis_id="s1", school_sis_id="school-1", record_status="to_be_deleted"
+    )
+    merged = merge(delta, tables, as_of=DAY_2, integrations={"a": IntegrationInput(completeness="delta")})
+    assert events(merged) == [("withdraw", "tombstone")]
+
+
+def test_a_rejected_row_is_present_not_absent() -> None:
+    tables = loaded(district())
+    rejected = {
+        entity: pl.DataFrame({"integration": ["a"], "sis_id": [sis_id]})
+        for entity, sis_id in [("students", "s1"), ("enrollments", "e-s1-1")]
+    }
+    merged = merge(district().without("s1"), tables, as_of=DAY_2, quarantined=rejected)
+    assert merged.changes.is_empty()
+    assert student_of(tables, "s1") in merged.frames["students"]["student_id"]
+
+
+def test_an_integration_that_takes_no_part_keeps_what_it_published() -> None:
+    tables = loaded(
+        district().school("9", integration="b").student("b1", integration="b", school="9", last_name="Other")
+    )
+    merged = merge(district(), tables, as_of=DAY_2, integrations={"a": IntegrationInput()})
+    assert merged.changes.is_empty()
+
+
+def both_systems() -> Roster:
+    return (
+        district()
+        .school("1", integration="b")
+        .student("b1", integration="b", last_name="Name1", ssid="001", stay={"entry_date": "2025-08-20"})
+    )
+
+
+def test_a_student_who_vanishes_from_one_system_keeps_the_others_enrollment() -> None:
+    tables = loaded(both_systems())
+    merged = merge(both_systems().without("s1"), tables, as_of=DAY_2)
+    stays = merged.frames["enrollments"].filter(pl.col("student_id") == student_of(tables, "s1"))
+    assert rows(stays, "integration", "status", "entry_date") == [("b", "active", date(2025, 8, 20))]
+    assert events(merged) == [("amend", "field_change")]
+
+
+def test_a_silent_system_vouches_for_a_student_whom_another_dropped() -> None:
+    tables = loaded(both_systems())
+    parts = {"a": IntegrationInput(), "b": IntegrationInput(priority=200, completeness="partial")}
+    after = both_systems().without("s1").without("b1", integration="b")
+    assert merge(after, tables, as_of=DAY_2, integrations=parts).changes.is_empty()
+
+
+def moved(integration: str = "a", entry: str = "2025-10-02", **stay: Any) -> Roster:
+    return (
+        changed(district(), "enrollments", "e-s1-1", **EXIT)
+        .school("2", integration=integration)
+        .stay("s1", "2", entry_date=entry, **stay)
+    )
+
+
+def test_an_exit_and_an_entry_within_fourteen_days_are_one_transfer() -> None:
+    roster = changed(district(), "enrollments", "e-s1-1", **EXIT).stay("s1", "2", entry_date="2025-10-02")
+    tables = loaded(district())
+    merged = merge(roster, tables, as_of=DAY_2)
+    found = event(merged)
+    assert events(merged) == [("transfer", "explicit_exit")]
+    assert found["effective_date"] == DAY_2
+    assert found["before"]["school_id"] != found["after"]["school_id"] == found["school_id"]
+    statuses = merged.frames["enrollments"].filter(pl.col("student_id") == student_of(tables, "s1"))
+    assert rows(statuses, "status") == ["active", "transferred"]
+
+
+def test_a_transfer_across_systems() -> None:
+    after = changed(district(), "enrollments", "e-s1-1", **EXIT).school("7", integration="b")
+    after.student("b1", integration="b", school="7", last_name="Name1", ssid="001", stay={"entry_date": "2025-10-02"})
+    parts = {"a": IntegrationInput(1), "b": IntegrationInput(2)}
+    before = district().school("7", integration="b").student("b0", integration="b", school="7", last_name="Other")
+    after.student("b0", integration="b", school="7", last_name="Other")
+    merged = merge(after, loaded(before, integrations=parts), as_of=DAY_2, integrations=parts)
+    assert events(merged) == [("transfer", "explicit_exit")]
+
+
+def test_the_two_halves_of_a_transfer_may_be_seen_on_two_days() -> None:
+    left = changed(district(), "enrollments", "e-s1-1", **EXIT)
+    first = publish(loaded(district()), merge(left, loaded(district()), as_of=DAY_2))
+    arrived = changed(district(), "enrollments", "e-s1-1", **EXIT).stay("s1", "2", entry_date="2025-10-06")
+    assert events(merge(arrived, first, as_of=date(2025, 10, 6))) == [("transfer", "new_record")]
+
+
+def test_an_entry_long_after_the_exit_is_an_enrollment() -> None:
+    roster = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-01", status="withdrawn").stay(
+        "s1", "2", entry_date="2025-10-02"
+    )
+    assert events(second_day(district(), roster)) == [("enroll", "new_record"), ("withdraw", "explicit_exit")]
+
+
+def test_coming_back_to_the_same_school_is_a_re_entry() -> None:
+    left = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-01", status="withdrawn")
+    back = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-01", status="withdrawn").stay(
+        "s1", "1", sis_id="again", entry_date="2025-10-02"
+    )
+    merged = second_day(left, back)
+    assert events(merged) == [("re_enter", "new_record")]
+    reopened = second_day(left, district())
+    assert events(reopened) == [("re_enter", "field_change")]
+
+
+def test_a_zero_day_stay_is_a_no_show() -> None:
+    roster = changed(district(), "enrollments", "e-s1-1", exit_date="2025-08-18", status="withdrawn")
+    assert events(second_day(district(), roster)) == [("no_show", "explicit_exit")]
+
+
+def test_graduation_has_its_own_event() -> None:
+    roster = changed(district(), "enrollments", "e-s1-1", exit_date="2025-10-01", status="graduated")
+    assert events(second_day(district(), roster)) == [("graduate", "explicit_exit")]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"entry_date": "2025-08-20"},
+        {"entry_code": "E2"},
+        {"exit_date": "2026-05-29"},
+        {"sis_id": "renamed", "entry_date": "2025-08-20"},
+    ],
+)
+def test_corrected_dates_and_codes_amend(columns: dict[str, Any]) -> None:
+    merged = second_day(district(), changed(district(), "enrollments", "e-s1-1", **columns))
+    assert events(merged) == [("amend", "field_change")]
+    assert merged.frames["enrollments"].height == 40
+
+
+def test_a_new_grade_is_a_grade_change() -> None:
+    merged = second_day(district(), changed(district(), "students", "s1", grade_level="06"))
+    assert events(merged) == [("grade_change", "field_change")]
+    assert (event(merged)["before"], event(merged)["after"]) == ({"grade_level": "05"}, {"grade_level": "06"})
+
+
+def test_seats_that_come_and_go() -> None:
+    before = district().section("m", *(f"s{n}" for n in range(1, 40, 2))).section("n", "s1")
+    after = district().section("m", *(f"s{n}" for n in range(3, 40, 2))).section("n", "s1", "s3")
+    merged = second_day(before, after)
+    assert events(merged) == [("section_add", "new_record"), ("section_drop", "absence")]
+    ended = merged.frames["section_enrollments"].drop_nulls("end_date")
+    assert rows(ended, "end_date") == [DAY_2]
+
+
+def test_a_seat_that_ends_with_its_section_is_not_dropped() -> None:
+    def roster(end: str | None) -> Roster:
+        made = district().add("academic_sessions", sis_id="t", start_date="2025-08-01", end_date="2025-12-20")
+        made.section("m", "s1", session_sis_ids='["t"]')
+        return changed(made, "section_enrollments", "m-s1", end_date=end) if end else made
+
+    assert second_day(roster(None), roster("2025-12-20")).changes.is_empty()
+    assert events(second_day(roster(None), roster("2025-10-02"))) == [("section_drop", "explicit_exit")]
+
+
+def test_a_preregistered_student_starts_quietly_when_the_day_comes() -> None:
+    roster = district().student("early", last_name="Early", stay={"entry_date": "2025-10-02"})
+    tables = loaded(roster, as_of=DAY_1)
+    assert rows(tables["enrollments"].filter(pl.col("status") == "pre_registered"), "entry_date") == [DAY_2]
+    merged = merge(roster, tables, as_of=DAY_2)
+    assert merged.changes.is_empty()
+    assert set(merged.frames["enrollments"]["status"]) == {"active"}
+
+
+def test_too_many_absences_are_held_while_everything_else_flows_and_a_release_lets_them_pass() -> None:
+    tables = loaded(district().section("m", *(f"s{n}" for n in range(1, 40, 2))))
+    vanished = district().section("m", *(f"s{n}" for n in range(1, 40, 2))).without("s1", "s3", "s5")
+    vanished.student("new", last_name="New", stay={"entry_date": "2025-10-02"})
+    merged = merge(vanished, tables, as_of=DAY_2)
+    enrollments = next(hold for hold in merged.held if hold.entity == "enrollments")
+    assert (enrollments.scope, enrollments.removals, enrollments.limit) == ("district", 3, 2)
+    assert ("enroll", "new_record") in events(merged)
+    assert "withdraw" not in {kind for kind, _ in events(merged)}
+    after = publish(tables, merged)
+    assert after["students"].height == 41
+    assert after["student_sources"].height == 41
+    assert set(after["student_links"]["active"]) == {True}
+    released = merge(vanished, after, as_of=DAY_2, released=frozenset(hold.fingerprint for hold in merged.held))
+    assert [kind for kind, _ in events(released)].count("withdraw") == 3
+    assert not [hold for hold in released.held if hold.entity == "enrollments"]
+
+
+def test_a_snapshot_that_is_complete_and_empty_removes_nobody() -> None:
+    tables = loaded(district())
+    merged = merge(Roster(), tables, as_of=DAY_2)
+    assert merged.changes.is_empty()
+    assert merged.held[0].reason == "nothing would be left"
+    after = publish(tables, merged)
+    assert after["enrollments"].equals(tables["enrollments"])
+
+
+def test_explicit_exits_above_their_limit_are_held() -> None:
+    roster = district()
+    for number in range(11):
+        roster = changed(roster, "enrollments", f"e-s{number}-{1 if number % 2 else 2}", **EXIT)
+    merged = second_day(district(), roster)
+    assert merged.changes.is_empty()
+    assert [(hold.kind, hold.removals) for hold in merged.held] == [("explicit_exit", 11)]
+
+
+def test_a_co_enrolled_student_has_one_primary() -> None:
+    roster = district().stay("s1", "2", sis_id="second", enrollment_type="primary", entry_date="2025-09-01")
+    tables = loaded(roster)
+    mine = tables["enrollments"].filter(pl.col("student_id") == student_of(tables, "s1"))
+    assert rows(mine, "enrollment_type", "entry_date") == [
+        ("primary", date(2025, 9, 1)),
+        ("secondary", date(2025, 8, 18)),
+    ]
+    year = tables["student_years"].filter(pl.col("student_id") == student_of(tables, "s1"))
+    assert year["school_id"].item() == mine.filter(pl.col("enrollment_type") == "primary")["school_id"].item()
+
+
+def test_a_recycled_id_is_reported_and_the_child_who_had_it_stays() -> None:
+    tables = loaded(district())
+    other = changed(
+        district(), "students", "s1", first_name="Ben", last_name="Other", birth_date="2016-09-09", ssid="999"
+    )
+    merged = merge(other, tables, as_of=DAY_2)
+    assert rows(merged.recycled, "integration", "sis_id") == [("a", "s1")]
+    assert merged.changes.is_empty()
+    assert publish(tables, merged)["students"].equals(tables["students"])
+
+
+def test_students_that_turn_out_to_be_one_are_joined_without_a_removal() -> None:
+    before = district().school("1", integration="b").student("b1", integration="b", last_name="Name1", ssid=None)
+    after = district().school("1", integration="b").student("b1", integration="b", last_name="Name1", ssid="001")
+    tables = loaded(before)
+    merged = merge(after, tables, as_of=DAY_2)
+    assert list(merged.retired) in ([student_of(tables, "s1")], [student_of(tables, "b1", "b")])
+    assert merged.changes.is_empty()
+    assert merged.held == ()
+    result = publish(tables, merged)
+    assert student_of(result, "s1") == student_of(result, "b1", "b")
+    assert result["students"].height == result["student_years"].height == 40
+    assert merge(after, result, as_of=DAY_2).changes.is_empty()
+
+
+def test_near_matches_are_flagged_on_both_students() -> None:
+    roster = district().student("b1", integration="b", school=None, last_name="Name1")
+    tables = loaded(roster)
+    flagged = tables["students"].filter("near_match")
+    assert set(flagged["student_id"]) == {student_of(tables, "s1"), student_of(tables, "b1", "b")}
+
+
+def test_sections_carry_their_dates_teacher_and_course() -> None:
+    roster = district().add("staff", sis_id="t9").add("courses", sis_id="c1", course_code="M1")
+    roster.add("academic_sessions", sis_id="t1", start_date="2025-08-01", end_date="2025-12-20")
+    roster.add("academic_sessions", sis_id="t2", start_date="2026-01-05", end_date="2026-06-01")
+    roster.section("m", "s1", course_sis_id="c1", session_sis_ids='["t1", "t2"]')
+    roster.add(
+        "section_enrollments", sis_id="x", section_sis_id="m", person_sis_id="t9", role="teacher", is_primary=True
+    )
+    frames = merge(roster).frames
+    section = frames["sections"].row(0, named=True)
+    assert (section["start_date"], section["end_date"]) == (date(2025, 8, 1), date(2026, 6, 1))
+    assert section["teacher_id"] == frames["staff"]["staff_id"].item()
+    assert section["course_id"] == frames["courses"]["course_id"].item()
+    assert rows(frames["section_enrollments"], "role") == ["student", "teacher"]
+
+
+def test_a_student_and_a_teacher_with_one_number_are_two_people() -> None:
+    roster = district().add("staff", sis_id="s1").section("m", "s1")
+    roster.add("section_enrollments", sis_id="x", section_sis_id="m", person_sis_id="s1", role="teacher")
+    seats = merge(roster).frames["section_enrollments"]
+    assert seats["person_id"].n_unique() == 2
+
+
+def test_rows_of_another_year_are_counted_and_left_out() -> None:
+    merged = merge(district().stay("s1", "1", sis_id="last-year", school_year="2024-2025", entry_date="2024-08-18"))
+    assert merged.stats.other_year_rows == 1
+    assert merged.stats.enrollments == 40
+
+
+def test_an_earlier_year_does_not_change_the_person() -> None:
+    this_year = district().student("s99", last_name="Married", first_name="Ada")
+    last_year = (
+        Roster("2024-2025")
+        .school("1")
+        .student("s99", last_name="Maiden", first_name="Ada", stay={"entry_date": "2024-08-18"})
+    )
+    tables = loaded(this_year)
+    merged = merge(last_year, tables, as_of=DAY_2)
+    assert merged.frames["students"].is_empty()
+    after = publish(tables, merged, "2024-2025")
+    assert after["students"].equals(tables["students"])
+    assert rows(after["student_years"].filter(pl.col("student_id") == student_of(tables, "s99")), "school_year") == [
+        "2024-2025",
+        "2025-2026",
+    ]
+
+
+# --- the laws of the whole ------------------------------------------------------------------------------------------
+
+PEOPLE = [
+    ("Ada", "Moss", "2012-03-04"),
+    ("Bea", "Moss", "2012-03-04"),
+    ("Cy", "Hill", "2011-01-01"),
+    ("Di", "Reyes-Cruz", "2010-05-05"),
+]
+
+enrolled = st.fixed_dictionaries(
+    {
+        "integration": st.sampled_from("ab"),
+        "person": st.integers(0, 3),
+        "has_ssid": st.booleans(),
+        "school": st.sampled_from(["1", "2"]),
+        "entry": st.sampled_from(["2025-08-18", "2025-08-25", "2025-09-20"]),
+        "exit": st.sampled_from([None, None, "2025-09-01", "2026-06-01"]),
+        "grade": st.sampled_from(["05", "06"]),
+        "email": st.sampled_from(["f@example.org", None]),
+        "seat": st.booleans(),
+    }
+)
+
+
+def world(students: list[dict[str, Any]], year: str = "2025-2026") -> Roster:
+    """A small district: every student record with one enrollment and perhaps a seat."""
+    roster = Roster(year)
+    for integration in "ab":
+        for number in "12":
+            roster.school(number, integration)
+            roster.section(f"m{number}", integration=integration, school=number)
+    for number, row in enumerate(students):
+        first, last, born = PEOPLE[row["person"]]
+        sis_id, integration = f"{row['person']}-{number}", row["integration"]
+        shift = int(year[:4]) - 2025
+        dates = {
+            name: row[key] and f"{int(row[key][:4]) + shift}{row[key][4:]}"
+            for name, key in (("entry_date", "entry"), ("exit_date", "exit"))
+        }
+        roster.student(
+            sis_id, integration=integration, school=row["school"], first_name=first, last_name=last, birth_date=born,
+            ssid=str(row["person"]) if row["has_ssid"] else None, grade_level=row["grade"], email=row["email"], stay=dates,
+        )  # fmt: skip
+        if row["seat"]:
+            roster.add(
+                "section_enrollments", sis_id=f"x{number}", section_sis_id=f"m{row['school']}", person_sis_id=sis_id,
+                begin_date=dates["entry_date"], integration=integration,
+            )  # fmt: skip
+    return roster
+
+
+def same_tables(one: Mapping[str, pl.DataFrame], other: Mapping[str, pl.DataFrame], *but: str) -> None:
+    for name in one:
+        if name not in but:
+            assert one[name].equals(other[name]), name
+
+
+@laws(8)
+@given(st.lists(enrolled, min_size=1, max_size=7), st.randoms(use_true_random=False))
+def test_the_order_of_the_input_decides_nothing(students: list[dict[str, Any]], shuffle: random.Random) -> None:
+    inputs = world(students).inputs()
+    seed = shuffle.randrange(1000)
+    mixed = {entity: frame.sample(fraction=1, shuffle=True, seed=seed) for entity, frame in inputs.records.items()}
+    parts = dict(reversed(inputs.integrations.items()))
+    one, other = merge_district(inputs), merge_district(replace(inputs, records=mixed, integrations=parts))
+    assert one.held == other.held
+    for name, frame in one.frames.items():
+        assert frame.sort(frame.columns).equals(other.frames[name].sort(frame.columns)), name
+
+
+@laws(6)
+@given(
+    st.lists(enrolled, min_size=1, max_size=7),
+    st.lists(enrolled, min_size=0, max_size=7),
+    st.sampled_from([Thresholds(), Thresholds(district_floor=99, school_floor=99, exit_floor=99)]),
+)
+def test_feeding_the_result_back_changes_nothing(
+    students: list[dict[str, Any]], later: list[dict[str, Any]], thresholds: Thresholds
+) -> None:
+    """After a first load, and after a second day on top of it, with removals held and with removals let through."""
+    tables: Tables = {}
+    for roster, day in ((world(students), DAY_1), (world(later), DAY_2)):
+        tables = publish(tables, merge(roster, tables, as_of=day, thresholds=thresholds))
+        again = merge(roster, tables, as_of=day, thresholds=thresholds)
+        assert again.changes.is_empty()
+        same_tables(tables, publish(tables, again))
+
+
+@laws(12)
+@given(st.lists(enrolled, min_size=1, max_size=7))
+def test_nobody_is_lost_or_invented(students: list[dict[str, Any]]) -> None:
+    merged = merge(world(students))
+    links = merged.frames["student_links"]
+    assert links.height == len(students)
+    assert (
+        set(links["student_id"])
+        == set(merged.frames["students"]["student_id"])
+        == set(merged.frames["student_years"]["student_id"])
+    )
+    assert set(merged.frames["enrollments"]["student_id"]) == set(links["student_id"])
+    truth = {f"{row['integration']}/{row['person']}-{n}": row["person"] for n, row in enumerate(students)}
+    persons: dict[str, set[int]] = {}
+    for integration, sis_id, student in links.select("integration", "sis_id", "student_id").iter_rows():
+        persons.setdefault(student, set()).add(truth[f"{integration}/{sis_id}"])
+    assert all(len(found) == 1 for found in persons.values())
+    active = merged.frames["enrollments"].filter(pl.col("status") == "active")
+    primaries = active.filter(pl.col("enrollment_type") == "primary")
+    assert set(primaries["student_id"]) == set(active["student_id"])
+    assert not primaries["student_id"].is_duplicated().any()
+
+
+@laws(5)
+@given(st.lists(enrolled.map(lambda row: {**row, "has_ssid": True}), min_size=1, max_size=6), st.data())
+def test_the_years_may_be_merged_in_any_order(students: list[dict[str, Any]], data: st.DataObject) -> None:
+    """Everything but the ids is the same; ids are compared through the records that lead to them."""
+    years = ["2023-2024", "2024-2025", "2025-2026"]
+    rosters = {year: world([row for row in students if data.draw(st.booleans())] or students, year) for year in years}
+
+    def tables_in(order: list[str]) -> Tables:
+        tables: Tables = {}
+        for year in order:
+            tables = publish(tables, merge(rosters[year], tables, as_of=DAY_1), year)
+        return tables
+
+    one, other = tables_in(years), tables_in(data.draw(st.permutations(years)))
+    keep = {
+        "students": ["origins", "latest_school_year", "last_name"],
+        "student_years": ["school_year", "grade_level", "school_id"],
+        "enrollments": ["school_year", "school_id", "entry_date", "status"],
+    }
+    for name, columns in keep.items():
+        assert rows(_named(one, name), "who", *columns) == rows(_named(other, name), "who", *columns), name
+
+
+def _named(tables: Tables, name: str) -> pl.DataFrame:
+    """A table with `who`: the records that a student is, instead of the id."""
+    links = tables["student_links"]
+    who = links.group_by("student_id").agg(who=pl.concat_str("integration", "sis_id").sort().str.join(" "))
+    return tables[name].join(who, on="student_id")
+
+
+def test_tables_as_the_database_has_them_may_have_columns_of_their_own() -> None:
+    tables = loaded(district())
+    tables["student_links"] = tables["student_links"].with_columns(first_seen=pl.lit(None, pl.Datetime("us", "UTC")))
+    tables = {name: frame.with_columns(written_by=pl.lit("x")) for name, frame in tables.items()}
+    assert merge(district(), tables, as_of=DAY_2).changes.is_empty()
+
+
+def test_inputs_of_nothing_give_nothing() -> None:
+    merged = merge_district(DistrictInputs("d1", "2025-2026", DAY_1, OPERATION, {}, {}))
+    assert all(frame.is_empty() for frame in merged.frames.values())
