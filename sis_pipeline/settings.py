@@ -12,7 +12,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Settings of one process. Build with `Settings()`; a test passes values by name."""
 
-    model_config = SettingsConfigDict(env_prefix="SIS_", extra="ignore", hide_input_in_errors=True, frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SIS_", extra="ignore", hide_input_in_errors=True, frozen=True, use_attribute_docstrings=True
+    )
 
     home: Path = Path(".sis")
     """Everything the embedded default keeps: database, Dagster's home, snapshots, key file."""
@@ -23,7 +25,17 @@ class Settings(BaseSettings):
     encryption_keys: SecretStr | None = None
     """Fernet keys for tokens, newest first, comma separated; the key file under home where unset."""
     first_school_year: int = 2019
+    """The calendar year in which the earliest school year starts that can be loaded."""
     log_format: str = "console"
+    """How logs are written: console or json."""
+    schedule_cron: str = "0 2 * * *"
+    """When every active integration is synced for the current school year (cron, in `time_zone`)."""
+    merge_cron: str = "0 6 * * *"
+    """When everything is merged again as a safety net, whatever the merge sensor did (cron, in `time_zone`)."""
+    time_zone: str = "UTC"
+    """The time zone of the schedules and of the day on which a school year begins, as America/Chicago."""
+    merge_wait_minutes: float = 30
+    """How long a merge waits, at most, for other syncs of its school year that are queued or running."""
 
     @cached_property
     def root(self) -> Path:

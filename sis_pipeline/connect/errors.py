@@ -3,8 +3,15 @@ Deciding which HTTP answer is which error belongs here too; acting on it (retryi
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from typing import Any
+from urllib.parse import urlsplit
 
 
 class Severity(StrEnum):
@@ -30,54 +37,45 @@ class Policy:
     """What follows from an error class. `breaker` says whether it counts towards opening the circuit breaker."""
 
     severity: Severity
-    retry: bool
-    breaker: bool
     advice: str
+    retry: bool = False
+    breaker: bool = False
 
 
 POLICIES: dict[ErrorClass, Policy] = {
     ErrorClass.TRANSIENT: Policy(
         Severity.LOW,
-        True,
-        True,
         "The system was unreachable or failed. It is retried; check the vendor's status page if it lasts.",
+        retry=True,
+        breaker=True,
     ),
     ErrorClass.RATE_LIMITED: Policy(
         Severity.LOW,
-        True,
-        False,
         "The system asked to slow down. Lower the integration's requests_per_minute if it repeats.",
+        retry=True,
     ),
     ErrorClass.AUTH_EXPIRED: Policy(
-        Severity.LOW, True, False, "The access token was refused; a new one is fetched once."
+        Severity.LOW, "The access token was refused; a new one is fetched once.", retry=True
     ),
     ErrorClass.AUTH_REVOKED: Policy(
         Severity.HIGH,
-        False,
-        False,
-        "The credentials no longer work. Get new ones from the district and set them with `sis integration add KEY --replace`.",
+        "The credentials no longer work. Get new ones from the district and set them with "
+        "`sis integration add KEY --replace`.",
     ),
     ErrorClass.CONFIG: Policy(
         Severity.HIGH,
-        False,
-        False,
         "A setting is wrong. Correct the integration's settings and run `sis integration test KEY`.",
     ),
     ErrorClass.CONTRACT: Policy(
         Severity.HIGH,
-        False,
-        False,
-        "The system answered something its API does not allow. Nothing of that answer was used; run `sis integration test KEY` and ask the vendor.",
+        "The system answered something its API does not allow. Nothing of that answer was used; run "
+        "`sis integration test KEY` and ask the vendor.",
     ),
     ErrorClass.DATA: Policy(
         Severity.MEDIUM,
-        False,
-        False,
         "The data break a rule of the roster. See the quarantine and the failed checks of this snapshot.",
     ),
-    ErrorClass.INTERNAL: Policy(
-        Severity.CRITICAL, False, False, "This is a fault of the pipeline. Report it with the run id."
-    ),
+    ErrorClass.INTERNAL: Policy(Severity.CRITICAL, "This is a fault of the pipeline. Report it with the run id."),
 }
 
 
@@ -94,7 +92,7 @@ class SisError(Exception):
         super().__init__(message)
         self.message = message
         self.advice = advice or self.policy.advice
-        self.context = context
+        self.context: dict[str, Any] = context
 
     @property
     def policy(self) -> Policy:
@@ -113,8 +111,10 @@ class RateLimitedError(SisError):
 
     error_class = ErrorClass.RATE_LIMITED
 
-    def __init__(self, message: str, *, retry_after: float | None = None, **context: object) -> None:
-        super().__init__(message, **context)  # type: ignore[arg-type]
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, advice: str | None = None, **context: object
+    ) -> None:
+        super().__init__(message, advice=advice, **context)
         self.retry_after = retry_after
 
 
@@ -140,3 +140,127 @@ class DataError(SisError):
 
 class InternalError(SisError):
     error_class = ErrorClass.INTERNAL
+
+
+RETRY_AFTER_CAP = 900.0
+"""Seconds: no answer makes us wait longer than a quarter of an hour at a time."""
+
+THROTTLE_WORDS = re.compile(rb"too[\s_-]*many[\s_-]*requests|rate[\s_-]*limit", re.IGNORECASE)
+"""How a 4xx other than 429 says that it throttles (PowerSchool's minimum interval between requests)."""
+
+
+NAMEABLE = frozenset(
+    {"application/json", "application/octet-stream", "application/problem+json", "application/xml"}
+    | {"text/csv", "text/html", "text/json", "text/plain", "text/xml"}
+)
+"""Media types that messages name; a server can write anything into that header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is being done, as messages and logs name it: never a parameter, an id or a query."""
+
+    integration: str
+    method: str
+    template: str
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.template} of integration {self.integration!r}"
+
+    def context(self, **more: object) -> dict[str, Any]:
+        return {"integration": self.integration, "method": self.method, "template": self.template, **more}
+
+
+def classify(call: Call, status: int, headers: Mapping[str, str], body: bytes = b"") -> SisError:
+    """The error that an answer other than 2xx stands for. `headers` are lower-case; `body` may be a prefix.
+
+    The body is only searched for the words of a throttle, and never quoted. `context["status"]` is the HTTP status.
+    """
+    facts = f"{call} answered {status} ({describe(headers, len(body))})"
+    context = call.context(status=status)
+    if _throttled(status, headers, body):
+        return RateLimitedError(f"{facts}: too many requests.", retry_after=retry_after(headers), **context)
+    if status in {408, 425} or status >= 500:
+        return TransientError(f"{facts}.", **context)
+    if 300 <= status < 400:
+        return _redirected(facts, status, headers, context)
+    if status == 401:
+        return AuthExpiredError(f"{facts}: the access token was refused.", **context)
+    meaning, advice = _REFUSALS.get(status, ("the request was refused.", None))
+    return ConfigError(f"{facts}: {meaning}", advice=advice, **context)
+
+
+def describe(headers: Mapping[str, str], size: int) -> str:
+    """`text/html, 1,204 bytes`: what came back, without any of it."""
+    media = media_type(headers)
+    named = media if media in NAMEABLE else "an unusual content type" if media else "no content type"
+    return f"{named}, {size:,} bytes"
+
+
+def media_type(headers: Mapping[str, str]) -> str:
+    """The lower-case media type without parameters; empty where there is none or it is not one."""
+    named = headers.get("content-type", "").split(";")[0].strip().lower()
+    return named if re.fullmatch(r"[\w.+-]{1,40}/[\w.+-]{1,60}", named, re.ASCII) else ""
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that `Retry-After` asks for (RFC 9110 10.2.3: seconds or a date), at most RETRY_AFTER_CAP.
+
+    A date is compared with the answer's own `Date` where there is one, so that a wrong clock does no harm. Past dates
+    are 0; None for a missing, negative or unreadable value.
+    """
+    asked = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d*)?", asked, re.ASCII):
+        seconds = float(asked)
+        return RETRY_AFTER_CAP if math.isinf(seconds) else min(seconds, RETRY_AFTER_CAP)
+    until = _http_date(asked)
+    if until is None:
+        return None
+    now = _http_date(headers.get("date", "")) or datetime.now(UTC)
+    return min(max((until - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
+
+
+_REFUSALS: dict[int, tuple[str, str | None]] = {
+    400: ("the request was refused as malformed.", None),
+    403: (
+        "access is not granted.",
+        "Ask the district to grant the application access to this data, then run `sis integration test KEY`.",
+    ),
+    404: (
+        "there is nothing at this address.",
+        "Check the integration's base_url; it may also mean that the district has not switched this API on.",
+    ),
+}
+
+
+def _throttled(status: int, headers: Mapping[str, str], body: bytes) -> bool:
+    if status == 429 or (status == 503 and "retry-after" in headers):
+        return True
+    return 400 <= status < 500 and status != 401 and THROTTLE_WORDS.search(body) is not None
+
+
+def _redirected(facts: str, status: int, headers: Mapping[str, str], context: dict[str, Any]) -> SisError:
+    """Vendors redirect to a maintenance or login page; following would send the token along."""
+    target = _host(headers.get("location", ""))
+    where = f"{facts}: a redirect to {target}, which is not followed"
+    if status in {301, 308}:
+        advice = "Correct the integration's base_url or token_url to the address the system now lives at."
+        return ConfigError(f"{where}.", advice=advice, **context)
+    return TransientError(f"{where}; it usually leads to a maintenance or login page.", **context)
+
+
+def _host(location: str) -> str:
+    """The host of a Location header, for a message; its path and query may say too much."""
+    try:
+        host = urlsplit(location).hostname or ""
+    except ValueError:
+        host = ""
+    return f"host {host}" if re.fullmatch(r"[a-z0-9.:-]{1,253}", host) else "another page"
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

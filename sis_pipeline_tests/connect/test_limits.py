@@ -1,0 +1,136 @@
+"""The shared rate limit: spacing as the server sees it, from several processes in several time zones."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import URL
+
+from sis_pipeline.connect.limits import SPARE, RateLimit
+from sis_pipeline_tests.connect.servers import Sis, serve
+from sis_pipeline_tests.connect.workers import in_processes, send_many
+
+
+def grants(database: Engine, key: str) -> int:
+    with database.connect() as connection:
+        return connection.scalar(text("select granted from sis.rate_limits where limit_key = :k"), {"k": key}) or 0
+
+
+def test_the_first_slot_is_free_and_the_second_is_a_gap_away(database: Engine) -> None:
+    limit = RateLimit(database)
+    first, second = limit.reserve("a", 60), limit.reserve("a", 60)
+    assert (first.granted, first.wait) == (True, 0)
+    assert not second.granted
+    assert 0.5 < second.wait < 1.01
+    assert limit.reserve("b", 60).granted, "another source has its own"
+    assert grants(database, "a") == 1
+
+
+def test_time_that_was_not_used_is_not_saved_up(database: Engine) -> None:
+    limit = RateLimit(database)
+    limit.reserve("a", 600)
+    time.sleep(0.3)
+    assert limit.reserve("a", 600).granted
+    assert not limit.reserve("a", 600).granted
+
+
+def test_a_push_back_holds_everybody_and_never_shortens(database: Engine) -> None:
+    limit, other = RateLimit(database), RateLimit(database)
+    limit.push_back("a", 30)
+    limit.push_back("a", 5)
+    limit.push_back("a", -100)
+    slot = other.reserve("a", 6000)
+    assert not slot.granted
+    assert 29 < slot.wait < 30.1
+    limit.push_back("a", 1e9)
+    assert 890 < other.reserve("a", 6000).wait < 900.1
+    assert grants(database, "a") == 0
+
+
+def test_a_slot_waited_for_moves_with_a_push_back(database: Engine) -> None:
+    limit = RateLimit(database)
+    limit.reserve("a", 600)
+    waits = limit.waits("a", 600)
+    assert next(waits) < 0.11
+    RateLimit(database).push_back("a", 5)
+    time.sleep(0.1)
+    assert next(waits) > 4
+
+
+@pytest.fixture
+def slots(database: Engine) -> Iterator[Callable[[], list[float]]]:
+    """When each granted slot ended, in seconds on the database clock, as a trigger wrote it down."""
+    with database.begin() as connection:
+        connection.exec_driver_sql("""
+            create table sis.slots (number serial, ends timestamptz);
+            create function sis.note_slot() returns trigger language plpgsql as
+                'begin insert into sis.slots (ends) values (new.next_free); return null; end';
+            create trigger note_slot after insert or update of granted on sis.rate_limits
+                for each row when (new.granted > 0) execute function sis.note_slot();
+        """)
+
+    def read() -> list[float]:
+        with database.connect() as connection:
+            query = "select extract(epoch from ends)::float8 from sis.slots order by number"
+            return list(connection.scalars(text(query)))
+
+    yield read
+    with database.begin() as connection:
+        connection.exec_driver_sql("drop function sis.note_slot cascade; drop table sis.slots")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run of several processes: their results, and the arrivals at the server in seconds."""
+
+    results: list[dict[str, float]]
+    arrivals: list[float]
+
+
+def run(database_url: URL, *, processes: int, calls: int, per_minute: float) -> Seen:
+    zones = ["UTC", "America/New_York", "Asia/Kathmandu"]
+    with serve(Sis()) as sis:
+        work = {
+            "database": database_url.render_as_string(hide_password=False),
+            "url": sis.url,
+            "path": "/open",
+            "calls": calls,
+            "per_minute": per_minute,
+        }
+        results = in_processes(processes, send_many, lambda number: {**work, "zone": zones[number % 3]})
+    return Seen(results, sorted(sis.arrivals))
+
+
+def test_processes_in_several_time_zones_share_evenly_spaced_slots(
+    database_url: URL, slots: Callable[[], list[float]]
+) -> None:
+    """1,200 a minute, twenty times the usual. The slots are exact; arrivals may bunch by what the machine delays them."""
+    seen = run(database_url, processes=6, calls=8, per_minute=1200)
+    assert sum(result["calls"] for result in seen.results) == len(seen.arrivals) == len(slots()) == 48
+    assert min(later - earlier for earlier, later in itertools.pairwise(slots())) > 0.05 * SPARE - 1e-5
+    assert all(later - earlier > 0.9 for earlier, later in zip(seen.arrivals, seen.arrivals[20:], strict=False))
+    assert all(result["waited"] > 0 for result in seen.results)
+
+
+def test_hardly_any_of_the_limit_is_left_unused(database: Engine) -> None:
+    """61 calls at 60 a minute, by a caller that always wakes 2 ms late.
+
+    The caller moves the database clock instead of sleeping, so that a busy machine does not decide the outcome.
+    """
+    engine = create_engine(database.url, pool_size=1, max_overflow=0, connect_args={"options": "-c search_path=sis"})
+    limit, slept, starts = RateLimit(engine), 0.0, []
+    for _ in range(61):
+        for wait in limit.waits("a", 60):
+            slept += wait + 0.002
+            with engine.begin() as connection:
+                connection.execute(text("select set_config('sis.clock_offset', :o, false)"), {"o": f"{slept} seconds"})
+        with engine.connect() as connection:
+            starts.append(float(connection.scalar(text("select extract(epoch from sis.clock())"))))
+    engine.dispose()
+    assert 60.0 <= starts[-1] - starts[0] <= 60.0 / 0.98
+    assert min(later - earlier for earlier, later in itertools.pairwise(starts)) > 0.98

@@ -1,0 +1,213 @@
+"""Token requests as they look on the wire, and token answers of every shape."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Mapping
+from urllib.parse import parse_qs, unquote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_httpserver import HTTPServer
+from werkzeug import Request as ServerRequest
+from werkzeug import Response as ServerResponse
+
+from sis_pipeline.connect.contract import OAuth
+from sis_pipeline.connect.errors import (
+    AuthRevokedError,
+    Call,
+    ConfigError,
+    ContractError,
+    RateLimitedError,
+    SisError,
+    TransientError,
+)
+from sis_pipeline.connect.http import Door, Reply
+from sis_pipeline.connect.oauth import (
+    LONGEST_LIFETIME,
+    SPENT_LIFETIME,
+    UNSAID_LIFETIME,
+    Post,
+    TokenEndpoint,
+    lifetime,
+    read_token,
+)
+from sis_pipeline.connect.vault import Token
+from sis_pipeline_tests.connect.servers import http_answer, raw_server, writes
+
+CALL = Call("lincoln", "POST", "/token")
+NASTY = "p:ß %+&=\"\\'/?#é~*"
+GOOD = {"access_token": "abc.def", "token_type": "Bearer", "expires_in": 3600}
+
+
+class Endpoint:
+    """A token endpoint that answers what it is told, and keeps the requests."""
+
+    def __init__(self, server: HTTPServer) -> None:
+        self.answers: list[tuple[int, object]] = []
+        self.seen: list[dict[str, object]] = []
+        self.url = server.url_for("/token?appName=roster")
+        server.expect_request("/token").respond_with_handler(self._answer)
+
+    def _answer(self, request: ServerRequest) -> ServerResponse:
+        form = {name: values[0] for name, values in parse_qs(request.get_data(as_text=True)).items()}
+        self.seen.append({"form": form, "query": dict(request.args), "auth": request.headers.get("Authorization")})
+        status, body = self.answers.pop(0) if self.answers else (200, GOOD)
+        return ServerResponse(json.dumps(body), status, content_type="application/json")
+
+
+@pytest.fixture
+def endpoint(httpserver: HTTPServer) -> Endpoint:
+    return Endpoint(httpserver)
+
+
+def ask(oauth: OAuth, secret: str = "s3cret", door: Door | None = None) -> Token:
+    return TokenEndpoint(oauth, "lincoln").fetch(secret, post_through(door or Door([oauth.token_url])))
+
+
+def post_through(door: Door) -> Post:
+    def post(url: str, *, data: Mapping[str, str], headers: Mapping[str, str], auth: object) -> Token:
+        return read_token(CALL, door.send(CALL, url, data=data, headers=headers, auth=auth))
+
+    return post
+
+
+def test_client_credentials_with_basic(endpoint: Endpoint) -> None:
+    token = ask(OAuth(endpoint.url, NASTY, scope="a b"), secret=NASTY)
+    assert (token.value, token.lifetime) == ("abc.def", 3600)
+    seen = endpoint.seen[0]
+    assert seen["form"] == {"grant_type": "client_credentials", "scope": "a b"}
+    assert seen["query"] == {"appName": "roster"}
+    pair = base64.b64decode(str(seen["auth"]).removeprefix("Basic ")).decode("ascii")
+    assert [unquote_plus(part) for part in pair.split(":")] == [NASTY, NASTY]
+
+
+def test_client_credentials_with_post(endpoint: Endpoint) -> None:
+    ask(OAuth(endpoint.url, NASTY, client_auth="post"), secret=NASTY)
+    form = {"grant_type": "client_credentials", "client_id": NASTY, "client_secret": NASTY}
+    assert endpoint.seen[0] | {"query": 0} == {"form": form, "query": 0, "auth": None}
+
+
+@pytest.mark.parametrize("client_auth", ["basic", "post"])
+def test_password_grant(endpoint: Endpoint, client_auth: str) -> None:
+    ask(OAuth(endpoint.url, "key-1", grant="password", client_auth=client_auth), secret=NASTY)  # type: ignore[arg-type]
+    form = endpoint.seen[0]["form"]
+    assert isinstance(form, dict)
+    assert (form["grant_type"], form["username"], form["password"]) == ("password", "key-1", NASTY)
+    assert (endpoint.seen[0]["auth"] is not None) == (client_auth == "basic")
+
+
+def test_scopes_are_tried_in_turn_and_remembered(endpoint: Endpoint) -> None:
+    refusal = (400, {"error": "invalid_scope", "error_description": "no"})
+    endpoint.answers = [refusal, refusal]
+    oauth = OAuth(endpoint.url, "c", scope="all", scope_fallbacks=("core", None))
+    tokens, post = TokenEndpoint(oauth, "lincoln"), post_through(Door([oauth.token_url]))
+    tokens.fetch("s3cret", post)
+    tokens.fetch("s3cret", post)
+    assert [seen["form"].get("scope") for seen in endpoint.seen] == ["all", "core", None, None]  # type: ignore[attr-defined]
+    endpoint.answers = [refusal]
+    with pytest.raises(ConfigError, match="none of the scopes"):
+        tokens.fetch("s3cret", post)
+
+
+def test_a_redirect_does_not_carry_the_secret_away(endpoint: Endpoint) -> None:
+    with raw_server(writes(http_answer(json.dumps(GOOD).encode()))) as other:
+        redirect = writes(http_answer(b"", "307 Temporary Redirect", Location=f"{other.url}/token"))
+        with raw_server(redirect) as server, pytest.raises(TransientError, match="a redirect to host"):
+            ask(OAuth(f"{server.url}/token", "c"))
+        with pytest.raises(ContractError, match="was not sent"):
+            ask(OAuth(f"{other.url}/token", "c"), door=Door([server.url]))
+    assert len(server.requests) == 1
+    assert other.requests == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (401, b'{"error":"invalid_client"}', AuthRevokedError),
+        (400, b'{"error":"invalid_client"}', AuthRevokedError),
+        (200, b'{"error":"invalid_client"}', AuthRevokedError),
+        (400, b'{"error":"unauthorized_client"}', AuthRevokedError),
+        (400, b'{"error":"invalid_grant"}', AuthRevokedError),
+        (401, b'{"message":"Unauthorized","refresh_token":"R1"}', AuthRevokedError),
+        (401, b"<html>Login</html>", AuthRevokedError),
+        (401, b'["a"]', AuthRevokedError),
+        (401, b'{"error":{"code":7}}', AuthRevokedError),
+        (403, b"", AuthRevokedError),
+        (400, b'{"error":"unsupported_grant_type"}', ConfigError),
+        (400, b'{"error":"invalid_request"}', ConfigError),
+        (400, b"what?", ConfigError),
+        (404, b"<html>", ConfigError),
+        (400, b'{"error":"invalid_scope"}', ConfigError),
+        (200, b'{"error":["Kwiatkowska"]}', ConfigError),
+        (429, b'{"message":"slow"}', RateLimitedError),
+        (400, b"Too many requests", RateLimitedError),
+        (500, b'{"error":"server_error"}', TransientError),
+        (503, b"", TransientError),
+        (302, b"", TransientError),
+        (200, b"{}", ContractError),
+        (200, b"", ContractError),
+        (200, b"<html>", ContractError),
+        (200, b"null", ContractError),
+        (200, b'{"access_token":""}', ContractError),
+        (200, b'{"access_token":7}', ContractError),
+        (200, b'{"access_token":"a\\r\\nX-Evil: 1"}', ContractError),
+        (200, b'{"access_token":"a b"}', ContractError),
+        (200, b'{"access_token":"a","token_type":"mac"}', ContractError),
+        (200, b'{"access_token":"a","token_type":["bearer"]}', ContractError),
+        (200, b"[" * 100_000, ContractError),
+    ],
+)
+def test_answers_that_are_no_token(status: int, body: bytes, expected: type[SisError]) -> None:
+    with pytest.raises(SisError) as caught:
+        read_token(CALL, Reply(status, {"content-type": "application/json"}, body, 0.1))
+    assert type(caught.value) is expected
+    assert caught.value.context["status"] == status
+    for leak in ("R1", "Kwiatkowska", "X-Evil", "Login"):
+        assert leak not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["Bearer", "bearer", "BEARER", None, ""])
+def test_answers_that_are_one(kind: str | None) -> None:
+    body = {"access_token": "a-b.c~d+e/f=", "token_type": kind, "expires_in": "1814654", "extra": [1]}
+    token = read_token(CALL, Reply(200, {}, json.dumps(body).encode(), 2.0))
+    assert (token.value, token.lifetime) == ("a-b.c~d+e/f=", 1_814_654)
+    assert time.monotonic() - token.asked_at >= 2.0
+    assert "a-b.c" not in repr(token)
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        (3600, 3600),
+        (0.5, 0.5),
+        ("3600", 3600),
+        (" 3600s ", 3600),
+        ("3600 seconds", 3600),
+        ("12.5", 12.5),
+        (0, SPENT_LIFETIME),
+        ("0", SPENT_LIFETIME),
+        (-1, SPENT_LIFETIME),
+        ("-5", SPENT_LIFETIME),
+        (None, UNSAID_LIFETIME),
+        ("", UNSAID_LIFETIME),
+        ("soon", UNSAID_LIFETIME),
+        (True, UNSAID_LIFETIME),
+        ([3600], UNSAID_LIFETIME),
+        (float("nan"), UNSAID_LIFETIME),
+        (1e12, LONGEST_LIFETIME),
+        (10**400, LONGEST_LIFETIME),
+        ("9" * 400, LONGEST_LIFETIME),
+        (float("inf"), LONGEST_LIFETIME),
+    ],
+)
+def test_lifetimes(said: object, seconds: float) -> None:
+    assert lifetime(said) == seconds
+
+
+@given(st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.booleans(), st.lists(st.integers())))
+def test_every_lifetime_is_sane(said: object) -> None:
+    assert 0 < lifetime(said) <= LONGEST_LIFETIME

@@ -1,0 +1,370 @@
+"""The source as providers use it: authorised, in turn, retried, counted, recorded."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+
+import pytest
+from pytest_httpserver import HTTPServer
+from sqlalchemy import Engine, text
+from werkzeug import Request as ServerRequest
+from werkzeug import Response as ServerResponse
+
+from sis_pipeline.connect.contract import OAuth, Request, Source
+from sis_pipeline.connect.errors import (
+    AuthRevokedError,
+    ConfigError,
+    ContractError,
+    RateLimitedError,
+    SisError,
+    TransientError,
+)
+from sis_pipeline.connect.source import CallRecord, HttpSource, rate_key
+from sis_pipeline.connect.vault import Keys, Vault
+from sis_pipeline_tests.connect.servers import Sis, http_answer, raw_server, serve, writes
+from sis_pipeline_tests.connect.workers import KEY, SECRET, Options, a_source
+
+SNAPSHOT = "11111111-2222-4333-8444-555555555555"
+ROWS = {"users": [{"sourcedId": "u1"}]}
+
+
+class Vendor:
+    """A data and a token endpoint on pytest's server; `answers` are given in turn, then good ones."""
+
+    def __init__(self, server: HTTPServer) -> None:
+        self.server = server
+        self.url = server.url_for("").rstrip("/")
+        self.answers: list[ServerResponse] = []
+        self.token_answers: list[ServerResponse] = []
+        self.seen: list[ServerRequest] = []
+        self.tokens = 0
+        server.expect_request("/token", method="POST").respond_with_handler(self._token)
+        server.expect_request("/api/users").respond_with_handler(self._data)
+        server.expect_request("/users").respond_with_handler(self._data)
+
+    def _data(self, request: ServerRequest) -> ServerResponse:
+        request.get_data()
+        self.seen.append(request)
+        return self.answers.pop(0) if self.answers else answer(200)
+
+    def _token(self, _request: ServerRequest) -> ServerResponse:
+        self.tokens += 1
+        if self.token_answers:
+            return self.token_answers.pop(0)
+        return answer(200, {"access_token": f"token-{self.tokens}", "expires_in": 3600})
+
+    @property
+    def bearers(self) -> list[str]:
+        return [request.headers["Authorization"] for request in self.seen]
+
+
+def answer(status: int, body: object = None, **headers: str) -> ServerResponse:
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    return ServerResponse(json.dumps(body or ROWS), status, fields, content_type="application/json")
+
+
+@pytest.fixture
+def vendor(httpserver: HTTPServer) -> Vendor:
+    return Vendor(httpserver)
+
+
+@pytest.fixture
+def make(database: Engine, vendor: Vendor) -> Callable[..., HttpSource]:
+    Vault.open(database, Keys([KEY])).put("lincoln", "client_secret", SECRET)
+
+    def build(**settings: object) -> HttpSource:
+        return a_source(database, vendor.url, **settings)
+
+    return build
+
+
+def rows(database: Engine) -> list[tuple[object, ...]]:
+    query = "select method, template, status, error_class, attempt from sis.api_calls order by call_id"
+    with database.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def test_a_good_call(make: Callable[..., HttpSource], vendor: Vendor, database: Engine) -> None:
+    options = Options(vendor.url, extra_headers={"X-Vendor": "roster"})
+    told: list[CallRecord] = []
+    with make(options=options, snapshot_id=SNAPSHOT, on_call=told.append) as source:
+        request = Request(
+            "/users", {"limit": "5", "filter": ["a", "b"]}, headers={"X-Page": "1"}, template="/users/{id}"
+        )
+        got = source.send(request)
+    as_protocol: Source = source
+    assert as_protocol is source
+    assert (got.status, json.loads(got.body), got.headers["content-type"]) == (200, ROWS, "application/json")
+    seen = vendor.seen[0]
+    assert seen.query_string == b"limit=5&filter=a&filter=b"
+    assert (seen.headers["X-Vendor"], seen.headers["X-Page"]) == ("roster", "1")
+    assert vendor.bearers == ["Bearer token-1"]
+    assert rows(database) == [("POST", "/token", 200, None, 1), ("GET", "/users/{id}", 200, None, 1)]
+    assert [record.template for record in told] == ["/token", "/users/{id}"]
+    assert (source.calls, source.token_calls, source.throttled) == (2, 1, 0)
+    assert source.bytes == sum(record.bytes for record in told) > len(got.body)
+    with database.connect() as connection:
+        recorded = connection.execute(text("select * from sis.api_calls")).all()
+        now = connection.scalar(text("select sis.clock()"))
+    assert {str(row.snapshot_id) for row in recorded} == {SNAPSHOT}
+    assert all(row.milliseconds > 0 and 0 <= (now - row.at).total_seconds() < 5 for row in recorded)
+
+
+def test_a_post_sends_json(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    with make() as source:
+        source.send(Request("users", {"pagesize": "0"}, method="POST", json={"schoolid": "7"}))
+    assert vendor.seen[0].get_json() == {"schoolid": "7"}
+
+
+def test_a_source_without_authentication(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    with make(authorised=False) as source:
+        source.send(Request("/users"))
+        vendor.answers = [answer(401)] * 9
+        with pytest.raises(SisError):
+            source.send(Request("/users"))
+    assert "Authorization" not in vendor.seen[0].headers
+    assert vendor.tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "reached"),
+    [
+        ("", "users", "/users"),
+        ("", "/users", "/users"),
+        ("/api", "users", "/api/users"),
+        ("/api", "/users", "/api/users"),
+        ("/api/", "users", "/api/users"),
+        ("/api", "/api/users", "/api/users"),
+        ("/api", "{origin}/users", "/users"),
+    ],
+)
+def test_where_a_path_leads(
+    make: Callable[..., HttpSource], vendor: Vendor, base: str, path: str, reached: str
+) -> None:
+    with make(options=Options(vendor.url + base)) as source:
+        source.send(Request(path.format(origin=vendor.url)))
+    assert vendor.seen[0].path == reached
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://other.example.org/users",
+        "//other.example.org/users",
+        "https://127.0.0.1/users",
+        "/us\r\ners",
+        "\\\\x\\y",
+    ],
+)
+def test_no_path_leads_elsewhere(make: Callable[..., HttpSource], vendor: Vendor, path: str) -> None:
+    with make() as source, pytest.raises(ContractError, match="was not sent"):
+        source.send(Request(path))
+    assert vendor.seen == []
+    assert vendor.tokens == 0
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504])
+def test_failures_are_retried(make: Callable[..., HttpSource], vendor: Vendor, database: Engine, status: int) -> None:
+    vendor.answers = [answer(status)] * 4
+    with make() as source:
+        assert source.send(Request("/users")).status == 200
+    assert [row[2:] for row in rows(database)[1:]] == [(status, "transient", n) for n in range(1, 5)] + [(200, None, 5)]
+    assert source.waited_seconds > 0
+
+
+def test_five_failures_are_enough(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    vendor.answers = [answer(500)] * 9
+    with make() as source, pytest.raises(TransientError) as caught:
+        source.send(Request("/users"))
+    assert len(vendor.seen) == 5
+    assert caught.value.context["attempt"] == 5
+    assert caught.value.context["status"] == 500
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+def test_refusals_are_not_retried(make: Callable[..., HttpSource], vendor: Vendor, status: int) -> None:
+    vendor.answers = [answer(status)]
+    with make() as source, pytest.raises(ConfigError) as caught:
+        source.send(Request("/users"))
+    assert (len(vendor.seen), caught.value.context["status"]) == (1, status)
+
+
+def test_html_is_a_broken_contract(make: Callable[..., HttpSource], vendor: Vendor, database: Engine) -> None:
+    vendor.answers = [ServerResponse("<html>Sign in</html>", 200, content_type="text/html")]
+    with make() as source, pytest.raises(ContractError, match="HTML page"):
+        source.send(Request("/users"))
+    assert rows(database)[-1][2:] == (200, "contract", 1)
+
+
+def test_a_broken_connection_is_retried_and_recorded_without_a_status(database: Engine) -> None:
+    answers = [http_answer(b'{"a":1}')[:-3], b"", http_answer(b'{"a":1}')]
+    with raw_server(lambda connection: connection.sendall(answers.pop(0))) as server:
+        with a_source(database, server.url, authorised=False) as source:
+            assert source.send(Request("/x")).body == b'{"a":1}'
+        assert len(server.requests) == 3
+    assert [row[2:] for row in rows(database)] == [(None, "transient", 1), (None, "transient", 2), (200, None, 3)]
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_waited_for_by_everybody(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine, form: str
+) -> None:
+    hint = "1" if form == "seconds" else formatdate(time.time() + 2, usegmt=True)  # whole seconds: 1 to 2 from now
+    vendor.answers = [answer(429, Retry_After=hint)]
+    with make() as source, make() as sibling:
+        source.send(Request("/users"))
+        assert source.waited_seconds >= 0.9
+        assert (source.throttled, len(vendor.seen)) == (1, 2)
+        sibling.send(Request("/users"))
+    with database.connect() as connection:
+        assert connection.scalar(text("select count(*) from sis.rate_limits")) == 1
+
+
+def test_a_long_pause_is_asked_of_the_shared_limit(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine
+) -> None:
+    """Seen from the outside, because nobody waits a quarter of an hour for a test."""
+    vendor.answers = [answer(503, Retry_After="86400")]
+    source = make()
+    _interrupt_waits(source)
+    with pytest.raises(_EnoughError):
+        source.send(Request("/users"))
+    source.close()
+    with database.connect() as connection:
+        pause = connection.scalar(text("select extract(epoch from next_free - sis.clock()) from sis.rate_limits"))
+    assert 890 < pause <= 900
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def _interrupt_waits(source: HttpSource) -> None:
+    waits = source._rate.waits
+
+    def interrupted(key: str, per_minute: float) -> Iterator[float]:
+        for wait in waits(key, per_minute):
+            if wait > 60:
+                raise _EnoughError
+            yield wait
+
+    source._rate.waits = interrupted  # type: ignore[method-assign]
+
+
+def test_a_throttle_that_does_not_end_does(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    vendor.answers = [answer(429)] * 9
+    with make() as source, pytest.raises(RateLimitedError):
+        source.send(Request("/users"))
+    assert (len(vendor.seen), source.throttled) == (5, 5)
+
+
+def test_a_refused_token_is_replaced_and_the_call_repeated(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine
+) -> None:
+    with make() as source:
+        source.send(Request("/users"))
+        vendor.answers = [answer(401)]
+        source.send(Request("/users"))
+        source.send(Request("/users"))
+    assert vendor.bearers == ["Bearer token-1", "Bearer token-1", "Bearer token-2", "Bearer token-2"]
+    assert [row[3] for row in rows(database)] == [None, None, "auth_expired", None, None, None]
+
+
+def test_a_new_token_that_is_refused_too_means_revoked(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    vendor.answers = [answer(401)] * 9
+    with make() as source, pytest.raises(AuthRevokedError, match="newly fetched") as caught:
+        source.send(Request("/users"))
+    assert (len(vendor.seen), vendor.tokens, caught.value.context["status"]) == (2, 2, 401)
+
+
+def test_403_may_mean_expired_where_the_vendor_says_so(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    oauth = OAuth(f"{vendor.url}/token", "c", refused_token_statuses=frozenset({401, 403}))
+    with make(oauth=oauth) as source:
+        vendor.answers = [answer(403)]
+        assert source.send(Request("/users")).status == 200
+        vendor.answers = [answer(403)] * 9
+        with pytest.raises(ConfigError) as caught:
+            source.send(Request("/users"))
+    assert caught.value.context["status"] == 403
+    assert (len(vendor.seen), vendor.tokens) == (4, 3)
+
+
+def test_dead_credentials_end_after_one_token_call(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    vendor.token_answers = [answer(401, {"error": "invalid_client"})] * 9
+    with make() as source, pytest.raises(AuthRevokedError, match="invalid_client"):
+        source.send(Request("/users"))
+    assert (vendor.tokens, source.token_calls, vendor.seen) == (1, 1, [])
+
+
+def test_a_token_endpoint_in_trouble_is_retried(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    vendor.token_answers = [answer(500), answer(429, Retry_After="0"), answer(503)]
+    with make() as source:
+        assert source.send(Request("/users")).status == 200
+    assert (vendor.tokens, len(vendor.seen)) == (4, 1)
+
+
+def test_a_token_call_does_not_wait_long_with_the_lock_held(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sis_pipeline.connect.source.TOKEN_TURN", 0.05)
+    source = make()
+    source._rate.push_back(source._rate_key, 0.3)
+    assert source.send(Request("/users")).status == 200
+    source.close()
+    assert vendor.tokens == 1
+    assert len(rows(database)) == 2, "a turn that was not taken is no call"
+
+
+def test_no_secret_no_call(database: Engine, vendor: Vendor) -> None:
+    with a_source(database, vendor.url) as source, pytest.raises(ConfigError, match="no client secret"):
+        source.send(Request("/users"))
+    assert (vendor.tokens, vendor.seen, source.calls) == (0, [], 0)
+
+
+def test_tokens_are_shared_between_sources(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    for _ in range(3):
+        with make() as source:
+            source.send(Request("/users"))
+    assert vendor.tokens == 1
+
+
+def test_a_sync_outlives_many_expiries(database: Engine) -> None:
+    Vault.open(database, Keys([KEY])).put("lincoln", "client_secret", SECRET)
+    with serve(Sis(calls_per_token=4)) as sis, a_source(database, sis.url) as source:
+        for _ in range(100):
+            assert source.send(Request("/data")).status == 200
+    assert len(sis.issued) == source.token_calls == 25
+    assert len(rows(database)) == source.calls == 100 + 24 + 25
+
+
+def test_what_shares_a_limit() -> None:
+    oauth = OAuth("https://a.example.org/token", "client-1")
+    key = rate_key("powerschool", Options("https://a.example.org/ws"), oauth)
+    assert key == rate_key("powerschool", Options("https://A.example.org:443/other"), oauth)
+    assert key != rate_key("powerschool", Options("https://a.example.org:8443/ws"), oauth)
+    assert key != rate_key("powerschool", Options("https://a.example.org/ws"), OAuth(oauth.token_url, "client-2"))
+    shared = rate_key("skyward", Options("https://b.example.org", rate_group="county"), None)
+    assert shared == rate_key("skyward", Options("https://c.example.org", rate_group="county"), oauth)
+
+
+def test_paths_without_a_template_lose_what_looks_like_an_id(database: Engine) -> None:
+    with raw_server(writes(http_answer(b"{}"))) as server, a_source(database, server.url, authorised=False) as source:
+        for path in ("/ws/v1/school/10234/student", "/v1p2/users/3f2a9c1e-0000-4c1e-9a77-1b2c3d4e5f60?x=9", "/a/-7"):
+            source.send(Request(path))
+    assert [row[1] for row in rows(database)] == ["/ws/v1/school/{id}/student", "/v1p2/users/{id}", "/a/{id}"]
+
+
+def test_records_are_written_in_batches_and_at_the_end(database: Engine) -> None:
+    with serve(Sis()) as sis, a_source(database, sis.url, authorised=False) as source:
+        for _ in range(60):
+            source.send(Request("/open"))
+        assert len(rows(database)) == 50
+    assert len(rows(database)) == 60
+
+
+def test_an_address_with_a_query_is_no_base(database: Engine) -> None:
+    with pytest.raises(ConfigError, match="query"):
+        a_source(database, "https://sis.example.org/api?tenant=1", authorised=False)
