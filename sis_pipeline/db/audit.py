@@ -22,7 +22,11 @@ def append(
     """Record who did what to what. `details` carries counts and ids, never a secret or a student's value."""
     connection.execute(
         audit_log.insert().values(
-            district=district, actor=actor or current_actor(), action=action, subject=subject, details=dict(details or {})
+            district=district,
+            actor=actor or current_actor(),
+            action=action,
+            subject=subject,
+            details=dict(details or {}),
         )
     )
 

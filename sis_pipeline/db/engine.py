@@ -14,7 +14,7 @@ IDLE_IN_TRANSACTION_TIMEOUT = "5min"
 DAGSTER_SCHEMA = "dagster"
 
 
-class DatabaseUnavailable(Exception):
+class DatabaseUnavailable(Exception):  # noqa: N818 - said as it is
     """PostgreSQL can't be reached or the URL is no PostgreSQL URL; the message is for a person and holds no password."""
 
 

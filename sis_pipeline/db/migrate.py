@@ -39,7 +39,8 @@ def newest_revision() -> str | None:
 def _revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table("alembic_version", schema=SCHEMA):
         return None
-    return connection.scalar(text(f"select version_num from {SCHEMA}.alembic_version"))
+    revision: str | None = connection.scalar(text(f"select version_num from {SCHEMA}.alembic_version"))
+    return revision
 
 
 def _config(connection: Connection | None) -> Config:

@@ -3,6 +3,8 @@ the pipeline keeps about its own work (integrations, tokens, snapshots, operatio
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -38,7 +40,7 @@ metadata = MetaData(
     },
 )
 
-SQL_TYPES: dict[model.Kind, TypeEngine] = {
+SQL_TYPES: dict[model.Kind, TypeEngine[Any]] = {
     "text": Text(),
     "date": Date(),
     "timestamp": TIMESTAMP(timezone=True),
@@ -51,7 +53,7 @@ SQL_TYPES: dict[model.Kind, TypeEngine] = {
 }
 
 
-def _roster_table(table: model.Table, *extra: SqlColumn | Index) -> Table:
+def _roster_table(table: model.Table, *extra: SqlColumn[Any] | Index) -> Table:
     columns = [
         SqlColumn(
             column.name,
@@ -65,15 +67,23 @@ def _roster_table(table: model.Table, *extra: SqlColumn | Index) -> Table:
     return Table(table.name, metadata, *columns, *extra, comment=table.about)
 
 
-def _seen() -> tuple[SqlColumn, SqlColumn]:
+def _seen() -> tuple[SqlColumn[Any], SqlColumn[Any]]:
     stamp = TIMESTAMP(timezone=True)
     return (
-        SqlColumn("first_seen", stamp, nullable=False, server_default=NOW, comment="when the record was first delivered"),
-        SqlColumn("last_seen", stamp, nullable=False, server_default=NOW, comment="when the row last changed or was last confirmed by a changed delivery"),
+        SqlColumn(
+            "first_seen", stamp, nullable=False, server_default=NOW, comment="when the record was first delivered"
+        ),
+        SqlColumn(
+            "last_seen",
+            stamp,
+            nullable=False,
+            server_default=NOW,
+            comment="when the row last changed or was last confirmed by a changed delivery",
+        ),
     )
 
 
-def _stamp(name: str = "changed_at", about: str = "when the row was last written") -> SqlColumn:
+def _stamp(name: str = "changed_at", about: str = "when the row was last written") -> SqlColumn[Any]:
     return SqlColumn(name, TIMESTAMP(timezone=True), nullable=False, server_default=NOW, comment=about)
 
 
@@ -82,7 +92,7 @@ STAMPED = {"schools", "academic_sessions", "courses", "staff", "sections", "stud
 
 roster_tables: dict[str, Table] = {}
 for _name, _table in model.MERGED.items():
-    _extra: list[SqlColumn | Index] = []
+    _extra: list[SqlColumn[Any] | Index] = []
     if _name in STAMPED:
         _extra.append(_stamp())
     if _name.endswith("_links"):
@@ -93,14 +103,26 @@ for _name, _table in model.MERGED.items():
 
 Index("ix_students_ssid", roster_tables["students"].c.district, roster_tables["students"].c.ssid)
 Index("ix_students_local_id", roster_tables["students"].c.district, roster_tables["students"].c.local_id)
-Index("ix_student_years_school_year", roster_tables["student_years"].c.district, roster_tables["student_years"].c.school_year)
+Index(
+    "ix_student_years_school_year",
+    roster_tables["student_years"].c.district,
+    roster_tables["student_years"].c.school_year,
+)
 Index("ix_student_links_student_id", roster_tables["student_links"].c.student_id)
 Index("ix_student_sources_student_id", roster_tables["student_sources"].c.student_id)
 Index("ix_enrollments_school_year", roster_tables["enrollments"].c.district, roster_tables["enrollments"].c.school_year)
 Index("ix_section_enrollments_person_id", roster_tables["section_enrollments"].c.person_id)
-Index("ix_section_enrollments_school_year", roster_tables["section_enrollments"].c.district, roster_tables["section_enrollments"].c.school_year)
+Index(
+    "ix_section_enrollments_school_year",
+    roster_tables["section_enrollments"].c.district,
+    roster_tables["section_enrollments"].c.school_year,
+)
 Index("ix_enrollment_changes_student_id", roster_tables["enrollment_changes"].c.student_id)
-Index("ix_enrollment_changes_detected_at", roster_tables["enrollment_changes"].c.district, roster_tables["enrollment_changes"].c.detected_at)
+Index(
+    "ix_enrollment_changes_detected_at",
+    roster_tables["enrollment_changes"].c.district,
+    roster_tables["enrollment_changes"].c.detected_at,
+)
 
 KEY_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
 """Integration keys: partition keys, folder names and run tags, so nothing that could traverse or separate."""
@@ -110,11 +132,27 @@ integrations = Table(
     metadata,
     SqlColumn("key", Text, primary_key=True, comment="the integration's slug, unique across providers"),
     SqlColumn("provider", Text, nullable=False, comment="registered provider name"),
-    SqlColumn("district", Text, nullable=False, comment="the district its organisations belong to unless mapped otherwise"),
-    SqlColumn("organisations", JSONB, nullable=False, server_default=text("'{}'"), comment="organisation sis_id -> district, for consortia and shared centres"),
+    SqlColumn(
+        "district", Text, nullable=False, comment="the district its organisations belong to unless mapped otherwise"
+    ),
+    SqlColumn(
+        "organisations",
+        JSONB,
+        nullable=False,
+        server_default=text("'{}'"),
+        comment="organisation sis_id -> district, for consortia and shared centres",
+    ),
     SqlColumn("settings", JSONB, nullable=False, comment="the provider's validated settings; never a secret"),
-    SqlColumn("priority", Integer, nullable=False, server_default=text("100"), comment="survivorship order, lower first"),
-    SqlColumn("status", Text, nullable=False, server_default=text("'healthy'"), comment="healthy, degraded, needs_reauth, failing, paused"),
+    SqlColumn(
+        "priority", Integer, nullable=False, server_default=text("100"), comment="survivorship order, lower first"
+    ),
+    SqlColumn(
+        "status",
+        Text,
+        nullable=False,
+        server_default=text("'healthy'"),
+        comment="healthy, degraded, needs_reauth, failing, paused",
+    ),
     SqlColumn("status_reason", Text, comment="why, in words"),
     _stamp("created_at", "when it was added"),
     _stamp("updated_at", "when its settings last changed"),
@@ -133,7 +171,13 @@ oauth_tokens = Table(
     SqlColumn("version", Integer, nullable=False, comment="raised by every write"),
     SqlColumn("expires_at", TIMESTAMP(timezone=True), comment="on the database clock; null where it does not expire"),
     SqlColumn("lifetime_seconds", Integer, comment="lifetime the server gave, for the refresh window"),
-    SqlColumn("status", Text, nullable=False, server_default=text("'active'"), comment="active, refreshing, needs_reauth, revocation_pending, revoked"),
+    SqlColumn(
+        "status",
+        Text,
+        nullable=False,
+        server_default=text("'active'"),
+        comment="active, refreshing, needs_reauth, revocation_pending, revoked",
+    ),
     _stamp("updated_at", "when it was last written"),
     comment="Secrets and tokens, encrypted.",
 )
@@ -147,7 +191,13 @@ snapshots = Table(
     SqlColumn("provider", Text, nullable=False, comment="provider name"),
     SqlColumn("path", Text, nullable=False, comment="its folder below SIS_DATA_DIR"),
     SqlColumn("completeness", Text, comment="what the reading proved: complete, partial, delta; null while reading"),
-    SqlColumn("verdict", Text, nullable=False, server_default=text("'pending'"), comment="pending, complete, partial, delta, or rejected; only complete, partial and delta are merged"),
+    SqlColumn(
+        "verdict",
+        Text,
+        nullable=False,
+        server_default=text("'pending'"),
+        comment="pending, complete, partial, delta, or rejected; only complete, partial and delta are merged",
+    ),
     SqlColumn("evidence", JSONB, comment="per resource: pages, rows, totals, how the end was proven"),
     SqlColumn("content_hash", Text, comment="hash of all pages, in order"),
     SqlColumn("roster_hash", Text, comment="hash of the standard frames; equal hashes need no merge"),
@@ -168,7 +218,9 @@ quarantine = Table(
     "quarantine",
     metadata,
     SqlColumn("integration", Text, primary_key=True, comment="the integration"),
-    SqlColumn("snapshot_id", UUID(as_uuid=False), primary_key=True, comment="the snapshot; the whole row is kept beside it"),
+    SqlColumn(
+        "snapshot_id", UUID(as_uuid=False), primary_key=True, comment="the snapshot; the whole row is kept beside it"
+    ),
     SqlColumn("entity", Text, primary_key=True, comment="entity"),
     SqlColumn("row", Integer, primary_key=True, comment="row number in the entity's standard frame"),
     SqlColumn("column", Text, primary_key=True, comment="offending column"),
@@ -205,6 +257,13 @@ sync_operations = Table(
     SqlColumn("epoch", Integer, nullable=False, comment="fencing number, rising per district and school year"),
     SqlColumn("base_epoch", Integer, nullable=False, comment="the published epoch the merge started from"),
     SqlColumn("status", Text, nullable=False, comment="merging, merged, published, superseded, failed"),
+    SqlColumn(
+        "published_before",
+        JSONB,
+        nullable=False,
+        server_default=text("'{}'"),
+        comment="school year -> published epoch of the district, as the merge found them",
+    ),
     SqlColumn("fingerprint", Text, nullable=False, comment="hash of the snapshots it was made from"),
     SqlColumn("inputs", JSONB, nullable=False, comment="per integration: snapshot, verdict, age"),
     SqlColumn("summary", JSONB, comment="students, matched, conflicts, changes by kind, applied, held"),
@@ -227,7 +286,9 @@ holds = Table(
     SqlColumn("reason", Text, nullable=False, comment="which limit was exceeded, in words"),
     SqlColumn("removals", JSONB, nullable=False, comment="per kind and school: how many"),
     SqlColumn("rows", JSONB, nullable=False, comment="the ids of what is held"),
-    SqlColumn("status", Text, nullable=False, server_default=text("'open'"), comment="open, released, discarded, applied"),
+    SqlColumn(
+        "status", Text, nullable=False, server_default=text("'open'"), comment="open, released, discarded, applied"
+    ),
     SqlColumn("decided_by", Text, comment="who decided"),
     SqlColumn("decided_reason", Text, comment="why"),
     SqlColumn("operation_id", UUID(as_uuid=False), nullable=False, comment="the operation that raised it"),
@@ -256,7 +317,12 @@ rate_limits = Table(
     "rate_limits",
     metadata,
     SqlColumn("limit_key", Text, primary_key=True, comment="provider, origin and client, or the rate group"),
-    SqlColumn("next_free", TIMESTAMP(timezone=True), nullable=False, comment="when the next call may start, on the database clock"),
+    SqlColumn(
+        "next_free",
+        TIMESTAMP(timezone=True),
+        nullable=False,
+        comment="when the next call may start, on the database clock",
+    ),
     SqlColumn("granted", BigInteger, nullable=False, server_default=text("0"), comment="calls granted so far"),
     comment="When each source may be called next, shared by all processes.",
 )

@@ -1,0 +1,252 @@
+"""Moving whole frames between Polars and PostgreSQL: binary COPY in, CSV COPY out, and writing only what differs.
+Which rows belong in a table, and when, is decided by the callers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import polars as pl
+import psycopg
+import pyarrow as pa
+import pyarrow.csv as pacsv
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from sis_pipeline.connect.errors import DataError, InternalError
+from sis_pipeline.db.tables import SCHEMA, metadata
+from sis_pipeline.roster import model
+from sis_pipeline.roster.frames import ARROW_TYPES, POLARS_DTYPES, polars_schema
+from sis_pipeline.store import copy_format
+
+TOUCHED = ("changed_at", "last_seen")
+"""Columns that say when a row was last written; stamped on the rows a statement touches and on no other."""
+Scope = Mapping[str, object]
+"""Column -> the value that every row of the scope has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a write did, in rows."""
+
+    inserted: int = 0
+    updated: int = 0
+    deleted: int = 0
+    unchanged: int = 0
+
+    @property
+    def written(self) -> int:
+        return self.inserted + self.updated + self.deleted
+
+    def __add__(self, other: Applied) -> Applied:
+        return Applied(
+            self.inserted + other.inserted,
+            self.updated + other.updated,
+            self.deleted + other.deleted,
+            self.unchanged + other.unchanged,
+        )
+
+
+def apply(
+    connection: Connection, table: model.Table, frame: pl.DataFrame, *, scope: Scope, delete_absent: bool
+) -> Applied:
+    """Make the rows of `scope` equal to `frame`, writing only those that differ; jsonb is compared as jsonb.
+
+    `frame`: exactly the table's columns. Rows of the scope that the frame lacks are deleted only if `delete_absent`.
+    Where nothing differs, no row is locked or written. Raises DataError for values that PostgreSQL can't hold and
+    InternalError for a frame that is not of the table or not of the scope.
+    """
+    _check(table, frame, scope)
+    with _words(table.name, frame.height), _staged(connection, table, frame) as stage:
+        updated = _count(connection, _update(table, stage))
+        inserted = _count(connection, _insert(table, stage))
+        deleted = _count(connection, _delete(table, stage, scope), scope) if delete_absent else 0
+    return Applied(inserted, updated, deleted, frame.height - inserted - updated)
+
+
+def append(connection: Connection, table: model.Table, frame: pl.DataFrame, *, scope: Scope) -> Applied:
+    """Add the rows whose key is not there yet; rows that are there stay as they are. Raises as `apply`."""
+    _check(table, frame, scope)
+    with _words(table.name, frame.height), _staged(connection, table, frame) as stage:
+        inserted = _count(connection, _insert(table, stage))
+    return Applied(inserted=inserted, unchanged=frame.height - inserted)
+
+
+def delete(connection: Connection, table: model.Table, column: str, values: Sequence[str], *, scope: Scope) -> int:
+    """Delete the rows of a scope whose uuid column has one of `values`; how many there were."""
+    if not values:
+        return 0
+    statement = (
+        f'delete from {_target(table)} t where t."{column}" = any(cast(:_values as uuid[])) and {_in_scope(scope)}'
+    )
+    return connection.execute(text(statement), {**scope, "_values": list(values)}).rowcount
+
+
+def read(
+    connection: Connection, table: model.Table, where: Scope, *, beside: Mapping[str, model.Kind] | None = None
+) -> pl.DataFrame:
+    """The rows of a table that have the given column values, typed as the model says, in no particular order.
+
+    `beside`: further columns of the SQL table, with their kind (`first_seen`). jsonb comes as PostgreSQL writes it.
+    """
+    kinds: dict[str, model.Kind] = {column.name: column.kind for column in table} | dict(beside or {})
+    query = f"select {', '.join(_out(name, kind) for name, kind in kinds.items())} from {_target(table)} t where {_where(where)}"
+    out = io.BytesIO()
+    with (
+        _cursor(connection) as cursor,
+        cursor.copy(f"copy ({query}) to stdout (format csv)", list(where.values())) as copy,
+    ):
+        for block in copy:
+            out.write(block)
+    return _parse(out.getbuffer(), kinds)
+
+
+def copy_in(connection: Connection, target: str, kinds: Mapping[str, model.Kind], frame: pl.DataFrame) -> None:
+    """COPY a frame, column by column of `kinds`, into a table of those column types."""
+    with _words(target, frame.height), _cursor(connection) as cursor:
+        columns = ", ".join(f'"{name}"' for name in kinds)
+        with cursor.copy(f"copy {target} ({columns}) from stdin (format binary)") as copy:
+            for block in copy_format.encode(frame, kinds):
+                copy.write(block)
+
+
+def _check(table: model.Table, frame: pl.DataFrame, scope: Scope) -> None:
+    if frame.schema != pl.Schema(expected := polars_schema(table)):
+        wrong = {n: str(t) for n, t in frame.schema.items() if expected.get(n) != t} | {
+            n: "missing" for n in table.names if n not in frame.columns
+        }
+        raise InternalError(f"The frame for {table.name} is not of that table: {wrong or 'columns in another order'}.")
+    outside = frame.filter(pl.any_horizontal(pl.col(name).ne_missing(value) for name, value in scope.items())).height
+    if outside:
+        raise InternalError(f"{outside} rows for {table.name} are outside of {', '.join(map(str, scope.values()))}.")
+    doubled = frame.height - frame.select(pl.struct(table.key).n_unique()).item()
+    if doubled:
+        raise InternalError(f"{doubled} rows for {table.name} repeat a key ({', '.join(table.key)}).")
+    _refuse_nul(table, frame)
+
+
+def _refuse_nul(table: model.Table, frame: pl.DataFrame) -> None:
+    texts = [column.name for column in table if POLARS_DTYPES[column.kind] == pl.String]
+    found = frame.select(pl.col(texts).str.contains("\x00", literal=True).any())
+    columns = [name for name, bad in zip(found.columns, found.row(0), strict=True) if bad]
+    if columns:
+        raise DataError(f"PostgreSQL can't hold NUL characters: {table.name} has some in {', '.join(columns)}.")
+
+
+@contextmanager
+def _words(name: str, rows: int) -> Iterator[None]:
+    """A database error's text carries values (`DETAIL: Key (…)=(…)`, COPY's context): it is replaced by facts."""
+    try:
+        yield
+    except (psycopg.Error, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if not isinstance(cause, (psycopg.DataError, psycopg.IntegrityError)):
+            raise
+        column = f", column {cause.diag.column_name}" if cause.diag.column_name else ""
+        raise DataError(
+            f"Writing {rows} rows to {name} failed{column}: {type(cause).__name__} ({cause.sqlstate or 'no SQLSTATE'})."
+        ) from None
+
+
+@contextmanager
+def _staged(connection: Connection, table: model.Table, frame: pl.DataFrame) -> Iterator[str]:
+    """The frame as a temporary table with the target's column types and no constraints."""
+    stage = f"stage_{table.name}"
+    columns = ", ".join(f'"{name}"' for name in table.names)
+    connection.execute(
+        text(f"create temp table {stage} on commit drop as select {columns} from {_target(table)} with no data")
+    )
+    copy_in(connection, stage, {column.name: column.kind for column in table}, frame)
+    # the key columns only: sampling forty columns takes longer than the load
+    connection.execute(text(f"analyze {stage} ({', '.join(table.key)})"))
+    yield stage
+    connection.execute(text(f"drop table {stage}"))
+
+
+def _update(table: model.Table, stage: str) -> str:
+    rest = [name for name in table.names if name not in table.key]
+    stamps = [f"{name} = (select {SCHEMA}.clock())" for name in _sql_columns(table) if name in TOUCHED]
+    assigned = [f'"{name}" = s."{name}"' for name in rest]
+    return (
+        f"update {_target(table)} t set {', '.join(assigned + stamps)} from {stage} s "
+        f"where {_same_key(table)} and row({_of('t', rest)}) is distinct from row({_of('s', rest)})"
+    )
+
+
+def _insert(table: model.Table, stage: str) -> str:
+    columns = ", ".join(f'"{name}"' for name in table.names)
+    return (
+        f"insert into {_target(table)} ({columns}) select {_of('s', table.names)} from {stage} s "
+        f"where not exists (select from {_target(table)} t where {_same_key(table)})"
+    )
+
+
+def _delete(table: model.Table, stage: str, scope: Scope) -> str:
+    return (
+        f"delete from {_target(table)} t where {_in_scope(scope)} "
+        f"and not exists (select from {stage} s where {_same_key(table)})"
+    )
+
+
+def _target(table: model.Table) -> str:
+    return f'{SCHEMA}."{table.name}"'
+
+
+def _sql_columns(table: model.Table) -> list[str]:
+    return [column.name for column in metadata.tables[f"{SCHEMA}.{table.name}"].columns]
+
+
+def _same_key(table: model.Table) -> str:
+    return " and ".join(f't."{name}" = s."{name}"' for name in table.key)
+
+
+def _of(alias: str, names: Sequence[str]) -> str:
+    return ", ".join(f'{alias}."{name}"' for name in names)
+
+
+def _in_scope(scope: Scope) -> str:
+    return " and ".join(f't."{name}" = :{name}' for name in scope)
+
+
+def _where(where: Scope) -> str:
+    return " and ".join(f't."{name}" = %s' for name in where) or "true"
+
+
+def _count(connection: Connection, statement: str, parameters: Scope | None = None) -> int:
+    return connection.execute(text(statement), dict(parameters or {})).rowcount
+
+
+def _cursor(connection: Connection) -> psycopg.Cursor[Any]:
+    """A cursor of the driver itself, in the same transaction: SQLAlchemy has no COPY."""
+    return cast("psycopg.Connection[Any]", connection.connection.driver_connection).cursor()
+
+
+def _out(name: str, kind: model.Kind) -> str:
+    if kind == "timestamp":
+        return f'(extract(epoch from t."{name}") * 1000000)::bigint as "{name}"'
+    return f't."{name}"'
+
+
+def _parse(body: memoryview, kinds: Mapping[str, model.Kind]) -> pl.DataFrame:
+    """PostgreSQL's CSV to types; an unquoted empty field is null, a quoted one is the empty text."""
+    arrow = {**ARROW_TYPES, "timestamp": pa.int64()}  # microseconds, see _out
+    types = {name: POLARS_DTYPES[kind] for name, kind in kinds.items()}
+    if not body.nbytes:
+        return pl.DataFrame(schema=types)
+    parsed = pacsv.read_csv(
+        pa.BufferReader(body),
+        read_options=pacsv.ReadOptions(column_names=list(kinds)),
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=pacsv.ConvertOptions(
+            column_types={name: arrow[kind] for name, kind in kinds.items()},
+            null_values=[""],
+            true_values=["t"],
+            false_values=["f"],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    return pl.DataFrame(pl.from_arrow(parsed)).cast(types)  # type: ignore[arg-type]

@@ -1,0 +1,119 @@
+"""One sync per integration and school year, one publication per district: PostgreSQL advisory locks that end with
+their process. What is done under a lock is decided by whoever takes it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from psycopg import errors as pg
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from sis_pipeline.connect.errors import TransientError
+
+log = structlog.get_logger(__name__)
+
+HOLDERS = """
+select coalesce(nullif(a.application_name, ''), 'a process') || ', since ' || to_char(a.xact_start, 'YYYY-MM-DD HH24:MI:SS "UTC"')
+from pg_locks l join pg_stat_activity a using (pid)
+where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+  and l.database = (select oid from pg_database where datname = current_database())
+  and (l.classid::bigint << 32 | l.objid::bigint) = :key
+"""
+SETTINGS = """
+select set_config('application_name', :name, true), set_config('idle_in_transaction_session_timeout', '0', true),
+       set_config('statement_timeout', '0', true), set_config('tcp_keepalives_idle', '60', true),
+       set_config('client_connection_check_interval', '5s', true)
+"""
+"""An open transaction may idle for hours here, and PostgreSQL should notice soon when its client's machine is gone."""
+
+
+class AlreadyRunningError(TransientError):
+    """Another process syncs the same integration and school year."""
+
+
+def lock_key(*names: str) -> int:
+    """The advisory lock number of a name: 64 bits of its hash."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(names).encode()).digest()[:8], "big", signed=True)
+
+
+@contextmanager
+def integration_lock(
+    engine: Engine, integration: str, school_year: str, *, run_id: str | None = None, wait_seconds: float = 0
+) -> Iterator[None]:
+    """Hold the only sync of an integration and school year, over all processes and machines on this database.
+
+    The lock belongs to a transaction of a connection of its own, so that it also holds behind a transaction pooler,
+    and ends when this process does, however it ends. Raises AlreadyRunningError, naming the holder, when the lock is not
+    free within `wait_seconds`.
+    """
+    key = _sync_key(integration, school_year)
+    with engine.connect() as connection:
+        connection.execute(text(SETTINGS), {"name": _who(run_id)})
+        if not _acquire(connection, key, wait_seconds):
+            raise AlreadyRunningError(
+                f"{integration} is being synced for {school_year} already, by {_holder(engine, key)}.",
+                advice="Wait for that sync to end, or end it; this one changed nothing.",
+                integration=integration,
+                school_year=school_year,
+            )
+        yield
+        _release(connection, integration, school_year)
+
+
+def is_syncing(connection: Connection, integration: str, school_year: str) -> bool:
+    """Whether some process holds the sync of an integration and school year right now."""
+    return connection.scalar(text(HOLDERS), {"key": _sync_key(integration, school_year)}) is not None
+
+
+def lock_district(connection: Connection, district: str) -> None:
+    """Wait for, and hold until the transaction ends, the only publication of a district."""
+    connection.execute(text("select set_config('client_connection_check_interval', '5s', true)"))
+    connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": lock_key("publish", district)})
+
+
+def _sync_key(integration: str, school_year: str) -> int:
+    return lock_key("sync", integration, school_year)
+
+
+def _who(run_id: str | None) -> str:
+    """The process for a person, in the 63 bytes that PostgreSQL keeps."""
+    run = f" run {run_id[:8]}" if run_id else ""
+    return f"sis pid {os.getpid()}{run} on {socket.gethostname()}"[:63]
+
+
+def _acquire(connection: Connection, key: int, wait_seconds: float) -> bool:
+    if connection.scalar(text("select pg_try_advisory_xact_lock(:key)"), {"key": key}):
+        return True
+    if wait_seconds <= 0:
+        return False
+    connection.execute(
+        text("select set_config('lock_timeout', :ms, true)"), {"ms": f"{max(1, int(wait_seconds * 1000))}ms"}
+    )
+    try:
+        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": key})
+    except DBAPIError as error:
+        if isinstance(error.orig, pg.LockNotAvailable):
+            return False
+        raise
+    return True
+
+
+def _holder(engine: Engine, key: int) -> str:
+    with engine.connect() as connection:
+        return connection.scalar(text(HOLDERS), {"key": key}) or "a process that has just ended"
+
+
+def _release(connection: Connection, integration: str, school_year: str) -> None:
+    """End the transaction. A connection lost in between is only reported: what was read meanwhile stands by itself."""
+    try:
+        connection.execute(text("select 1"))
+        connection.rollback()
+    except OperationalError:
+        log.warning("integration_lock.lost_before_the_end", integration=integration, school_year=school_year)
+        connection.invalidate()

@@ -1,0 +1,378 @@
+"""Merge operations: gathering what a merge of one district's school year depends on, and keeping what it decided.
+The merge itself is the roster's, its publication is in `publish`."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any, Literal
+
+import polars as pl
+from sqlalchemy import Connection, Engine, Row, func, select, text, update
+
+from sis_pipeline import __version__
+from sis_pipeline.connect.errors import ConfigError, InternalError
+from sis_pipeline.db.tables import SCHEMA, holds, quarantine, sync_operations
+from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
+from sis_pipeline.roster.guard import Hold, Thresholds
+from sis_pipeline.roster.merge import Policies
+from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
+from sis_pipeline.store import bulk
+from sis_pipeline.store.districts import of_district
+from sis_pipeline.store.files import digest
+from sis_pipeline.store.integrations import Integration, all_of, check_district
+from sis_pipeline.store.locks import lock_district
+from sis_pipeline.store.snapshots import Snapshot, SnapshotStore, fingerprint
+
+EXTRA_FRAMES = ("near_matches", "cut_chains", "recycled")
+"""Frames of a MergedRoster that are kept with it but are no published tables."""
+SEEN: dict[str, Kind] = {"first_seen": "timestamp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One merge of a district and school year. `epoch` rises with every one; `released` are the holds it lets through.
+
+    `published_before`: school year -> epoch that the whole district had published when the merge read it. The merge
+    may be published only on top of exactly that.
+    """
+
+    operation_id: str
+    district: str
+    school_year: str
+    epoch: int
+    base_epoch: int
+    status: Literal["merging", "merged", "published", "superseded", "failed"]
+    published_before: Mapping[str, int]
+    fingerprint: str
+    inputs: Mapping[str, Mapping[str, Any]]
+    summary: Mapping[str, Any] | None
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """An operation that was opened, and what its merge takes."""
+
+    operation: Operation
+    inputs: DistrictInputs
+
+
+class MergeStore:
+    """The merge operations and their frames, under `merged/` in the data folder."""
+
+    def __init__(self, engine: Engine, snapshots: SnapshotStore) -> None:
+        self._engine = engine
+        self._snapshots = snapshots
+        self.files = snapshots.files
+
+    def districts_of(self, school_year: str) -> list[str]:
+        """The districts with a registered integration that has a good snapshot of the school year."""
+        read = {one.integration for one in self._snapshots.latest_good(school_year)}
+        return sorted({district for one in self._integrations() if one.key in read for district in one.districts})
+
+    def stale_districts(self, school_year: str) -> list[str]:
+        """The districts whose newest snapshots, holds or integrations are not those of the last published merge."""
+        with self._engine.connect() as connection:
+            last = {row.district: row.fingerprint for row in connection.execute(_last_published(school_year))}
+        return [one for one in self.districts_of(school_year) if self.fingerprint(one, school_year) != last.get(one)]
+
+    def fingerprint(self, district: str, school_year: str, rules: Sequence[object] = ()) -> str:
+        """Hash of what a merge depends on, but for the published state: equal means that nothing needs merging.
+
+        `rules`: the policies and thresholds, where they are not the defaults.
+        """
+        found = self._snapshots.latest_good(school_year, district)
+        with self._engine.connect() as connection:
+            released = _released(connection, district, school_year)
+        return self._fingerprint(district, found, released, rules)
+
+    def gather(
+        self,
+        district: str,
+        school_year: str,
+        *,
+        run_id: str | None = None,
+        as_of: date | None = None,
+        policies: Policies | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> Gathered:
+        """Open an operation and read everything its merge depends on, the published state at one point in time.
+
+        `as_of`: the day the roster is judged on; the database's, in UTC, where unset. Raises ConfigError where no
+        integration of the district has a good snapshot of the school year.
+        """
+        found = self._snapshots.latest_good(school_year, check_district(district))
+        if not found:
+            raise ConfigError(
+                f"No integration of {district} has a good snapshot for {school_year}.",
+                advice="Run `sis sync` first, and see `sis integration list` for what failed.",
+            )
+        rules = [rule for rule in (policies, thresholds) if rule is not None]
+        with self._engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            before = published_epochs(connection, district)
+            released = _released(connection, district, school_year)
+            existing = _existing(connection, district, school_year)
+            rejected = _quarantined(connection, found)
+            today = connection.scalar(text(f"select {SCHEMA}.clock()::date"))
+        integrations = {one.key: one for one in self._integrations(district)}
+        mark = self._fingerprint(district, found, released, rules)
+        operation = self._open(district, school_year, before=before, mark=mark, found=found, run_id=run_id)
+        inputs = DistrictInputs(
+            district=district,
+            school_year=school_year,
+            as_of=as_of or today,
+            operation_id=operation.operation_id,
+            integrations={one.integration: _input(integrations[one.integration], one) for one in found},
+            records=self._records(integrations, found, district),
+            existing=existing,
+            quarantined=rejected,
+            policies=policies or Policies(),
+            thresholds=thresholds or Thresholds(),
+            released=released,
+        )
+        return Gathered(operation, inputs)
+
+    def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
+        """Keep what the merge decided, for good, and mark the operation merged."""
+        operation = gathered.operation
+        extra = {name: getattr(merged, name) for name in EXTRA_FRAMES}
+        hashes = {
+            name: self.files.write_frame(f"{operation.path}/{name}.parquet", frame)
+            for name, frame in {**merged.frames, **extra}.items()
+        }
+        self.files.write_json(
+            f"{operation.path}/manifest.json",
+            {
+                "version": 1,
+                "operation_id": operation.operation_id,
+                "files": hashes,
+                "rows": {name: frame.height for name, frame in merged.frames.items()},
+                "released": sorted(gathered.inputs.released),
+                "held": [asdict(hold) for hold in merged.held],
+                "retired": dict(merged.retired),
+                "retired_staff": dict(merged.retired_staff),
+                "stats": asdict(merged.stats),
+            },
+        )
+        self._mark(operation, "merged", merged.stats)
+        return self.get(operation.operation_id)
+
+    def read_merged(self, operation: Operation) -> MergedRoster:
+        """What the merge decided. Raises DataError for a file that was changed since."""
+        manifest = self.manifest(operation)
+        frames = {
+            name: self.files.read_frame(f"{operation.path}/{name}.parquet", expected)
+            for name, expected in manifest["files"].items()
+        }
+        extra = {name: frames.pop(name) for name in EXTRA_FRAMES}
+        return MergedRoster(
+            frames=frames,
+            held=tuple(_hold(one) for one in manifest["held"]),
+            retired=manifest["retired"],
+            retired_staff=manifest["retired_staff"],
+            stats=MergeStats(**manifest["stats"]),
+            **extra,
+        )
+
+    def manifest(self, operation: Operation) -> dict[str, Any]:
+        """`files` (table -> hash), `rows`, `released`, `held`, `retired`, `retired_staff`, `stats`."""
+        return self.files.read_json(f"{operation.path}/manifest.json")
+
+    def fail(self, operation: Operation) -> None:
+        """Say that the merge of an operation failed; it will not be published."""
+        self._mark(operation, "failed")
+
+    def get(self, operation_id: str) -> Operation:
+        """Raises ConfigError where there is none."""
+        with self._engine.connect() as connection:
+            return read_operation(connection, operation_id)
+
+    def newest(self, district: str, school_year: str, status: str | None = None) -> Operation | None:
+        """The newest operation of a district's school year, of that status or whatever became of it."""
+        condition = (sync_operations.c.district == district) & (sync_operations.c.school_year == school_year)
+        if status is not None:
+            condition &= sync_operations.c.status == status
+        query = select(sync_operations).where(condition).order_by(sync_operations.c.epoch.desc()).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).one_or_none()
+        return _operation(row) if row else None
+
+    def _integrations(self, district: str | None = None) -> list[Integration]:
+        with self._engine.connect() as connection:
+            return [one for one in all_of(connection) if district is None or district in one.districts]
+
+    def _fingerprint(
+        self, district: str, found: Sequence[Snapshot], released: frozenset[str], rules: Sequence[object]
+    ) -> str:
+        read = {one.integration for one in found}
+        mapped = [
+            [one.key, one.priority, one.district, sorted(one.organisations.items())]
+            for one in self._integrations(district)
+            if one.key in read
+        ]
+        parts = [__version__, fingerprint(found), mapped, sorted(released), [repr(rule) for rule in rules]]
+        return digest(json.dumps(parts).encode())
+
+    def _records(
+        self, integrations: Mapping[str, Integration], found: Sequence[Snapshot], district: str
+    ) -> dict[str, pl.DataFrame]:
+        """By entity, the rows of all integrations below each other, with `integration` and `snapshot_id`."""
+        parts: dict[str, list[pl.DataFrame]] = {entity: [] for entity in ENTITIES}
+        for snapshot in found:
+            read = {entity: self._snapshots.read_roster(snapshot, entity) for entity in ENTITIES}
+            origin = {"integration": pl.lit(snapshot.integration), "snapshot_id": pl.lit(snapshot.snapshot_id)}
+            for entity, frame in of_district(integrations[snapshot.integration], read, district).items():
+                parts[entity].append(frame.with_columns(**origin))
+        return {entity: pl.concat(frames) for entity, frames in parts.items()}
+
+    def _open(
+        self,
+        district: str,
+        school_year: str,
+        *,
+        before: Mapping[str, int],
+        mark: str,
+        found: Sequence[Snapshot],
+        run_id: str | None,
+    ) -> Operation:
+        operation_id = str(uuid.uuid4())
+        same = (sync_operations.c.district == district) & (sync_operations.c.school_year == school_year)
+        with self._engine.begin() as connection:
+            lock_district(connection, district)
+            last = connection.scalar(select(func.max(sync_operations.c.epoch)).where(same)) or 0
+            connection.execute(
+                sync_operations.insert().values(
+                    operation_id=operation_id,
+                    district=district,
+                    school_year=school_year,
+                    epoch=last + 1,
+                    base_epoch=before.get(school_year, 0),
+                    published_before=dict(before),
+                    status="merging",
+                    fingerprint=mark,
+                    inputs={one.integration: _used(one) for one in found},
+                    path=f"merged/{district}/{school_year}/{last + 1}",
+                    run_id=run_id,
+                )
+            )
+            return read_operation(connection, operation_id)
+
+    def _mark(self, operation: Operation, status: str, stats: MergeStats | None = None) -> None:
+        values = {"summary": asdict(stats)} if stats else {}
+        with self._engine.begin() as connection:
+            marked = connection.execute(
+                update(sync_operations)
+                .where(sync_operations.c.operation_id == operation.operation_id, sync_operations.c.status == "merging")
+                .values(status=status, **values)
+            )
+        if marked.rowcount != 1:
+            raise InternalError(f"Operation {operation.operation_id} is not being merged; it can't become {status}.")
+
+
+def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:
+    """The rows of a table that a merge of a district and school year owns, by the table's way of publication."""
+    scope: dict[str, object] = {"district": district}
+    if PUBLICATION[table.name] == "year":
+        scope["school_year"] = school_year
+    return scope
+
+
+def published_epochs(connection: Connection, district: str) -> dict[str, int]:
+    """The newest published epoch of every school year of a district."""
+    query = (
+        select(sync_operations.c.school_year, func.max(sync_operations.c.epoch).label("epoch"))
+        .where(sync_operations.c.district == district, sync_operations.c.status == "published")
+        .group_by(sync_operations.c.school_year)
+    )
+    return {row.school_year: row.epoch for row in connection.execute(query)}
+
+
+def read_operation(connection: Connection, operation_id: str, *, lock: bool = False) -> Operation:
+    query = select(sync_operations).where(sync_operations.c.operation_id == operation_id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise ConfigError(f"There is no operation {operation_id}.")
+    return _operation(row)
+
+
+def _operation(row: Row[Any]) -> Operation:
+    return Operation(**{name: getattr(row, name) for name in Operation.__dataclass_fields__})
+
+
+def _last_published(school_year: str) -> Any:
+    newest = (
+        select(sync_operations.c.district, func.max(sync_operations.c.epoch).label("epoch"))
+        .where(sync_operations.c.school_year == school_year, sync_operations.c.status == "published")
+        .group_by(sync_operations.c.district)
+        .subquery()
+    )
+    return select(sync_operations.c.district, sync_operations.c.fingerprint).where(
+        sync_operations.c.school_year == school_year,
+        sync_operations.c.district == newest.c.district,
+        sync_operations.c.epoch == newest.c.epoch,
+    )
+
+
+def _released(connection: Connection, district: str, school_year: str) -> frozenset[str]:
+    return frozenset(
+        connection.scalars(
+            select(holds.c.fingerprint).where(
+                holds.c.district == district, holds.c.school_year == school_year, holds.c.status == "released"
+            )
+        )
+    )
+
+
+def _existing(connection: Connection, district: str, school_year: str) -> dict[str, pl.DataFrame]:
+    """The published rows a merge compares with; the ledger is only ever appended to, so it is left out."""
+    return {
+        name: bulk.read(
+            connection,
+            table,
+            scope_of(table, district, school_year),
+            beside=SEEN if name.endswith("_links") else None,
+        )
+        for name, table in MERGED.items()
+        if PUBLICATION[name] != "append"
+    }
+
+
+def _quarantined(connection: Connection, found: Sequence[Snapshot]) -> dict[str, pl.DataFrame]:
+    """By entity: integration and sis_id of the rows that were delivered but rejected."""
+    columns = (quarantine.c.entity, quarantine.c.integration, quarantine.c.sis_id)
+    query = (
+        select(*columns)
+        .distinct()
+        .where(quarantine.c.snapshot_id.in_([one.snapshot_id for one in found]), quarantine.c.sis_id.is_not(None))
+        .order_by(*columns)
+    )
+    types = {"entity": pl.String, "integration": pl.String, "sis_id": pl.String}
+    rows = pl.DataFrame([tuple(row) for row in connection.execute(query)], schema=types, orient="row")
+    return {str(name): frame.drop("entity") for (name,), frame in rows.group_by("entity")}
+
+
+def _input(integration: Integration, snapshot: Snapshot) -> IntegrationInput:
+    if snapshot.verdict not in {"complete", "partial", "delta"}:
+        raise InternalError(f"Snapshot {snapshot.snapshot_id} is {snapshot.verdict}; it can't be merged.")
+    return IntegrationInput(
+        priority=integration.priority,
+        completeness=snapshot.verdict,
+        taken_on=snapshot.started_at.date(),
+    )
+
+
+def _used(snapshot: Snapshot) -> dict[str, object]:
+    return {
+        "snapshot_id": snapshot.snapshot_id,
+        "verdict": snapshot.verdict,
+        "age_seconds": round(snapshot.age.total_seconds()),
+        "started_at": snapshot.started_at.isoformat(),
+    }
+
+
+def _hold(values: Mapping[str, Any]) -> Hold:
+    return Hold(**{**values, "keys": tuple(tuple(key) for key in values["keys"])})

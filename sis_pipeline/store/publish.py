@@ -1,0 +1,157 @@
+"""Applying a merge to PostgreSQL: one transaction per district, all of it or nothing, and never over a newer one.
+What is applied was decided by the merge; how frames become rows is in `bulk`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select, text, update
+
+from sis_pipeline.connect.errors import InternalError, TransientError
+from sis_pipeline.db import audit
+from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
+from sis_pipeline.roster.district import PUBLICATION, MergedRoster
+from sis_pipeline.roster.model import MERGED
+from sis_pipeline.store import bulk, holds
+from sis_pipeline.store.bulk import Applied
+from sis_pipeline.store.locks import lock_district
+from sis_pipeline.store.merged import MergeStore, Operation, published_epochs, read_operation, scope_of
+
+TIMEOUTS = {"statement_timeout": "30min", "idle_in_transaction_session_timeout": "5min", "lock_timeout": "10min"}
+
+
+class SupersededError(TransientError):
+    """The merge started from a state that is no longer the published one: gather and merge again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a publication did. `applied`: by table. `changes`: new ledger rows by kind. `held`: removals that wait."""
+
+    operation_id: str
+    applied: Mapping[str, Applied]
+    changes: Mapping[str, int]
+    held: int
+
+    @property
+    def written(self) -> int:
+        return sum(one.written for one in self.applied.values())
+
+    @property
+    def unchanged(self) -> bool:
+        return self.written == 0
+
+
+def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: str | None = None) -> Published:
+    """Apply a merged operation to the tables of its district; readers see the state before it or after it.
+
+    Rows, ledger, holds, audit row and the operation's own mark are one transaction. Publishing an operation that is
+    published already does nothing. Raises SupersededError when the district published something else since the merge
+    read it, or a hold it lets through was taken back.
+    """
+    merged = store.read_merged(operation)
+    released = frozenset(store.manifest(operation)["released"])
+    with engine.begin() as connection:
+        for name, value in TIMEOUTS.items():
+            connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
+        lock_district(connection, operation.district)
+        found = read_operation(connection, operation.operation_id, lock=True)
+        if found.status == "published":
+            return _already(found)
+        outdated = _outdated(connection, found, released)
+        if outdated:
+            _mark(connection, found, "superseded", {**(found.summary or {}), "superseded": outdated})
+        else:
+            return _publish(connection, found, merged, released, actor)
+    raise SupersededError(
+        f"The merge of {operation.district} for {operation.school_year} is out of date: {outdated}.",
+        advice="Nothing was changed. Merge the district again; the next merge starts from what is published now.",
+        operation_id=operation.operation_id,
+    )
+
+
+def _outdated(connection: Connection, operation: Operation, released: frozenset[str]) -> str | None:
+    """Why an operation may not be published, None where it may."""
+    if operation.status not in {"merged", "superseded"}:
+        raise InternalError(
+            f"Operation {operation.operation_id} is {operation.status}; only a merged one is published."
+        )
+    now = published_epochs(connection, operation.district)
+    if now != dict(operation.published_before):
+        later = sorted(year for year, epoch in now.items() if operation.published_before.get(year) != epoch)
+        return f"another merge was published since, for {', '.join(later)}"
+    if released - holds.released(connection, operation.district, operation.school_year):
+        return "a hold that it lets through is no longer released"
+    return None
+
+
+def _publish(
+    connection: Connection, operation: Operation, merged: MergedRoster, released: frozenset[str], actor: str | None
+) -> Published:
+    started = connection.scalar(text(f"select {SCHEMA}.clock()"))
+    applied = {name: _apply(connection, operation, merged, name) for name in MERGED if name in merged.frames}
+    holds.record(connection, operation, merged.held, released)
+    changes = _new_changes(connection, operation, started)
+    held = sum(hold.removals for hold in merged.held)
+    summary = {
+        **asdict(merged.stats),
+        "applied": {name: asdict(one) for name, one in applied.items()},
+        "changes": changes,
+        "held": held,
+    }
+    audit.append(
+        connection,
+        "roster.publish",
+        operation.operation_id,
+        district=operation.district,
+        actor=actor,
+        details={"school_year": operation.school_year, "epoch": operation.epoch, "changes": changes, "held": held}
+        | {"written": sum(one.written for one in applied.values())},
+    )
+    _mark(connection, operation, "published", summary)
+    return Published(operation.operation_id, applied, changes, held)
+
+
+def _apply(connection: Connection, operation: Operation, merged: MergedRoster, name: str) -> Applied:
+    table, frame, way = MERGED[name], merged.frames[name], PUBLICATION[name]
+    scope = scope_of(table, operation.district, operation.school_year)
+    if way == "append":
+        return bulk.append(connection, table, frame, scope=scope)
+    applied = bulk.apply(connection, table, frame, scope=scope, delete_absent=way == "year")
+    retired = {"students": ("student_id", merged.retired), "staff": ("staff_id", merged.retired_staff)}
+    if name in retired:
+        column, gone = retired[name]
+        applied += Applied(deleted=bulk.delete(connection, table, column, sorted(gone), scope=scope))
+    return applied
+
+
+def _new_changes(connection: Connection, operation: Operation, started: Any) -> dict[str, int]:
+    ledger = roster_tables["enrollment_changes"].c
+    query = (
+        select(ledger.kind, func.count().label("events"))
+        .where(
+            ledger.district == operation.district,
+            ledger.detected_at >= started,
+            ledger.operation_id == operation.operation_id,
+        )
+        .group_by(ledger.kind)
+        .order_by(ledger.kind)
+    )
+    return {row.kind: row.events for row in connection.execute(query)}
+
+
+def _mark(connection: Connection, operation: Operation, status: str, summary: Mapping[str, Any]) -> None:
+    connection.execute(
+        update(sync_operations)
+        .where(sync_operations.c.operation_id == operation.operation_id)
+        .values(status=status, summary=dict(summary), finished_at=text(f"{SCHEMA}.clock()"))
+    )
+
+
+def _already(operation: Operation) -> Published:
+    """What was applied then, as the operation's summary says."""
+    summary = operation.summary or {}
+    applied = {name: Applied(**counts) for name, counts in summary["applied"].items()}
+    return Published(operation.operation_id, applied, summary["changes"], summary["held"])

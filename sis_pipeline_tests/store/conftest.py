@@ -1,0 +1,217 @@
+"""A small district in literal frames, and merged rosters made by hand: what a merge decides is tested elsewhere."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.engine import URL
+
+from sis_pipeline.db.engine import engine_for
+from sis_pipeline.db.tables import integrations, metadata
+from sis_pipeline.roster.district import MergedRoster, MergeStats
+from sis_pipeline.roster.frames import example_frame, pandas_dtypes
+from sis_pipeline.roster.guard import Hold
+from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.store.merged import MergeStore
+from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
+
+YEAR = "2025-2026"
+
+
+@dataclass(frozen=True)
+class Read:
+    """A reading as the reader reports it, as far as the store looks."""
+
+    resource: str
+    rows: int
+    complete: bool = True
+    reason: str = "the source's own count"
+
+
+def uid(*names: object) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join(map(str, names))))
+
+
+def student(number: int, **values: object) -> dict[str, object]:
+    return {
+        "district": "lincoln",
+        "student_id": uid("student", number),
+        "ssid": f"{number:010d}",
+        "first_name": f"First{number}",
+        "last_name": f"Last{number}",
+        "birth_date": date(2010, 1, 1 + number % 28),
+        "latest_school_year": YEAR,
+        "near_match": False,
+        "origins": f'{{"*": "lincoln-ps/{number}"}}',
+        **values,
+    }
+
+
+def enrollment(number: int, **values: object) -> dict[str, object]:
+    return {
+        "district": "lincoln",
+        "student_id": uid("student", number),
+        "school_id": uid("school"),
+        "school_year": YEAR,
+        "entry_date": date(2025, 8, 18),
+        "entry_date_source": "sis",
+        "enrollment_type": "primary",
+        "status": "active",
+        "integration": "lincoln-ps",
+        "sis_id": str(number),
+        **values,
+    }
+
+
+def change(number: int, kind: str, operation_id: str, **values: object) -> dict[str, object]:
+    return {
+        "district": "lincoln",
+        "change_id": uid("change", number, kind),
+        "student_id": uid("student", number),
+        "school_year": YEAR,
+        "kind": kind,
+        "after": '{"status": "active"}',
+        "evidence": "new_record",
+        "operation_id": operation_id,
+        **values,
+    }
+
+
+def table(name: str, rows: Sequence[Mapping[str, object]]) -> pl.DataFrame:
+    return example_frame(MERGED[name], rows)
+
+
+def merged_roster(
+    held: Sequence[Hold] = (), retired: Mapping[str, str] | None = None, **rows: list[dict]
+) -> MergedRoster:
+    """A merge result with the given rows; every other table is empty."""
+    nothing = pl.DataFrame(schema={"integration": pl.String, "sis_id": pl.String})
+    frames = {name: table(name, rows.get(name, [])) for name in MERGED}
+    return MergedRoster(
+        frames=frames,
+        held=tuple(held),
+        near_matches=nothing,
+        cut_chains=nothing,
+        recycled=nothing,
+        retired=retired or {},
+        retired_staff={},
+        stats=MergeStats(
+            students=frames["students"].height,
+            matched=0,
+            near_matches=0,
+            conflicts=0,
+            enrollments=frames["enrollments"].height,
+            section_enrollments=0,
+            changes={},
+            held=sum(hold.removals for hold in held),
+            recycled=0,
+            other_year_rows=0,
+            integrations={},
+        ),
+    )
+
+
+def hold(fingerprint: str, *numbers: int) -> Hold:
+    return Hold(
+        fingerprint=fingerprint,
+        kind="absence",
+        entity="enrollments",
+        scope="district",
+        school_id=None,
+        removals=len(numbers),
+        active_before=100,
+        limit=2,
+        reason=f"{len(numbers)} of 100 enrollments would end at once; the limit is 2",
+        keys=tuple((uid("student", number), uid("school"), "2025-08-18") for number in numbers),
+    )
+
+
+def pandas_frame(entity: str, rows: Sequence[Mapping[str, object]]):
+    """Literal rows as `validate` hands them on."""
+    return example_frame(ENTITIES[entity], rows).to_pandas().astype(pandas_dtypes(ENTITIES[entity]))
+
+
+def add_integration(engine: Engine, key: str, district: str = "lincoln", **values: object) -> None:
+    """Straight into the table: which providers are installed does not matter here."""
+    with engine.begin() as connection:
+        connection.execute(
+            integrations.insert().values(
+                key=key, provider="powerschool", district=district, **{"settings": {}, **values}
+            )
+        )
+
+
+def count(engine: Engine, query: str) -> int:
+    with engine.connect() as connection:
+        return connection.scalar(text(query))
+
+
+SCHOOL = {"sis_id": "1", "name": "North", "school_number": "101", "kind": "school", "record_status": "active"}
+
+
+def sis_student(sis_id: str, **values: object) -> dict[str, object]:
+    return {
+        "sis_id": sis_id,
+        "first_name": "Ada",
+        "last_name": "Null",
+        "school_sis_id": "1",
+        "record_status": "active",
+        **values,
+    }
+
+
+def good_snapshot(
+    store: SnapshotStore, integration: str = "lincoln-ps", verdict: str = "complete", **rows: list[dict]
+) -> Snapshot:
+    """Read, keep, standardise and judge in one go."""
+    rows = {"schools": [SCHOOL], "students": [sis_student("7")], **rows}
+    writer = store.begin(integration, "powerschool", YEAR)
+    writer.add_page("students", {}, 1, b"[]", 0)
+    completeness = "complete" if verdict == "rejected" else verdict
+    snapshot = writer.finish([Read("students", len(rows["students"]))], completeness, 1, 0.1)
+    frames = {entity: pandas_frame(entity, found) for entity, found in rows.items()}
+    store.write_roster(snapshot, frames, {}, {})
+    return store.set_verdict(snapshot.snapshot_id, verdict)
+
+
+@pytest.fixture(scope="module")
+def _module_database(postgres: URL, _template: str) -> Iterator[URL]:
+    name = f"store_{uuid.uuid4().hex[:12]}"
+    admin = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"create database {name} template {_template} strategy file_copy"))
+    yield postgres.set(database=name)
+    with admin.connect() as connection:
+        connection.execute(text(f"drop database {name} with (force)"))
+    admin.dispose()
+
+
+@pytest.fixture
+def database_url(_module_database: URL) -> Iterator[URL]:
+    """One database per module, emptied after each test: that takes milliseconds, a database of its own half a second."""
+    yield _module_database
+    engine = engine_for(_module_database)
+    with engine.begin() as connection:
+        for emptied in metadata.tables.values():
+            connection.execute(emptied.delete())
+    engine.dispose()
+
+
+@pytest.fixture
+def snapshots(database: Engine, tmp_path: Path) -> SnapshotStore:
+    return SnapshotStore(database, str(tmp_path / "data"))
+
+
+@pytest.fixture
+def merges(database: Engine, snapshots: SnapshotStore) -> MergeStore:
+    """A registered integration with one good snapshot, ready to merge."""
+    add_integration(database, "lincoln-ps")
+    good_snapshot(snapshots)
+    return MergeStore(database, snapshots)
