@@ -10,9 +10,10 @@ from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from sis_pipeline.connect.contract import Answer, OAuth, Request, Source
+from sis_pipeline.roster.model import STUDENTS
 from sis_pipeline.roster.school_year import SchoolYear
 
 __all__ = [
@@ -50,6 +51,14 @@ class ProviderSettings(BaseModel):
         description="student column -> path in the vendor's student record, for districts that keep a value elsewhere",
     )
 
+    @field_validator("custom_fields")
+    @classmethod
+    def _name_student_columns(cls, fields: dict[str, str]) -> dict[str, str]:
+        unknown = sorted(set(fields) - set(STUDENTS.names))
+        if unknown:
+            raise ValueError(f"students have no column {', '.join(unknown)}")
+        return fields
+
 
 class HttpSettings(ProviderSettings):
     """Settings of a provider that is reached over HTTP."""
@@ -68,6 +77,9 @@ class HttpSettings(ProviderSettings):
     rate_group: str | None = Field(None, description="integrations that share one vendor limit name the same group")
     extra_headers: dict[str, str] = Field(
         default_factory=dict, description="headers sent with every data call; never credentials"
+    )
+    private_addresses: bool = Field(
+        default=False, description="whether the system is inside the own network, at an address that is not public"
     )
     connect_timeout: float = Field(10, gt=0, le=120, description="seconds")
     read_timeout: float = Field(120, gt=0, le=900, description="seconds between two bytes")
@@ -118,6 +130,8 @@ class Page:
     total: int | None = None
     end: End | None = None
     """Set on the last page only."""
+    repeated: bool = False
+    """The body is that of an earlier page, also when asked for again."""
 
 
 Send = Callable[[Request], Answer]
@@ -156,23 +170,37 @@ class Resource:
     about: Mapping[str, str] = field(default_factory=dict)
     """Facts the mapping needs beside the records, kept with the pages (which school a per-school list is of)."""
 
+    @property
+    def calls(self) -> int:
+        """Calls for the expected rows: the pages and, where they are more than one, the count before and after. A count
+        also proves a last page that is full, which otherwise takes a look behind it."""
+        rows = self.expected_rows or 0
+        alone = self.pager.calls_for(rows)
+        if self.count is None or alone <= 1:
+            return alone
+        pages = min(alone, self.pager.calls_for(rows - 1))
+        return pages + (2 if pages > 1 else 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a sync will read, worked out before it starts.
 
-    `calls_before` were spent on planning (their answers are among `resources_read`); `basis` says what the expected
-    rows rest on: the last snapshot, the source's counts, or nothing yet.
+    `calls` are those still to be made: pages that planning read are among the resources and cost nothing more (see
+    pagers.HeldPages). `basis` says what the expected rows rest on: the last snapshot, the source's counts, or nothing
+    yet.
     """
 
     resources: tuple[Resource, ...]
     basis: Literal["last_snapshot", "source_counts", "first_read"]
     notes: tuple[str, ...] = ()
     """What a person should know: a page size the plugin allows, a year that is not exposed."""
+    delta: bool = False
+    """The source gives changes only: the snapshot's verdict is then `delta`, whatever its readings prove."""
 
     @property
     def calls(self) -> int:
-        return sum(resource.pager.calls_for(resource.expected_rows or 0) for resource in self.resources)
+        return sum(resource.calls for resource in self.resources)
 
 
 class RawSnapshot(Protocol):

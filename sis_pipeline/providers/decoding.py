@@ -1,0 +1,76 @@
+"""From a raw body to records: strict JSON and the envelope a collection must have.
+What the records mean is the mapping's business; which envelope a vendor uses is the provider's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from sis_pipeline.connect.errors import ContractError
+
+Json = Any
+
+
+def json_body(body: bytes, what: str) -> Json:
+    """The decoded JSON of an answer. `what` names it in the error, as in "the students page".
+
+    Raises ContractError, without quoting the body, for anything that is not one complete JSON document in UTF-8:
+    HTML, a cut-off answer, NaN and Infinity (not JSON), nesting beyond reason.
+    """
+    try:
+        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise ContractError(f"{what} is not JSON: {_looks_like(body)}, {len(body)} bytes.") from None
+
+
+def _refuse(_constant: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+def _looks_like(body: bytes) -> str:
+    start = body[:64].lstrip().lower()
+    if not start:
+        return "it is empty"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<")):
+        return "it is a page of HTML or XML"
+    if start.startswith((b"{", b"[")):
+        return "it is cut off or malformed"
+    return "it is some other text"
+
+
+def member(document: Json, keys: Sequence[str], what: str) -> Json:
+    """The value under the first of `keys` that an object has.
+
+    Raises ContractError naming the fields it has instead where none is there: a missing envelope is not an empty page.
+    """
+    if isinstance(document, dict):
+        for key in keys:
+            if key in document:
+                return document[key]
+    expected = " or ".join(repr(key) for key in keys)
+    raise ContractError(f"{what} has no {expected}: it is {shape(document)}.")
+
+
+def records(value: Json, what: str) -> list[dict[str, Any]]:
+    """A list of objects, also from one object or from nothing (null and ""), as loosely typed vendors write them.
+
+    Raises ContractError where an element is not an object.
+    """
+    if value is None or value == "":
+        return []
+    elements = value if isinstance(value, list) else [value]
+    for element in elements:
+        if not isinstance(element, dict):
+            raise ContractError(f"{what} holds {shape(element)} where a record was expected.")
+    return elements
+
+
+def shape(document: Json) -> str:
+    """What a value is, in words and field names only, for error messages."""
+    if isinstance(document, dict):
+        names = ", ".join(sorted(map(str, document))[:12])
+        return f"an object with {names}" if names else "an empty object"
+    if isinstance(document, list):
+        return f"a list of {len(document)}"
+    return "null" if document is None else f"a single {type(document).__name__}"

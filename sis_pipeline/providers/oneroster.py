@@ -1,0 +1,185 @@
+"""OneRoster REST 1.1 and 1.2, any vendor: settings, what is read, and in which order.
+What the records mean is in `oneroster_records`; a vendor's own rules live in the vendor's module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import pandas as pd
+from pydantic import Field
+
+from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.providers.base import (
+    Capabilities,
+    HttpSettings,
+    OAuth,
+    Page,
+    Plan,
+    Provider,
+    RawSnapshot,
+    Record,
+    Request,
+    Resource,
+    Source,
+)
+from sis_pipeline.providers.decoding import json_body, member, records
+from sis_pipeline.providers.oneroster_records import ENTITIES, Delivered, RosterSettings, session_years, standard_frames
+from sis_pipeline.providers.pagers import HeldPages, OffsetPager
+from sis_pipeline.roster.school_year import SchoolYear
+
+PAGE_SIZE = 5_000
+"""What Microsoft School Data Sync asks of every server, so servers are used to it; smaller caps are clamped silently."""
+NOT_OFFERED = frozenset({401, 403, 404})
+"""Statuses with which servers answer for a collection that the key may not read or that they do not have."""
+
+SCOPE_PREFIX = "https://purl.imsglobal.org/spec/or/{version}/scope/"
+ROSTER_SCOPES = ("roster-core.readonly", "roster.readonly")
+DEMOGRAPHICS_SCOPE = "roster-demographics.readonly"
+
+ENVELOPES: dict[str, tuple[str, ...]] = {
+    "orgs": ("orgs", "schools"),
+    "academicSessions": ("academicSessions", "terms", "gradingPeriods"),
+    "courses": ("courses",),
+    "classes": ("classes",),
+    "users": ("users", "students", "teachers"),
+    "students": ("users", "students"),
+    "teachers": ("users", "teachers"),
+    "enrollments": ("enrollments",),
+    "demographics": ("demographics",),
+}
+"""Collection -> the envelope keys accepted, the standard one first. None of them is an error, not an empty page."""
+
+
+class OneRosterSettings(HttpSettings, RosterSettings):
+    """A OneRoster REST service. `base_url` is the whole rostering base, up to and without `/orgs`."""
+
+    token_url: str = Field(
+        description="the OAuth token endpoint; it can't be derived from the base URL", pattern=r"^https?://[^\s]+$"
+    )
+    version: Literal["1.1", "1.2"] = Field("1.2", description="the OneRoster version the base URL speaks")
+    people: Literal["users", "students_and_teachers"] = Field(
+        "users",
+        description="read people from /users, or from /students and /teachers (then without guardians and other staff)",
+    )
+    sort: bool = Field(
+        default=False, description="ask for `sort=sourcedId`, where the server accepts it: pages then can't drift"
+    )
+
+
+class OneRoster(Provider):
+    """Any OneRoster 1.1 or 1.2 rostering service.
+
+    Users may come with a `password`. It is never mapped, so no frame or log has it; raw pages stay as they came, because
+    asking for `fields` without it is not widely supported. Have the district take it out of the export.
+    """
+
+    name: ClassVar[str] = "oneroster"
+    title: ClassVar[str] = "OneRoster 1.1 and 1.2"
+    Settings: ClassVar[type[OneRosterSettings]] = OneRosterSettings
+    requests_per_minute: ClassVar[int] = 60
+    refused_token_statuses: ClassVar[frozenset[int]] = frozenset({401})
+
+    settings: OneRosterSettings
+
+    @property
+    def capabilities(self) -> Capabilities:
+        entities = ENTITIES if self.settings.people == "users" else ENTITIES - {"contacts"}
+        return Capabilities(entities=entities, historical_years=True, delta=False, tombstones=True, counts=True)
+
+    def authentication(self) -> OAuth:
+        scope, fallbacks = self._scopes()
+        return OAuth(
+            token_url=self.token_url,
+            client_id=self.settings.client_id,
+            client_auth=self.settings.client_auth,
+            scope=scope,
+            scope_fallbacks=fallbacks,
+            refused_token_statuses=self.refused_token_statuses,
+        )
+
+    @property
+    def token_url(self) -> str:
+        return self.settings.token_url
+
+    def _scopes(self) -> tuple[str | None, tuple[str | None, ...]]:
+        """The scope to ask for and those to fall back to; a scope that is set is asked for as it is, `""` as none."""
+        if self.settings.scope is not None:
+            return self.settings.scope or None, ()
+        prefix = SCOPE_PREFIX.format(version="v1p1" if self.settings.version == "1.1" else "v1p2")
+        core = " ".join(prefix + scope for scope in ROSTER_SCOPES)
+        return f"{core} {prefix}{DEMOGRAPHICS_SCOPE}", (core, None)
+
+    def plan(self, source: Source, school_year: SchoolYear, last_rows: Mapping[str, int]) -> Plan:
+        """The flat collections, people in one of two ways. The sessions are read first and held: they say whether the
+        year is there at all, and which one the undated memberships speak of."""
+        held = tuple(self._pages(source, "academicSessions"))
+        exposed = session_years(record for page in held for record in page.records)
+        self._require(school_year, exposed)
+        active = active_year(exposed, datetime.now(UTC).date())
+        about = {"active_year": active.key}
+        people = ["users"] if self.settings.people == "users" else ["students", "teachers"]
+        return Plan(
+            resources=(
+                Resource(
+                    "academicSessions", self._request("academicSessions"), HeldPages(held), ("sourcedId",), about=about
+                ),
+                *(
+                    Resource(
+                        name,
+                        self._request(name),
+                        self._pager,
+                        ("sourcedId",),
+                        expected_rows=last_rows.get(name),
+                        optional=NOT_OFFERED if name == "demographics" else frozenset(),
+                    )
+                    for name in ("orgs", "courses", "classes", *people, "enrollments", "demographics")
+                ),
+            ),
+            basis="last_snapshot" if last_rows else "first_read",
+        )
+
+    def decode(self, resource: str, body: bytes) -> Sequence[Record]:
+        what = f"The {resource} page"
+        return records(member(json_body(body, what), ENVELOPES[resource], what), what)
+
+    def standardise(self, raw: RawSnapshot) -> dict[str, pd.DataFrame]:
+        delivered = Delivered.of(raw, self.decode)
+        frames = standard_frames(delivered, self.settings, self.exit_dates, self.settings.custom_fields)
+        return {entity: frame for entity, frame in frames.items() if entity in self.capabilities.entities}
+
+    def check(self, source: Source) -> str:
+        answer = source.send(self._request("orgs", limit="1"))
+        self.decode("orgs", answer.body)
+        return f"{self.title}: the key works and the organisations can be read."
+
+    @cached_property
+    def _pager(self) -> OffsetPager:
+        return OffsetPager(self.settings.page_size or PAGE_SIZE, totals=True)
+
+    def _pages(self, source: Source, resource: str) -> Iterator[Page]:
+        return self._pager.pages(source.send, self._request(resource), lambda body: self.decode(resource, body))
+
+    def _request(self, resource: str, **params: str) -> Request:
+        order = {"sort": "sourcedId", "orderBy": "asc"} if self.settings.sort else {}
+        return Request(f"/{resource}", {**order, **params}, template=f"/{resource}")
+
+    def _require(self, school_year: SchoolYear, exposed: Mapping[SchoolYear, Any]) -> None:
+        """Raises ConfigError for a year the source does not show: reading it would look as if everybody had left."""
+        if school_year not in exposed:
+            shown = ", ".join(year.key for year in sorted(exposed)) or "no school year at all"
+            raise ConfigError(
+                f"Planning the school year {school_year}: {self.title} at this address shows {shown}.",
+                advice="Choose a year the system shows; a district may have to open others to this key.",
+            )
+
+
+def active_year(exposed: Mapping[SchoolYear, date | None], today: date) -> SchoolYear:
+    """The year that undated memberships speak of: the latest that has begun by the source's own calendar, else the first.
+
+    `exposed` maps each year shown to its first day. At least one year must be shown.
+    """
+    begun = [year for year, first in exposed.items() if (first or year.first_day) <= today]
+    return max(begun) if begun else min(exposed)
