@@ -31,8 +31,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["sis_pipeline", "sis_pipeline.*"]),
-    package_data={"sis_pipeline": ["py.typed", "providers/mappings/*", "db/migrations/*", "sandbox/data/*"]},
+    package_data={"sis_pipeline": ["py.typed", "providers/mappings/*", "db/migrations/*"]},
     include_package_data=True,
+    data_files=[("share/sis_pipeline", ["dagster.yaml", "workspace.yaml"])],
     python_requires=">=3.11,<3.15",
     install_requires=[
         f"dagster{DAGSTER}",

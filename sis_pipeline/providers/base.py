@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -169,6 +169,8 @@ class Resource:
     optional: frozenset[int] = frozenset()
     about: Mapping[str, str] = field(default_factory=dict)
     """Facts the mapping needs beside the records, kept with the pages (which school a per-school list is of)."""
+    last_pages: int = 0
+    """Pages the last reading took; see Plan.after."""
 
     @property
     def calls(self) -> int:
@@ -176,6 +178,8 @@ class Resource:
         also proves a last page that is full, which otherwise takes a look behind it."""
         rows = self.expected_rows or 0
         alone = self.pager.calls_for(rows)
+        if 0 < alone < self.last_pages:
+            return self.last_pages
         if self.count is None or alone <= 1:
             return alone
         pages = min(alone, self.pager.calls_for(rows - 1))
@@ -201,6 +205,11 @@ class Plan:
     @property
     def calls(self) -> int:
         return sum(resource.calls for resource in self.resources)
+
+    def after(self, last_pages: Mapping[str, int]) -> Plan:
+        """The plan in the light of the last reading: a source that clamps its pages silently takes more than computed."""
+        known = (replace(one, last_pages=last_pages.get(one.name, 0)) for one in self.resources)
+        return replace(self, resources=tuple(known))
 
 
 class RawSnapshot(Protocol):

@@ -167,8 +167,15 @@ class SnapshotStore:
 
     def last_rows(self, integration: str, school_year: str) -> dict[str, int]:
         """Rows per resource of the newest reading that came to its end; empty where there is none."""
+        return self._last(integration, school_year, "rows")
+
+    def last_pages(self, integration: str, school_year: str) -> dict[str, int]:
+        """Pages per resource of the newest reading that came to its end; empty where there is none."""
+        return self._last(integration, school_year, "pages")
+
+    def _last(self, integration: str, school_year: str, what: str) -> dict[str, int]:
         read = self._newest(_of(integration, school_year) & snapshots.c.completeness.is_not(None))
-        return {name: int(reading["rows"]) for name, reading in read.evidence.items()} if read else {}
+        return {name: int(reading[what]) for name, reading in read.evidence.items()} if read else {}
 
     def open_raw(self, snapshot_id: str) -> StoredPages:
         """The raw pages of a finished snapshot. Raises DataError where its manifest is not the one that was written."""

@@ -1,0 +1,429 @@
+"""The assets: per provider what was read and what it is worth, then the merged and the published roster.
+Each is a thin shell that runs a step and shows its counts; frames never pass between steps, only ids through the store."""
+
+# No `from __future__ import annotations` here: Dagster reads the context's annotation and wants the class itself.
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from sis_pipeline.defs import merging
+from sis_pipeline.defs.checks import entity_result, reference_result, roster_check_specs
+from sis_pipeline.defs.failures import RETRY, Trouble, explained, failure
+from sis_pipeline.defs.loading import RawLoad, RosterLoad, load_raw, load_roster
+from sis_pipeline.defs.metadata import (
+    OWNERS,
+    bar_plot,
+    counts_table,
+    definition_metadata,
+    entities_schema,
+    numbers,
+    sentences,
+)
+from sis_pipeline.defs.partitions import by_school_year, read_roster_key, roster_partitions
+from sis_pipeline.defs.resources import ROSTER
+from sis_pipeline.providers.base import Provider
+from sis_pipeline.roster.district import PUBLICATION
+from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.store.bulk import Applied
+
+MERGED_ASSETS: dict[str, str] = {
+    "merged_students": "students",
+    "student_years": "student_years",
+    "conflicts": "conflicts",
+    "enrollment_changes": "enrollment_changes",
+    "merged_staff": "staff",
+    "merged_sections": "sections",
+    "section_enrollments": "section_enrollments",
+}
+"""Asset -> the table it holds."""
+PUBLISHED = "published_roster"
+NOBODY_LOST = "every_district_merged"
+EVERY_PUBLISHED = "every_district_published"
+ROWS_MATCH = "rows_match_the_merge"
+NO_HOLDS = "no_removals_held"
+
+
+def raw_key(provider: str) -> dg.AssetKey:
+    return dg.AssetKey([provider, "raw_roster"])
+
+
+def roster_asset_key(provider: str) -> dg.AssetKey:
+    return dg.AssetKey([provider, "roster"])
+
+
+def provider_assets(provider: type[Provider], years: dg.StaticPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """`<provider>/raw_roster` and `<provider>/roster`."""
+    partitions = roster_partitions(provider.name, years)
+    return [_raw_asset(provider, partitions), _roster_asset(provider, partitions)]
+
+
+def _raw_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
+    key = raw_key(provider.name)
+
+    @dg.asset(
+        key=key,
+        partitions_def=partitions,
+        group_name=provider.name,
+        description=f"The pages {provider.title} sent for one integration and school year, as they were sent, with the proof that nothing is missing. Immutable; only a complete snapshot may imply that somebody left.",
+        owners=OWNERS,
+        kinds={"parquet", "http"},
+        metadata={"sis/provider": provider.title, "sis/requests_per_minute": provider.requests_per_minute},
+        required_resource_keys={ROSTER, provider.name},
+        retry_policy=RETRY,
+        check_specs=[
+            dg.AssetCheckSpec(
+                "complete",
+                asset=key,
+                partitions_def=partitions,
+                description="Every resource is proven complete. A partial snapshot is merged too, but withdraws nobody.",
+            )
+        ],
+    )
+    def raw_roster(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        with explained(context):
+            integration, year = read_roster_key(context.partition_key)
+            loaded = load_raw(
+                getattr(context.resources, provider.name), integration, year, context.run.run_id, context.log.info
+            )
+        return _raw_result(key, loaded)
+
+    return raw_roster
+
+
+def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
+    snapshot, rows = loaded.snapshot, {reading.resource: reading.rows for reading in loaded.readings}
+    complete = snapshot.completeness == "complete"
+    metadata: dict[str, Any] = {
+        "dagster/row_count": sum(rows.values()),
+        "snapshot_id": snapshot.snapshot_id,
+        "completeness": snapshot.completeness,
+        "path": snapshot.path,
+        "pages": sum(reading.pages for reading in loaded.readings),
+        "api_calls": loaded.calls,
+        "token_calls": loaded.token_calls,
+        "planned_calls": loaded.plan.calls,
+        "throttled": loaded.throttled,
+        "seconds": round(snapshot.seconds or 0.0, 3),
+        "planned_seconds": round(loaded.planned_seconds, 1),
+        "waited_seconds": round(loaded.waited_seconds, 3),
+        "bytes": snapshot.bytes or 0,
+        "duplicates": sum(reading.duplicates for reading in loaded.readings),
+        "plan": sentences([f"known from: {loaded.plan.basis.replace('_', ' ')}", *loaded.plan.notes]),
+        "resources": counts_table(
+            "resource",
+            {
+                reading.resource: {
+                    "pages": reading.pages,
+                    "rows": reading.rows,
+                    "distinct": reading.distinct,
+                    "source's count": "" if reading.total_after is None else reading.total_after,
+                    "complete": "yes" if reading.complete else "no",
+                    "why": reading.reason,
+                }
+                for reading in loaded.readings
+            },
+        ),
+        "plot": bar_plot("rows per resource", rows),
+        **numbers("rows", rows),
+    }
+    return dg.MaterializeResult(
+        asset_key=key,
+        metadata=metadata,
+        data_version=dg.DataVersion(snapshot.content_hash or snapshot.snapshot_id),
+        check_results=[
+            dg.AssetCheckResult(
+                passed=complete,
+                asset_key=key,
+                check_name="complete",
+                severity=dg.AssetCheckSeverity.WARN,
+                description="Proven complete."
+                if complete
+                else "Not proven complete; nobody is withdrawn because of it.",
+                metadata={"reasons": sentences(loaded.reasons)},
+            )
+        ],
+    )
+
+
+def _roster_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
+    key = roster_asset_key(provider.name)
+
+    @dg.asset(
+        key=key,
+        partitions_def=partitions,
+        deps=[raw_key(provider.name)],
+        group_name=provider.name,
+        description=f"The standard entities of one {provider.title} integration and school year, validated: bad rows are set aside with their reasons, a snapshot that fails a check is rejected and never merged.",
+        owners=OWNERS,
+        kinds={"pandas", "parquet"},
+        metadata={"dagster/column_schema": entities_schema(ENTITIES)},
+        required_resource_keys={ROSTER},
+        check_specs=roster_check_specs(key, partitions),
+    )
+    def roster(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        with explained(context):
+            integration, year = read_roster_key(context.partition_key)
+            loaded = load_roster(context.resources.roster, integration, year, context.run.run_id, context.log.info)
+        for problem in loaded.failed:
+            context.log.error(f"{integration} {year}: the snapshot is rejected. {problem}.")
+        return _roster_result(key, loaded)
+
+    return roster
+
+
+def _roster_result(key: dg.AssetKey, loaded: RosterLoad) -> dg.MaterializeResult:
+    delivered = {name: one for name, one in loaded.entities.items() if one.delivered}
+    good = {name: one.good for name, one in delivered.items()}
+    quarantined = {name: loaded.snapshot.quarantined.get(name, 0) for name in delivered}
+    metadata: dict[str, Any] = {
+        "dagster/row_count": sum(good.values()),
+        "snapshot_id": loaded.snapshot.snapshot_id,
+        "verdict": loaded.snapshot.verdict,
+        "quarantined": sum(quarantined.values()),
+        "references_cleared": sum(loaded.references.cleared.values()),
+        "rows_per_entity": dg.MetadataValue.json(good),
+        "quarantined_per_entity": dg.MetadataValue.json(quarantined),
+        "problems": sentences(loaded.failed),
+        "entities": counts_table(
+            "entity",
+            {
+                name: {
+                    "delivered": one.rows,
+                    "good": one.good,
+                    "quarantined": quarantined[name],
+                    "duplicates": one.duplicates,
+                    "warnings": one.warnings,
+                }
+                for name, one in delivered.items()
+            },
+        ),
+        "plot": bar_plot("good rows per entity", good),
+        **numbers("rows", good),
+        **numbers("quarantined", quarantined),
+    }
+    return dg.MaterializeResult(
+        asset_key=key,
+        metadata=metadata,
+        data_version=dg.DataVersion(loaded.snapshot.roster_hash or loaded.snapshot.snapshot_id),
+        check_results=[
+            *(entity_result(key, finding) for finding in loaded.entities.values()),
+            reference_result(key, loaded.references),
+        ],
+    )
+
+
+def merge_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """The merged assets, computed together, and the published roster."""
+    return [_merged_assets(providers, years), _published_asset(years)]
+
+
+def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinition) -> dg.AssetsDefinition:
+    deps = [dg.AssetDep(roster_asset_key(name), partition_mapping=by_school_year()) for name in providers]
+    specs = [
+        dg.AssetSpec(
+            name,
+            deps=deps,
+            partitions_def=years,
+            group_name="merged",
+            description=f"{MERGED[table].about} Merged per district from the latest good snapshot of every integration.",
+            owners=OWNERS,
+            kinds={"polars", "parquet", "postgres"},
+            metadata=definition_metadata(MERGED[table], f"sis.{table}"),
+        )
+        for name, table in MERGED_ASSETS.items()
+    ]
+    first = next(iter(MERGED_ASSETS))
+
+    @dg.multi_asset(
+        name="merge",
+        specs=specs,
+        partitions_def=years,
+        can_subset=False,
+        required_resource_keys={ROSTER},
+        check_specs=[
+            dg.AssetCheckSpec(
+                NOBODY_LOST,
+                asset=first,
+                partitions_def=years,
+                description="Every district with new snapshots was merged, and every active student record is linked to a student.",
+            )
+        ],
+    )
+    def merge(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        with explained(context):
+            districts = merging.merge_districts(
+                context.resources.roster, context.partition_key, context.run.run_id, context.log.info
+            )
+        for name, table in MERGED_ASSETS.items():
+            checks = [_merge_check(first, districts)] if name == first else []
+            yield dg.MaterializeResult(
+                asset_key=name, metadata=_merged_metadata(table, districts), check_results=checks
+            )
+
+    return merge
+
+
+def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> dict[str, Any]:
+    rows = {one.district: one.rows.get(table, 0) for one in districts}
+    metadata: dict[str, Any] = {
+        "dagster/row_count": sum(rows.values()),
+        "districts": len(districts),
+        "districts_merged": sum(one.merged for one in districts),
+        "districts_failed": sum(one.trouble is not None for one in districts),
+        "by_district": counts_table(
+            "district",
+            {
+                one.district: {
+                    "rows": rows[one.district],
+                    "in this run": "failed" if one.trouble else "merged" if one.merged else "unchanged",
+                    "operation": one.operation.operation_id if one.operation else "",
+                }
+                for one in districts
+            },
+        ),
+    }
+    if table == "students":
+        metadata |= numbers(
+            "total", _total([one.stats for one in districts], "students", "matched", "conflicts", "held")
+        )
+    if table == "enrollment_changes":
+        changes = _summed([one.stats.get("changes", {}) for one in districts if one.merged])
+        metadata |= numbers("changes", changes) | {"plot": bar_plot("changes by kind", changes)}
+    return metadata
+
+
+def _merge_check(asset: str, districts: Sequence[merging.DistrictMerge]) -> dg.AssetCheckResult:
+    troubles = {one.district: one.trouble for one in districts if one.trouble}
+    return _troubles_check(asset, NOBODY_LOST, troubles, len(districts))
+
+
+def _troubles_check(asset: str, name: str, troubles: Mapping[str, Trouble], districts: int) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=not troubles,
+        asset_key=asset,
+        check_name=name,
+        description=f"{len(troubles)} of {districts} districts failed: {', '.join(troubles)}"
+        if troubles
+        else "All districts.",
+        metadata={"troubles": sentences([f"{district}: {one.message}" for district, one in troubles.items()])},
+    )
+
+
+def _published_asset(years: dg.StaticPartitionsDefinition) -> dg.AssetsDefinition:
+    tables = {name: MERGED[name] for name in PUBLICATION}
+
+    @dg.asset(
+        name=PUBLISHED,
+        partitions_def=years,
+        deps=list(MERGED_ASSETS),
+        group_name="published",
+        description="The merged roster as the tables of schema sis hold it: per district one transaction that touches only rows that differ. Removals too large to believe are held for a person.",
+        owners=OWNERS,
+        kinds={"postgres"},
+        metadata={"dagster/column_schema": entities_schema(tables), "dagster/relation_identifier": "sis"},
+        required_resource_keys={ROSTER},
+        check_specs=[
+            dg.AssetCheckSpec(name, asset=PUBLISHED, partitions_def=years, description=about)
+            for name, about in {
+                EVERY_PUBLISHED: "Every district's newest merge is published.",
+                ROWS_MATCH: "The tables hold exactly the rows that the merges decided, and the ledger the changes they found.",
+                NO_HOLDS: "No removals wait for a person.",
+            }.items()
+        ],
+    )
+    def published_roster(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        with explained(context):
+            districts = merging.publish_districts(
+                context.resources.roster, context.partition_key, context.run.run_id, context.log.info
+            )
+        yield dg.MaterializeResult(
+            asset_key=PUBLISHED, metadata=_published_metadata(districts), check_results=_published_checks(districts)
+        )
+        failed = {one.district: one.trouble for one in districts if one.trouble}
+        if failed:
+            # Only now: what could be published is published, and stays.
+            first = next(iter(failed.values()))
+            names = ", ".join(failed)
+            raise failure(Trouble(first.error_class, f"Not published: {names}. {first.message}", first.advice))
+
+    return published_roster
+
+
+def _published_metadata(districts: Sequence[merging.DistrictPublication]) -> dict[str, Any]:
+    summaries = {one.district: one.summary() for one in districts}
+    applied: dict[str, Applied] = {}
+    for one in districts:
+        for table, counts in (one.published.applied if one.published else {}).items():
+            applied[table] = applied.get(table, Applied()) + counts
+    total = sum(applied.values(), Applied())
+    changes = _summed([summary["changes"] for summary in summaries.values()])
+    columns = ("students", "matched", "near_matches", "conflicts", "held", "published")
+    return {
+        "dagster/row_count": total.inserted + total.updated + total.unchanged,
+        **numbers("rows", {"inserted": total.inserted, "updated": total.updated, "deleted": total.deleted}),
+        **numbers("total", _total(list(summaries.values()), "students", "matched", "conflicts", "held", "open_holds")),
+        **numbers("changes", changes),
+        "districts": dg.MetadataValue.json(summaries),
+        "by_district": counts_table(
+            "district", {name: {column: summary[column] for column in columns} for name, summary in summaries.items()}
+        ),
+        "by_table": counts_table(
+            "table",
+            {
+                name: {
+                    "inserted": counts.inserted,
+                    "updated": counts.updated,
+                    "deleted": counts.deleted,
+                    "unchanged": counts.unchanged,
+                }
+                for name, counts in applied.items()
+            },
+        ),
+        "plot": bar_plot("changes by kind", changes),
+    }
+
+
+def _published_checks(districts: Sequence[merging.DistrictPublication]) -> list[dg.AssetCheckResult]:
+    miscounted = [line for one in districts for line in (*one.miscounted, *_ledger(one))]
+    held = {one.district: one.open_holds for one in districts if one.open_holds}
+    return [
+        _troubles_check(
+            PUBLISHED, EVERY_PUBLISHED, {one.district: one.trouble for one in districts if one.trouble}, len(districts)
+        ),
+        dg.AssetCheckResult(
+            passed=not miscounted,
+            asset_key=PUBLISHED,
+            check_name=ROWS_MATCH,
+            description="; ".join(miscounted) or "Tables and ledger are as merged.",
+            metadata={"differences": len(miscounted)},
+        ),
+        dg.AssetCheckResult(
+            passed=not held,
+            asset_key=PUBLISHED,
+            check_name=NO_HOLDS,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="Nothing is held."
+            if not held
+            else f"Removals wait for a person in {', '.join(held)}. See them with `sis holds list`, let them through with `sis holds release HOLD --reason …`.",
+            metadata={"holds": counts_table("district", {name: {"open holds": count} for name, count in held.items()})},
+        ),
+    ]
+
+
+def _ledger(one: merging.DistrictPublication) -> list[str]:
+    """What is wrong with the rows added to the ledger: their number by kind must be the number of rows added."""
+    if one.published is None:
+        return []
+    added, told = one.published.applied["enrollment_changes"].inserted, sum(one.published.changes.values())
+    return [] if added == told else [f"{one.district}: {added:,} ledger rows added, {told:,} counted by kind"]
+
+
+def _total(counts: Sequence[Mapping[str, Any]], *names: str) -> dict[str, int]:
+    return {name: sum(int(one.get(name, 0)) for one in counts) for name in names}
+
+
+def _summed(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    kinds = sorted({kind for one in counts for kind in one})
+    return {kind: sum(one.get(kind, 0) for one in counts) for kind in kinds}

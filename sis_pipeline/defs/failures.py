@@ -1,0 +1,68 @@
+"""Errors on their way to Dagster: foreseen ones in their own words, unforeseen ones without any.
+Dagster keeps what a step raises and shows it to every viewer, so no other exception may leave a step."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from sis_pipeline.connect.errors import POLICIES, ErrorClass, SisError
+
+RETRY = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
+"""Of a whole reading, after the door's own retries of single requests are spent."""
+LAUNCHED_BY = "sis/launched_by"
+"""Tag of runs that a person waits for: they are not retried behind the person's back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What went wrong, for a person: the class of the error, what happened, what to do."""
+
+    error_class: str
+    message: str
+    advice: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"class": self.error_class, "message": self.message, "advice": self.advice}
+
+
+def trouble(error: BaseException) -> Trouble:
+    """An error in words. Of an unforeseen one only its type and place: its text may hold a student's value."""
+    if isinstance(error, SisError):
+        return Trouble(error.error_class.value, error.message, error.advice)
+    policy = POLICIES[ErrorClass.INTERNAL]
+    return Trouble("internal", f"Unexpected {type(error).__name__} at {_place(error)}.", policy.advice)
+
+
+@contextmanager
+def explained(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Whatever fails inside becomes a dagster.Failure without values; only what may pass by itself is retried."""
+    try:
+        yield
+    except dg.Failure:
+        raise
+    except Exception as error:  # noqa: BLE001 nothing may reach the event log in its own words
+        said = trouble(error)
+        retry = POLICIES[ErrorClass(said.error_class)].retry and LAUNCHED_BY not in context.run.tags
+        # With redaction on, Dagster masks even a Failure's text in the list of events; the log line stays readable.
+        context.log.error(f"{said.message} {said.advice}")  # noqa: TRY400 a traceback's text may hold values
+        raise failure(said, allow_retries=retry) from None
+
+
+def failure(said: Trouble, *, allow_retries: bool = False) -> dg.Failure:
+    shown: dict[str, Any] = {name: dg.MetadataValue.text(value) for name, value in asdict(said).items()}
+    return dg.Failure(description=f"{said.message} {said.advice}", metadata=shown, allow_retries=allow_retries)
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of ours, and the innermost line of all: files and numbers, no source text, no values."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "sis_pipeline" in Path(frame.filename).parts]
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (ours[-1:] + frames[-1:])]
+    return " > ".join(dict.fromkeys(places)) or "an unknown place"
