@@ -48,7 +48,7 @@ bench: install ## seconds and memory of each stage, as ratios to floors measured
 	@$(BIN)/python -m bench
 
 docs: install ## write the docs pages that are derived from the code
-	@$(BIN)/python -m sis_pipeline.cli.reference
+	@$(BIN)/python -m sis_pipeline.cli.reference docs
 
 lock: install ## compile requirements.lock anew from setup.py
 	@$(BIN)/uv pip compile setup.py --extra dev --universal --python-version 3.11 --no-strip-extras \

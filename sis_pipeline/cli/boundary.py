@@ -1,0 +1,111 @@
+"""The one place where errors become a sentence, its advice and an exit code, so that no command prints a traceback.
+Raising them well is the business of the code that fails."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from sis_pipeline.cli.output import ExitCode, Mode, RefusalError, complain
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """An error as it is told: its class for scripts, a sentence and advice for people, the exit code."""
+
+    code: ExitCode
+    error_class: str
+    message: str
+    advice: str
+
+
+class SisGroup(TyperGroup):
+    """The root command: runs the subcommand and tells what went wrong in words."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            complain("interrupted; what was begun has been ended, what was finished is kept")
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except BrokenPipeError:
+            raise typer.Exit(ExitCode.OK) from None  # the reader (head, less) has seen enough
+        except Exception as error:
+            mode = ctx.ensure_object(Mode)
+            if mode.debug or type(error).__module__.startswith("typer"):
+                raise
+            trouble = explain(error)
+            if mode.json:
+                facts = {"class": trouble.error_class, "message": trouble.message, "advice": trouble.advice}
+                sys.stdout.write(json.dumps({"error": facts}, indent=2, ensure_ascii=False) + "\n")
+            complain(trouble.message, trouble.advice)
+            raise typer.Exit(trouble.code) from None
+
+
+def explain(error: Exception) -> Trouble:
+    """The error in words. A message is repeated only where the product wrote it: others may quote values."""
+    from pydantic import ValidationError
+
+    if isinstance(error, RefusalError):
+        return Trouble(error.code, error.error_class, error.message, error.advice)
+    if isinstance(error, ValidationError):
+        return Trouble(
+            ExitCode.CONFIG, "config", f"Settings are wrong: {field_messages(error)}", "See docs/configuration.md."
+        )
+    return _of_the_pipeline(error) or _of_the_database(error) or _unforeseen(error)
+
+
+def field_messages(error: Any) -> str:
+    """`field: what is wrong; …` of a pydantic error, without the values that were given."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(
+        f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}" for problem in problems
+    )
+
+
+def _of_the_pipeline(error: Exception) -> Trouble | None:
+    from sis_pipeline.connect.errors import ErrorClass, SisError
+
+    if not isinstance(error, SisError):
+        return None
+    refused = {ErrorClass.CONFIG, ErrorClass.AUTH_REVOKED}
+    code = ExitCode.CONFIG if error.error_class in refused else ExitCode.FAILED
+    return Trouble(code, error.error_class.value, error.message, error.advice)
+
+
+def _of_the_database(error: Exception) -> Trouble | None:
+    from sqlalchemy.exc import DBAPIError
+
+    from sis_pipeline.db.engine import DatabaseUnavailable
+
+    if isinstance(error, DatabaseUnavailable):
+        return Trouble(ExitCode.DATABASE, "database", str(error), "`sis doctor` checks the connection.")
+    if not isinstance(error, DBAPIError):
+        return None
+    state = getattr(error.orig, "sqlstate", None) or type(error.orig).__name__
+    return Trouble(
+        ExitCode.DATABASE,
+        "database",
+        f"PostgreSQL refused or broke off the work ({state}).",
+        "Check the server, then `sis db upgrade` and `sis doctor`; `sis --debug …` shows where it happened.",
+    )
+
+
+def _unforeseen(error: Exception) -> Trouble:
+    frames = extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return Trouble(
+        ExitCode.FAULT,
+        "internal",
+        f"sis met a fault of its own: {type(error).__name__}{where}.",
+        "Repeat it as `sis --debug …` and report what that shows.",
+    )

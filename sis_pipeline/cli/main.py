@@ -1,0 +1,72 @@
+"""The `sis` command: its tree of subcommands and global options. Each subcommand lives in a module of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sis_pipeline.cli import (
+    database,
+    demo,
+    doctor,
+    holds,
+    integrations,
+    keys,
+    listings,
+    providers,
+    sandbox,
+    students,
+    sync,
+    up,
+)
+from sis_pipeline.cli.boundary import SisGroup
+from sis_pipeline.cli.output import EXIT_CODES, AsJson, Mode, emit
+
+EPILOG = "Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
+
+app = typer.Typer(
+    name="sis",
+    cls=SisGroup,
+    help="Self-hosted school roster pipeline: pull, validate, merge and explain student rosters.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback when something fails.")] = False,
+) -> None:
+    context.ensure_object(Mode).debug = debug
+
+
+@app.command()
+def version(*, as_json: AsJson = False) -> None:
+    """Print the version."""
+    from sis_pipeline import __version__
+
+    emit(as_json, {"version": __version__}, lambda console: console.print(f"sis_pipeline {__version__}"))
+
+
+app.command("doctor")(doctor.doctor)
+app.command("demo")(demo.demo)
+app.command("up")(up.up)
+app.command("providers")(providers.providers)
+app.command("sync")(sync.sync)
+app.command("backfill")(sync.backfill)
+app.add_typer(keys.app, name="keys")
+app.add_typer(integrations.app, name="integration")
+app.add_typer(students.app, name="students")
+app.add_typer(listings.conflicts_app, name="conflicts")
+app.add_typer(listings.changes_app, name="changes")
+app.add_typer(holds.app, name="holds")
+app.add_typer(database.app, name="db")
+app.add_typer(sandbox.app, name="sandbox")
+
+
+def main() -> None:
+    app()

@@ -1,0 +1,230 @@
+"""Reading the published roster for people: students with the origin of every value, conflicts and changes.
+Read-only SQL on the declared tables; protected addresses are masked here, before anything is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+
+from sis_pipeline.db.tables import roster_tables
+from sis_pipeline.roster import model
+
+MASK = "(protected)"
+ADDRESS = tuple(column.name for column in model.STUDENTS if column.name.startswith(("home_", "mailing_")))
+
+students = roster_tables["students"]
+schools = roster_tables["schools"]
+conflicts = roster_tables["conflicts"]
+changes = roster_tables["enrollment_changes"]
+
+Row = dict[str, Any]
+
+
+def find_students(
+    connection: Connection,
+    *,
+    student_id: str | None = None,
+    ssid: str | None = None,
+    local_id: str | None = None,
+    sis: tuple[str, str] | None = None,
+    district: str | None = None,
+) -> list[Row]:
+    """The published students that an id names: several where districts share a state id or a local number.
+
+    `sis` is (integration, sis_id). Rows have every column of the published students table.
+    """
+    query = select(students).order_by(students.c.district, students.c.student_id)
+    if student_id is not None:
+        query = query.where(students.c.student_id == student_id)
+    if ssid is not None:
+        query = query.where(students.c.ssid == ssid)
+    if local_id is not None:
+        query = query.where(students.c.local_id == local_id)
+    if sis is not None:
+        links = roster_tables["student_links"]
+        named = and_(links.c.integration == sis[0], links.c.sis_id == sis[1])
+        same = and_(links.c.district == students.c.district, links.c.student_id == students.c.student_id)
+        query = query.where(select(links.c.student_id).where(named, same).exists())
+    if district is not None:
+        query = query.where(students.c.district == district)
+    return _rows(connection, query)
+
+
+def student_file(connection: Connection, student: Row, *, reveal: bool = False) -> Row:
+    """Everything published about one student: record, origins, links, sources, years, enrollments, conflicts, changes."""
+    protected = bool(student["address_confidential"]) and not reveal
+
+    def of(name: str, *order: str) -> list[Row]:
+        table = roster_tables[name]
+        mine = and_(table.c.district == student["district"], table.c.student_id == student["student_id"])
+        return _rows(connection, _with_school(table).where(mine).order_by(*(table.c[column] for column in order)))
+
+    origins = student["origins"] or {}
+    record = {name: value for name, value in student.items() if name != "origins"}
+    return {
+        "record": mask_address(record) if protected else record,
+        "origins": origins,
+        "links": of("student_links", "integration", "sis_id"),
+        "sources": [
+            mask_address(row) if protected else row for row in of("student_sources", "integration", "school_year")
+        ],
+        "years": of("student_years", "school_year"),
+        "enrollments": of("enrollments", "school_year", "entry_date"),
+        "conflicts": [_mask_conflict(row, protected) for row in of("conflicts", "school_year", "attribute")],
+        "changes": [_mask_change(row, protected) for row in of("enrollment_changes", "detected_at", "change_id")],
+        "address_masked": protected,
+    }
+
+
+def origin_of(origins: Mapping[str, str], attribute: str) -> tuple[str, str]:
+    """(integration/sis_id, rule) of a published value, from the record's `origins`."""
+    text = origins.get(attribute) or origins.get("*") or ""
+    source, _, rule = text.rpartition(" ") if attribute in origins else (text, "", "")
+    return (source or text), rule
+
+
+def list_conflicts(
+    connection: Connection,
+    *,
+    district: str | None,
+    school_year: str | None,
+    attribute: str | None,
+    status: str | None,
+    limit: int,
+    reveal: bool = False,
+) -> tuple[list[Row], int]:
+    """The conflicts, with the student's name, and how many there are without the limit."""
+    who = and_(students.c.district == conflicts.c.district, students.c.student_id == conflicts.c.student_id)
+    query = select(conflicts, students.c.first_name, students.c.last_name, students.c.address_confidential).join_from(
+        conflicts, students, who
+    )
+    query = _filtered(query, conflicts, district=district, school_year=school_year, attribute=attribute, status=status)
+    ordered = query.order_by(conflicts.c.district, students.c.last_name, conflicts.c.student_id, conflicts.c.attribute)
+    rows = _rows(connection, ordered.limit(limit))
+    masked = [_mask_conflict(row, bool(row.pop("address_confidential")) and not reveal) for row in rows]
+    return masked, _count(connection, query)
+
+
+def list_changes(
+    connection: Connection,
+    *,
+    district: str | None,
+    school_year: str | None,
+    kinds: Sequence[str],
+    since: datetime | None,
+    school: str | None,
+    limit: int,
+) -> tuple[list[Row], int]:
+    """The newest ledger events first, with names of student and school, and how many there are without the limit.
+
+    `school` is a school's id, number or name; `since` compares with the time of detection.
+    """
+    who = and_(students.c.district == changes.c.district, students.c.student_id == changes.c.student_id)
+    where = and_(schools.c.district == changes.c.district, schools.c.school_id == changes.c.school_id)
+    query = (
+        select(
+            changes,
+            students.c.first_name,
+            students.c.last_name,
+            students.c.address_confidential,
+            schools.c.name.label("school"),
+        )
+        .join_from(changes, students, who, isouter=True)
+        .join(schools, where, isouter=True)
+    )
+    query = _filtered(query, changes, district=district, school_year=school_year)
+    if kinds:
+        query = query.where(changes.c.kind.in_(kinds))
+    if since is not None:
+        query = query.where(changes.c.detected_at >= since)
+    if school is not None:
+        query = query.where(_is_school(school))
+    newest = query.order_by(changes.c.detected_at.desc(), changes.c.effective_date.desc(), changes.c.change_id)
+    rows = _rows(connection, newest.limit(limit))
+    return [_mask_change(row, bool(row.pop("address_confidential"))) for row in rows], _count(connection, query)
+
+
+def count_changes(connection: Connection, until: datetime, **filters: Any) -> dict[str, int]:
+    """Ledger events by kind that were detected until a moment; filters are equal columns of the ledger."""
+    query = _filtered(select(changes.c.kind, func.count().label("count")).group_by(changes.c.kind), changes, **filters)
+    return {
+        row[0]: row[1]
+        for row in connection.execute(query.where(changes.c.detected_at <= until).order_by(changes.c.kind))
+    }
+
+
+def count_roster(connection: Connection, district: str, school_year: str) -> dict[str, int]:
+    """Published students of a school year, those with records in two or more systems, and conflicts."""
+    years, sources = roster_tables["student_years"], roster_tables["student_sources"]
+
+    def of_year(table: Any) -> ColumnElement[bool]:
+        return and_(table.c.district == district, table.c.school_year == school_year)
+
+    several = (
+        select(sources.c.student_id)
+        .where(of_year(sources))
+        .group_by(sources.c.student_id)
+        .having(func.count(sources.c.integration.distinct()) > 1)
+    )
+    return {
+        "students": _count(connection, select(years.c.student_id).where(of_year(years))),
+        "matched": _count(connection, several),
+        "conflicts": _count(connection, select(conflicts.c.attribute).where(of_year(conflicts))),
+    }
+
+
+def mask_address(row: Row) -> Row:
+    return {name: MASK if name in ADDRESS and value is not None else value for name, value in row.items()}
+
+
+def _mask_conflict(row: Row, protected: bool) -> Row:
+    if not protected or row["attribute"] not in ADDRESS:
+        return row
+    hidden = [{**candidate, "value": MASK} for candidate in row["candidates"]]
+    return {**row, "candidates": hidden, "chosen": MASK if row["chosen"] is not None else None}
+
+
+def _mask_change(row: Row, protected: bool) -> Row:
+    if not protected:
+        return row
+    return {
+        name: mask_address(value) if name in {"before", "after"} and isinstance(value, dict) else value
+        for name, value in row.items()
+    }
+
+
+def _with_school(table: Any) -> Select[Any]:
+    if "school_id" not in table.c:
+        return select(table)
+    same = and_(schools.c.district == table.c.district, schools.c.school_id == table.c.school_id)
+    return select(table, schools.c.name.label("school")).join_from(table, schools, same, isouter=True)
+
+
+def _is_school(text: str) -> ColumnElement[bool]:
+    """A school by its id, its number, or its name without regard to case."""
+    named = [schools.c.name.ilike(text.replace("%", r"\%").replace("_", r"\_")), schools.c.school_number == text]
+    return or_(*named, schools.c.school_id == text) if is_uuid(text) else or_(*named)
+
+
+def is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _filtered(query: Select[Any], table: Any, **equal: object) -> Select[Any]:
+    return query.where(*(table.c[name] == value for name, value in equal.items() if value is not None))
+
+
+def _count(connection: Connection, query: Select[Any]) -> int:
+    return int(connection.scalar(select(func.count()).select_from(query.order_by(None).subquery())) or 0)
+
+
+def _rows(connection: Connection, query: Select[Any]) -> list[Row]:
+    return [dict(row) for row in connection.execute(query).mappings()]

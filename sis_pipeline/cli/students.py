@@ -1,0 +1,132 @@
+"""`sis students`: one student's record with the origin of every value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sis_pipeline.cli.installation import Installation
+from sis_pipeline.cli.output import AsJson, RefusalError, as_text, emit, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(help="Published students.", no_args_is_help=True)
+
+
+@app.callback()
+def students() -> None:
+    """Published students."""
+
+
+@app.command()
+def show(
+    *,
+    student_id: Annotated[str | None, typer.Argument(help="The student's permanent id (UUID).")] = None,
+    ssid: Annotated[str | None, typer.Option(help="Find by state student id.")] = None,
+    local_id: Annotated[str | None, typer.Option(help="Find by local student number.")] = None,
+    sis: Annotated[str | None, typer.Option(metavar="KEY/ID", help="Find by a record's id in one SIS.")] = None,
+    district: Annotated[str | None, typer.Option(help="Only in this district.")] = None,
+    reveal: Annotated[bool, typer.Option("--reveal", help="Show a protected address too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a student: record, origin of every value, links, conflicts, enrollments, changes.
+
+    An id that several districts know shows the record of each. A protected address is masked unless asked for.
+    """
+    from sis_pipeline.cli import records
+
+    given = [value for value in (student_id, ssid, local_id, sis) if value]
+    if len(given) != 1:
+        raise RefusalError("Name the student by exactly one of ID, --ssid, --local-id or --sis KEY/ID.")
+    if student_id is not None and not records.is_uuid(student_id):
+        raise RefusalError("The student id is not a UUID.", "Find by --ssid, --local-id or --sis KEY/ID instead.")
+    with Installation().engine.connect() as connection:
+        found = records.find_students(
+            connection, student_id=student_id, ssid=ssid, local_id=local_id, sis=_record(sis), district=district
+        )
+        files = [records.student_file(connection, student, reveal=reveal) for student in found]
+    if not files:
+        raise RefusalError(
+            "No published student has that id.", "`sis changes list` shows ids; has the district been merged yet?"
+        )
+    emit(as_json, {"students": files}, lambda console: _print_files(console, files))
+
+
+def _record(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    integration, slash, sis_id = text.partition("/")
+    if not (integration and slash and sis_id):
+        raise RefusalError("--sis takes KEY/ID: an integration's key, a slash, the record's id in that SIS.")
+    return integration, sis_id
+
+
+def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
+    for file in files:
+        _print_record(console, file)
+        for title, key, columns in SECTIONS:
+            if file[key]:
+                rows = [[_cell(row.get(column)) for column in columns] for row in file[key]]
+                console.print(table(title, columns, rows))
+
+
+SECTIONS = (
+    (
+        "Records in the systems",
+        "links",
+        ("integration", "sis_id", "rule", "confidence", "active", "first_seen", "last_seen"),
+    ),
+    ("School years", "years", ("school_year", "grade_level", "school", "homeroom", "enrollment_status", "fte")),
+    (
+        "Enrollments",
+        "enrollments",
+        (
+            "school_year",
+            "school",
+            "entry_date",
+            "entry_code",
+            "exit_date",
+            "exit_code",
+            "enrollment_type",
+            "status",
+            "integration",
+        ),
+    ),
+    ("Conflicts", "conflicts", ("school_year", "attribute", "chosen", "chosen_from", "rule", "status", "candidates")),
+    (
+        "Changes",
+        "changes",
+        ("detected_at", "kind", "effective_date", "school", "before", "after", "evidence", "integration"),
+    ),
+)
+
+
+def _print_record(console: Console, file: dict[str, Any]) -> None:
+    from sis_pipeline.cli.records import origin_of
+
+    record, origins = file["record"], file["origins"]
+    console.print(f"Student {record['student_id']} of district {record['district']}", style="bold", markup=False)
+    if record["near_match"]:
+        console.print("A possible same person waits for review.")
+    attributes = [
+        name
+        for name, value in record.items()
+        if value is not None and name not in {"student_id", "district", "near_match"}
+    ]
+    own = {"latest_school_year", "changed_at"}
+    rows = [
+        [name, _cell(record[name]), *(("", "") if name in own else origin_of(origins, name))] for name in attributes
+    ]
+    console.print(table("Record", ("attribute", "value", "from", "rule"), rows))
+    if file["address_masked"]:
+        console.print("The address is protected; --reveal shows it.")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):  # a conflict's candidates
+        return "; ".join(f"{item['integration']}/{item['sis_id']}: {as_text(item['value'])}" for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)  # a graduation year takes no thousands separator
+    return as_text(value)

@@ -1,0 +1,239 @@
+"""Showing what is published: one student, conflicts, changes, holds; and that protected addresses stay hidden."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, date, datetime
+
+import pytest
+from sqlalchemy import text
+
+from sis_pipeline.cli.output import ExitCode
+from sis_pipeline.db.tables import holds, roster_tables
+
+YEAR = "2026-2027"
+STREET, HIDDEN = "12 Elm Street", "77 Hidden Lane"
+ANA, BEN, ANA_TOO = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
+LINCOLN, FRANKLIN = (str(uuid.UUID(int=number)) for number in (11, 12))
+
+
+@pytest.fixture
+def published(home, database):
+    """Ana in two districts and two systems, Ben with a protected address, a conflict each, three changes."""
+    with database.begin() as connection:
+
+        def add(table, **values):
+            connection.execute(roster_tables[table].insert().values(**{"district": "north", **values}))
+
+        for school_id, name, number in ((LINCOLN, "Lincoln High", "100"), (FRANKLIN, "Franklin Middle", "200")):
+            add(
+                "schools",
+                school_id=school_id,
+                name=name,
+                school_number=number,
+                kind="school",
+                integration="ps",
+                sis_id=number,
+            )
+        student(
+            add,
+            ANA,
+            "Ana",
+            ssid="S1",
+            local_id="0042",
+            origins={"*": "ps/7", "email": "ic/9 sis_wins"},
+            email="ana@north.example",
+            home_street=STREET,
+        )
+        student(add, BEN, "Ben", ssid="S2", local_id="0043", address_confidential=True, home_street=HIDDEN)
+        student(add, ANA_TOO, "Ana", ssid="S1", local_id="0042", district="south")
+        link(add, ANA, "ps", "7", home_street=STREET)
+        link(add, ANA, "ic", "9", home_street=STREET)
+        link(add, BEN, "ps", "8", home_street=HIDDEN)
+        add("student_years", student_id=ANA, school_year=YEAR, grade_level="09", school_id=LINCOLN)
+        add(
+            "enrollments", student_id=ANA, school_id=LINCOLN, school_year=YEAR, entry_date=date(2026, 8, 20),
+            entry_date_source="sis", enrollment_type="primary", status="active", integration="ps", sis_id="e1",
+        )  # fmt: skip
+        conflict(add, ANA, "email", "ana@north.example", "ana@old.example")
+        conflict(add, BEN, "home_street", HIDDEN, "78 Hidden Lane")
+        change(add, ANA, "enroll", LINCOLN, day=20)
+        change(add, ANA, "grade_change", LINCOLN, day=21)
+        change(add, BEN, "enroll", FRANKLIN, day=22)
+    return database
+
+
+def student(add, student_id, first_name, **values):
+    defaults = {"last_name": "O'Neil", "latest_school_year": YEAR, "near_match": False, "origins": {"*": "ps/1"}}
+    add("students", student_id=student_id, first_name=first_name, **{**defaults, **values})
+
+
+def link(add, student_id, integration, sis_id, **values):
+    seen = {"rule": "ssid", "confidence": 1.0, "active": True}
+    add("student_links", integration=integration, sis_id=sis_id, student_id=student_id, **seen)
+    add(
+        "student_sources", integration=integration, sis_id=sis_id, student_id=student_id, school_year=YEAR,
+        snapshot_id=str(uuid.uuid4()), **values,
+    )  # fmt: skip
+
+
+def conflict(add, student_id, attribute, chosen, other):
+    candidates = [
+        {"integration": "ps", "sis_id": "7", "value": chosen, "modified_at": None},
+        {"integration": "ic", "sis_id": "9", "value": other, "modified_at": None},
+    ]
+    add(
+        "conflicts", student_id=student_id, school_year=YEAR, attribute=attribute, candidates=candidates, chosen=chosen,
+        chosen_from="ps/7", rule="sis_wins", status="auto",
+    )  # fmt: skip
+
+
+def change(add, student_id, kind, school_id, *, day):
+    add(
+        "enrollment_changes", change_id=str(uuid.uuid4()), student_id=student_id, school_year=YEAR, kind=kind,
+        effective_date=date(2026, 8, day), school_id=school_id, evidence="first_load", integration="ps",
+        operation_id=str(uuid.uuid4()), detected_at=datetime(2026, 9, day, tzinfo=UTC), after={"status": "active"},
+    )  # fmt: skip
+
+
+def test_a_student_is_shown_with_the_origin_of_every_value(published, sis):
+    shown = sis("students", "show", ANA)
+    assert shown.code == 0
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert ["local_id", "0042", "ps/7"] in lines, "leading zeros survive"
+    assert ["email", "ana@north.example", "ic/9", "sis_wins"] in lines
+    file = sis("students", "show", ANA, "--json").json["students"][0]
+    assert {link["integration"] for link in file["links"]} == {"ps", "ic"}
+    assert file["enrollments"][0]["school"] == "Lincoln High"
+    assert [it["kind"] for it in file["changes"]] == ["enroll", "grade_change"]
+    assert file["years"][0]["grade_level"] == "09"
+    assert file["conflicts"][0]["chosen"] == "ana@north.example"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("--ssid", "S1"), {ANA, ANA_TOO}),
+        (("--ssid", "S1", "--district", "south"), {ANA_TOO}),
+        (("--local-id", "0043"), {BEN}),
+        (("--sis", "ic/9"), {ANA}),
+    ],
+)
+def test_a_student_is_found_by_any_id(published, sis, arguments, found):
+    files = sis("students", "show", *arguments, "--json").json["students"]
+    assert {file["record"]["student_id"] for file in files} == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "exactly one"),
+        ((ANA, "--ssid", "S1"), "exactly one"),
+        (("not-a-uuid",), "UUID"),
+        (("--sis", "ps"), "KEY/ID"),
+        (("--ssid", "nobody"), "No published student"),
+        ((str(uuid.UUID(int=99)),), "No published student"),
+    ],
+)
+def test_ids_that_name_nobody_are_wrong_usage(published, sis, arguments, words):
+    said = sis("students", "show", *arguments)
+    assert said.code == ExitCode.USAGE
+    assert words in said.err
+
+
+def test_a_protected_address_is_hidden_everywhere_unless_asked_for(published, sis):
+    commands = [
+        ("students", "show", BEN), ("students", "show", BEN, "--json"), ("conflicts", "list"), ("conflicts", "list", "--json"),
+        ("changes", "list", "--json"),
+    ]  # fmt: skip
+    for command in commands:
+        assert "Hidden Lane" not in sis(*command).out, command
+    assert HIDDEN in sis("students", "show", BEN, "--reveal").out
+    assert "78 Hidden Lane" in sis("conflicts", "list", "--reveal").out
+    assert STREET in sis("students", "show", ANA).out
+
+
+def test_conflicts_are_filtered_and_counted(published, sis):
+    both = sis("conflicts", "list", "--json", "--limit", 1).json
+    assert (len(both["conflicts"]), both["total"]) == (1, 2)
+    found = sis(
+        "conflicts", "list", "--attribute", "email", "--district", "north", "--school-year", YEAR, "--json"
+    ).json
+    assert [it["chosen"] for it in found["conflicts"]] == ["ana@north.example"]
+    assert "ic: ana@old.example" in sis("conflicts", "list").out
+    assert sis("conflicts", "list", "--status", "open", "--json").json["total"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kinds"),
+    [
+        ((), ["enroll", "grade_change", "enroll"]),
+        (("--kind", "grade_change"), ["grade_change"]),
+        (("--kind", "grade_change", "--kind", "enroll", "--limit", 2), ["enroll", "grade_change"]),
+        (("--since", "2026-09-21"), ["enroll", "grade_change"]),
+        (("--since", "2026-09-21T00:00:01"), ["enroll"]),
+        (("--school", "franklin middle"), ["enroll"]),
+        (("--school", "100"), ["grade_change", "enroll"]),
+        (("--school", LINCOLN), ["grade_change", "enroll"]),
+        (("--school", "%"), []),
+        (("--district", "south"), []),
+        (("--school-year", "2025-2026"), []),
+    ],
+)
+def test_changes_are_filtered_and_the_newest_come_first(published, sis, arguments, kinds):
+    said = sis("changes", "list", "--json", *arguments)
+    assert [it["kind"] for it in said.json["changes"]] == kinds
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("changes", "list", "--kind", "vanish"),
+        ("changes", "list", "--since", "yesterday"),
+        ("changes", "list", "--limit", "0"),
+        ("changes", "list", "--school-year", "26-27"),
+        ("conflicts", "list", "--status", "odd"),
+        ("conflicts", "list", "--attribute", "shoe_size"),
+        ("holds", "list", "--status", "odd"),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_filters_that_can_match_nothing_are_wrong_usage(sis, arguments):
+    said = sis(*arguments)
+    assert said.code == ExitCode.USAGE
+    assert said.err
+
+
+@pytest.fixture
+def hold(home, database):
+    hold_id = str(uuid.uuid4())
+    with database.begin() as connection:
+        connection.execute(
+            holds.insert().values(
+                district="north", hold_id=hold_id, school_year=YEAR, fingerprint="f", reason="11 of 100 would leave (limit 2)",
+                removals={"withdraw": 11}, rows=[["a"]] * 11, operation_id=str(uuid.uuid4()),
+            )
+        )  # fmt: skip
+    return hold_id
+
+
+def test_holds_are_shown_and_decided_by_name_with_a_reason(hold, sis, database):
+    (shown,) = sis("holds", "list", "--json").json["holds"]
+    assert (shown["hold_id"], shown["held"], shown["status"]) == (hold, 11, "open")
+    assert "rows" not in shown
+    assert sis("holds", "release", hold).code == ExitCode.USAGE, "needs a reason"
+    assert sis("holds", "release", hold, "--reason", "the school closed", "--json").json["hold"]["status"] == "released"
+    assert sis("holds", "list", "--json").json["holds"] == []
+    assert sis("holds", "discard", hold, "--reason", "no, it did not").code == 0
+    assert "discarded" in sis("holds", "list", "--status", "all").out
+    with database.connect() as connection:
+        logged = connection.execute(text("select action, details ->> 'reason' from audit_log order by entry")).all()
+    assert logged == [("hold.released", "the school closed"), ("hold.discarded", "no, it did not")]
+
+
+@pytest.mark.parametrize("name", ["no-uuid", str(uuid.UUID(int=5))])
+@pytest.mark.usefixtures("home")
+def test_an_unknown_hold(sis, name):
+    said = sis("holds", "release", name, "--reason", "x")
+    assert said.code == ExitCode.CONFIG
+    assert "sis holds list" in said.err
