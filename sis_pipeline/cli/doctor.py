@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from sis_pipeline.cli.installation import Installation
-from sis_pipeline.cli.output import AsJson, ExitCode, emit, table
+from sis_pipeline.cli.output import AsJson, ExitCode, counted, emit, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -226,9 +226,9 @@ def _keys(here: Installation) -> Iterator[Finding]:
 
 def _integrations(here: Installation) -> Iterator[Finding]:
     found = here.integrations.list()
-    counted = Counter(integration.status for integration in found)
-    words = ", ".join(f"{count} {status}" for status, count in sorted(counted.items()))
-    yield Finding("integrations", "ok", f"{len(found)} integrations" + (f": {words}." if words else "."))
+    statuses = Counter(integration.status for integration in found)
+    words = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    yield Finding("integrations", "ok", counted(len(found), "integration") + (f": {words}." if words else "."))
     for integration in found:
         if integration.status not in {"healthy", "paused"}:
             reason = integration.status_reason or "no reason was noted"
@@ -250,7 +250,7 @@ def _runs(here: Installation) -> Iterator[Finding]:
         yield Finding(
             "runs",
             "warning",
-            f"{len(left)} runs were left open by processes that are gone.",
+            f"{counted(len(left), 'run')} left open by processes that are gone.",
             "The next sync closes them.",
         )
     else:

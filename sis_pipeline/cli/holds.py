@@ -9,7 +9,7 @@ import typer
 
 from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.listings import District, one_of
-from sis_pipeline.cli.output import AsJson, emit, table
+from sis_pipeline.cli.output import AsJson, counted, emit, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ def list_(
             (it.hold_id, it.district, it.school_year, it.status, it.reason, len(it.rows), it.opened_at, it.decided_by, it.decided_reason)
             for it in found
         ]  # fmt: skip
-        console.print(table(f"{len(found)} holds", columns, rows, right=("removals",)))
+        console.print(table(counted(len(found), "hold"), columns, rows, right=("removals",)))
 
     emit(as_json, {"holds": [_plain(it) for it in found]}, render)
 

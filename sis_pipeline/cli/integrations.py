@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sis_pipeline.cli.installation import Installation
-from sis_pipeline.cli.output import AsJson, ExitCode, RefusalError, emit, table
+from sis_pipeline.cli.output import AsJson, ExitCode, RefusalError, counted, emit, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,7 +126,7 @@ def list_(*, as_json: AsJson = False) -> None:
     def render(console: Console) -> None:
         columns = ("key", "provider", "district", "priority", "status")
         rows = [(it.key, it.provider, it.district, it.priority, it.status) for it in found]
-        console.print(table(f"{len(found)} integrations", columns, rows, right=("priority",)))
+        console.print(table(counted(len(found), "integration"), columns, rows, right=("priority",)))
 
     emit(as_json, {"integrations": found}, render)
 

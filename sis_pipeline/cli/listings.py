@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sis_pipeline.cli.installation import Installation
-from sis_pipeline.cli.output import AsJson, RefusalError, as_text, emit, table
+from sis_pipeline.cli.output import AsJson, RefusalError, as_text, counted, emit, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,7 +73,7 @@ def list_conflicts(
             )
             for row in rows
         ]
-        console.print(table(_title("conflicts", len(rows), total), columns, cells))
+        console.print(table(_title("conflict", len(rows), total), columns, cells))
 
     emit(as_json, {"conflicts": rows, "total": total}, render)
 
@@ -115,7 +115,7 @@ def list_changes(
             (row["detected_at"], row["kind"], row["effective_date"], _name(row), row["school"], row["before"], row["after"], row["evidence"], row["student_id"])
             for row in rows
         ]  # fmt: skip
-        console.print(table(_title("changes", len(rows), total), columns, cells))
+        console.print(table(_title("change", len(rows), total), columns, cells))
 
     emit(as_json, {"changes": rows, "total": total}, render)
 
@@ -139,7 +139,7 @@ def one_of(option: str, value: str | None, allowed: Any) -> str | None:
 
 
 def _title(what: str, shown: int, total: int) -> str:
-    return f"{total:,} {what}" + (f", {shown:,} shown (--limit)" if shown < total else "")
+    return counted(total, what) + (f", {shown:,} shown (--limit)" if shown < total else "")
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -107,9 +107,18 @@ def table(
     from rich.table import Table
     from rich.text import Text
 
-    built = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    built = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
-        built.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        number = column in right
+        whole = number or column in {"year", "school_year"}
+        built.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=whole)
     for row in rows:
         built.add_row(*(cell if isinstance(cell, Text) else Text(as_text(cell)) for cell in row))
     return built
@@ -135,6 +144,11 @@ def as_text(value: object) -> str:
         case _:
             text = str(value)
     return text
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 hold`, `2 holds`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def complain(message: str, advice: str = "") -> None:

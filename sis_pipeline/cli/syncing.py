@@ -71,10 +71,10 @@ class Report:
             "year",
             "verdict",
             "students",
-            "section enrollments",
+            "section\nenrollments",
             "quarantined",
             "calls",
-            "seconds",
+            "s",
         )
         rows = [
             (

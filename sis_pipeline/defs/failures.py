@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 
 from sis_pipeline.connect.errors import POLICIES, ErrorClass, SisError
 
@@ -32,6 +33,9 @@ class Trouble:
         return {"class": self.error_class, "message": self.message, "advice": self.advice}
 
 
+INTERRUPTED = Trouble("transient", "It was interrupted before it was done.", "Run it again.")
+
+
 def trouble(error: BaseException) -> Trouble:
     """An error in words. Of an unforeseen one only its type and place: its text may hold a student's value."""
     if isinstance(error, SisError):
@@ -47,6 +51,9 @@ def explained(context: dg.AssetExecutionContext) -> Iterator[None]:
         yield
     except dg.Failure:
         raise
+    except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+        # Dagster would take it for a failure to be retried, and wait a minute and more before it ends.
+        raise failure(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001 nothing may reach the event log in its own words
         said = trouble(error)
         retry = POLICIES[ErrorClass(said.error_class)].retry and LAUNCHED_BY not in context.run.tags

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.main import get_command
@@ -28,12 +28,14 @@ COMMANDS = dict(commands(get_command(app)))
 
 
 def test_help_answers_at_once_and_lists_the_exit_codes():
+    """Processor time, so that a busy machine doesn't count."""
     script = "from sis_pipeline.cli.main import main; main()"
     seconds = []
     for _ in range(3):
-        began = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.monotonic() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5
     text = " ".join(done.stdout.split())
     for code, meaning in EXIT_CODES.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import uuid
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -49,12 +50,12 @@ def test_the_url_of_dagsters_storage_names_its_driver_and_schema(sis, home):
 
 
 def test_upgrade_makes_the_schema_and_then_has_nothing_to_do(sis, bare_home, postgres):
+    name = f"empty_{uuid.uuid4().hex[:12]}"
     admin = create_engine(postgres, isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
-        connection.execute(text("drop database if exists empty_one"))
-        connection.execute(text("create database empty_one"))
+        connection.execute(text(f"create database {name}"))
     admin.dispose()
-    os.environ["SIS_DATABASE_URL"] = postgres.set(database="empty_one").render_as_string(hide_password=False)
+    os.environ["SIS_DATABASE_URL"] = postgres.set(database=name).render_as_string(hide_password=False)
     assert checks(sis("doctor", "--json"))["schema", "warning"]
     assert sis("db", "upgrade", "--json").json["upgraded"] is True
     assert sis("db", "upgrade", "--json").json["upgraded"] is False

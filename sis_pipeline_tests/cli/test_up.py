@@ -37,7 +37,8 @@ def test_both_start_and_ctrl_c_ends_both(home, database_url):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     finally:
-        process.kill()
+        process.terminate()  # ends both as Ctrl-C does; killed, it would leave them behind
+        process.wait(60)
     assert process.returncode == 0, err
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, inspect, text
@@ -62,3 +63,13 @@ def test_the_clock_moves_only_where_it_is_set(database):
         moved = connection.scalar(text("select sis.clock() - clock_timestamp()"))
     assert abs(ahead.total_seconds()) < 5
     assert 172_795 < moved.total_seconds() < 172_805
+
+
+def test_a_downgrade_leaves_nothing_behind(database_url: URL):
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        command.downgrade(migrate._config(connection), "base")
+    with engine.connect() as connection:
+        left = connection.scalars(text("select table_name from information_schema.tables where table_schema = 'sis'"))
+        assert set(left) <= {"alembic_version"}
+    engine.dispose()
