@@ -59,6 +59,15 @@ class Object:
     def key(self) -> str:
         return self.fields[0]
 
+    @property
+    def resource(self) -> str:
+        return resource_name(self.name)
+
+
+def resource_name(name: str) -> str:
+    """The resource of an object, `Module-Object`: resources name folders."""
+    return name.replace("/", "-")
+
 
 @cache
 def objects() -> tuple[Object, ...]:
@@ -100,7 +109,7 @@ class SkywardQmlativ(Provider):
         entity = self.settings.entity_id or str(district.get("EntityID"))
         year_id = self._year_id(source, district, entity, school_year)
         return Plan(
-            tuple(self._resource(found, entity, year_id, last_rows.get(found.name)) for found in objects()),
+            tuple(self._resource(found, entity, year_id, last_rows.get(found.resource)) for found in objects()),
             "last_snapshot" if last_rows else "first_read",
         )
 
@@ -143,7 +152,7 @@ class SkywardQmlativ(Provider):
                 "District/SchoolYear", ("SchoolYearID", "NumericYear", "Description"), yearly=False, optional=False
             )
             resource = self._resource(listed, entity, None, None)
-            pages = resource.pager.pages(source.send, resource.request, lambda body: self.decode(listed.name, body))
+            pages = resource.pager.pages(source.send, resource.request, lambda body: self.decode(listed.resource, body))
             years = [record for page in pages for record in page.records]
         for year in years:
             if text(year.get("NumericYear")) == str(school_year.end):
@@ -161,7 +170,7 @@ class SkywardQmlativ(Provider):
         if found.yearly and year_id is not None:
             params["SchoolYearID"] = year_id
         return Resource(
-            name=found.name,
+            name=found.resource,
             request=Request(
                 f"{stem}/{entity}/{found.name}/1/{size}",
                 params,
@@ -206,7 +215,7 @@ class _Roster:
         return self.mapping.frame(entity, list(rows), school_year=self.school_year.key)
 
     def rows(self, name: str) -> list[Record]:
-        return self.held.get(name, [])
+        return self.held.get(resource_name(name), [])
 
     def _ends(self, frame: pd.DataFrame, column: str) -> pd.DataFrame:
         return frame.assign(**{column: day_after(frame[column])}) if self.inclusive else frame

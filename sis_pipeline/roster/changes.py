@@ -9,10 +9,11 @@ from datetime import date
 
 import polars as pl
 
-from sis_pipeline.roster.enrollments import OPEN, SEAT, TRANSFER_DAYS, match_stays
+from sis_pipeline.roster.enrollments import OPEN, SEAT, TRANSFER_DAYS, match_stays, never_begins
 from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.ids import derived_ids
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES
+from sis_pipeline.roster.school_year import SchoolYear
 
 _SHOWN = ["school_id", "entry_date", "entry_code", "exit_date", "exit_code", "grade_level", "enrollment_type", "status"]
 _AMENDED = ["entry_date", "exit_date", "entry_code", "exit_code"]
@@ -103,8 +104,13 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
     )
     exits = stays.filter(~pl.col("is_open") & (pl.col("was_open") | (pl.col("was_entry_date").is_null() & ~is_first)))
     exits = exits.with_columns(kind=_exit_kind())
-    entries, exits, transfers = _pair_transfers(entries, exits, stays)
     reopened = stays.filter(pl.col("is_open") & ~pl.col("was_open"))
+    transfers, used_entries, used_exits = _pair_transfers(entries, exits, reopened, stays, as_of=about.as_of)
+    # a stay that is new and already over may be both a used entry and a separate exit
+    entries, reopened = (
+        it.join(used_entries, on="after_row", how="anti", maintain_order="left") for it in (entries, reopened)
+    )
+    exits = exits.join(used_exits, on="after_row", how="anti", maintain_order="left")
     amended = stays.filter((pl.col("is_open") == pl.col("was_open")) & _differs())
     return pl.concat(
         [
@@ -183,12 +189,14 @@ def _events(stays: pl.DataFrame, day: str, otherwise: date | None = None) -> pl.
 
 
 def _pair_transfers(
-    entries: pl.DataFrame, exits: pl.DataFrame, stays: pl.DataFrame
+    entries: pl.DataFrame, exits: pl.DataFrame, reopened: pl.DataFrame, stays: pl.DataFrame, *, as_of: date
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Exit and entry of one student at two schools within 14 days are one `transfer`, each used once, nearest first.
 
     The other half may have been seen earlier: an entry after a stay that had already ended, an exit from a stay whose
-    successor was already there.
+    successor was already there. Who comes back (a new stay at a school of before, or an old one reopened on `as_of`)
+    is transferred from where they went when they left. Returns the events, and `after_row` of the entries and of the
+    exits that they use up.
     """
     known = pl.col("was_entry_date").is_not_null()
     left = pl.concat([
@@ -198,19 +206,32 @@ def _pair_transfers(
         "student_id", "exit_date", "news", left_row="after_row", left_school="school_id", left_entry="entry_date",
         left=pl.coalesce(_shown("was_"), _shown()), left_evidence="evidence",
     )  # fmt: skip
+    last_left = (
+        stays.filter(~pl.col("is_open")).group_by("student_id", "school_id").agg(since=pl.col("exit_date").max())
+    )
+    returning = pl.col("kind") == "re_enter"
     came = pl.concat([
-        entries.filter(pl.col("kind") == "enroll").with_columns(fresh=pl.lit(value=True)),
-        stays.filter(known & pl.col("is_open") & pl.col("was_open")).with_columns(kind=pl.lit(""), fresh=pl.lit(value=False)),
+        entries.join(last_left, on=["student_id", "school_id"], how="left").with_columns(
+            fresh=pl.lit(value=True), arrived="entry_date", since=pl.when(returning).then("since")
+        ),
+        reopened.with_columns(fresh=pl.lit(value=True), arrived=pl.lit(as_of), since="was_exit_date"),
+        stays.filter(known & pl.col("is_open") & pl.col("was_open")).with_columns(
+            fresh=pl.lit(value=False), arrived="entry_date"
+        ),
     ], how="diagonal").select(
-        "student_id", "entry_date", "school_id", "fresh", "integration", came_row="after_row", came=_shown()
+        "student_id", "arrived", "since", "school_id", "fresh", "integration", came_row="after_row", came=_shown()
     )  # fmt: skip
-    gap = (pl.col("entry_date") - pl.col("exit_date")).dt.total_days().abs()
+    gap = (pl.col("arrived") - pl.col("exit_date")).dt.total_days().abs()
+    went_there = (pl.col("left_entry") >= pl.col("since") - pl.duration(days=TRANSFER_DAYS)) & (
+        pl.col("exit_date") > pl.col("since")
+    )
     pairs = (
         left.join(came, on="student_id")
         .filter(
             (pl.col("left_school") != pl.col("school_id"))
-            & (pl.col("entry_date") > pl.col("left_entry"))
+            & (pl.col("arrived") > pl.col("left_entry"))
             & (pl.col("news") | pl.col("fresh"))
+            & (pl.col("since").is_null() | went_there)
         )
         .with_columns(gap=gap)
         .filter(pl.col("gap") <= TRANSFER_DAYS)
@@ -221,7 +242,7 @@ def _pair_transfers(
     transfers = pairs.select(
         "student_id",
         pl.lit("transfer").alias("kind"),
-        pl.col("entry_date").alias("effective_date"),
+        pl.col("arrived").alias("effective_date"),
         "school_id",
         pl.lit(None, pl.String).alias("section_id"),
         pl.col("left").alias("before"),
@@ -234,21 +255,18 @@ def _pair_transfers(
     )
     used_entries = pairs.filter("fresh").select(after_row="came_row")
     used_exits = pairs.filter("news").select(after_row="left_row")
-    # a stay that is new and already over may be both a used entry and a separate exit
-    return (
-        entries.join(used_entries, on="after_row", how="anti", maintain_order="left"),
-        exits.join(used_exits, on="after_row", how="anti", maintain_order="left"),
-        transfers,
-    )
+    return transfers, used_entries, used_exits
 
 
 def _grade_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.DataFrame:
+    """Grades that changed while the year ran; what a source says afterwards is a later grade, or a correction."""
+
     def grade(name: str) -> pl.Expr:
         return pl.struct(pl.col(name).alias("grade_level")).struct.json_encode()
 
     changed = after.select("student_id", "school_id", "grade_level").join(
         before.select("student_id", was="grade_level"), on="student_id"
-    ).filter(pl.col("grade_level") != pl.col("was"))  # fmt: skip
+    ).filter((pl.col("grade_level") != pl.col("was")) & (about.as_of < SchoolYear.parse(about.school_year).day_after))  # fmt: skip
     return changed.select(
         "student_id",
         pl.lit("grade_change").alias("kind"),
@@ -263,7 +281,11 @@ def _grade_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl
 
 
 def _seat_events(before: State, after: State, about: About) -> pl.DataFrame:
-    """A student's seat that is new (`section_add`) or was given an earlier end than the section has (`section_drop`)."""
+    """A student's seat that is new (`section_add`) or was given an earlier end than the section has (`section_drop`).
+
+    A seat that never begins is not taken: it is no news when first seen, no drop when its dates change, and taken again
+    it is new.
+    """
     columns = ["begin_date", "end_date"]
     places = after.sections.select("section_id", "school_id", section_end="end_date")
     was = before.section_enrollments.select(
@@ -275,13 +297,11 @@ def _seat_events(before: State, after: State, about: About) -> pl.DataFrame:
         .join(was, on=SEAT, how="left")
     )
     known = pl.col("known").fill_null(value=False)
-    came = (~known & ~(pl.col("end_date") <= pl.col("begin_date")).fill_null(value=False)) | (
-        known
-        & (pl.col("was_end_date") <= about.as_of)
-        & (pl.col("end_date").is_null() | (pl.col("end_date") > pl.col("was_end_date")))
-    )
+    was_taken = known & ~never_begins("was_")
+    prolonged = pl.col("end_date").is_null() | (pl.col("end_date") > pl.col("was_end_date"))
+    came = ~never_begins() & (~was_taken | ((pl.col("was_end_date") <= about.as_of) & prolonged))
     shortened = (
-        known
+        was_taken
         & pl.col("end_date").is_not_null()
         & (pl.col("was_end_date").is_null() | (pl.col("end_date") < pl.col("was_end_date")))
     )

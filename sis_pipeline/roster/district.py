@@ -375,10 +375,13 @@ def _stays(
     reports = pl.concat([delivered, carried.select(table.names)])
 
     stays = combine_reports(reports, now.priorities)
-    stays = settle_statuses(stays, _closings(now, school_ids), inputs.as_of, now.year.day_after)
+    closings = _closings(now, school_ids)
+    stays = settle_statuses(stays, closings, inputs.as_of, now.year.day_after)
     vouching = pl.col("enrollment_status").is_null() | pl.col("enrollment_status").is_in(OPEN)
     vouched = people.carried.filter(vouching).select(PLACE).drop_nulls()
-    target = reconcile(stays, before.enrollments, presence, vouched)
+    target = reconcile(
+        stays, before.enrollments, presence, vouched, closings=closings, day_after_year=now.year.day_after
+    )
     target, holds = _guarded_stays(now, before.enrollments, target)
     return choose_primary(mark_transfers(target), now.priorities), holds
 
@@ -563,7 +566,13 @@ def _speaks_for_links(now: _Delivery) -> bool:
 
 def _sources(now: _Delivery, sources: pl.DataFrame) -> pl.DataFrame:
     about = {"district": pl.lit(now.inputs.district), "school_year": pl.lit(now.inputs.school_year)}
-    return fit(sources.with_columns(**about), MERGED["student_sources"]).sort(RECORD)
+    table = MERGED["student_sources"]
+    said = fit(sources.with_columns(**about), table)
+    values = [name for name in table.names if name != "snapshot_id"]
+    before = now.existing("student_sources").select(*values, first_snapshot="snapshot_id")
+    # an unchanged record keeps the snapshot that first said so: a day with few changes rewrites few rows
+    known = said.join(before, on=values, how="left", nulls_equal=True)
+    return fit(known.with_columns(snapshot_id=pl.coalesce("first_snapshot", "snapshot_id")), table).sort(RECORD)
 
 
 def _staff(now: _Delivery, staff: Resolution, school_ids: pl.DataFrame) -> pl.DataFrame:

@@ -93,10 +93,8 @@ def settle_statuses(stays: pl.DataFrame, closings: pl.DataFrame, as_of: date, da
     An exit on the entry date (or before) is a no-show; an exit that has come is a withdrawal unless the SIS calls it a
     transfer or graduation; an entry still to come is a pre-registration.
     """
-    general = closings.filter(pl.col("school_id").is_null())["day_after"].max() or day_after_year
-    per_school = closings.drop_nulls("school_id").group_by("school_id").agg(pl.col("day_after").max())
-    judged = stays.join(per_school, on="school_id", how="left", maintain_order="left").with_columns(
-        judged_on=pl.min_horizontal(pl.lit(as_of), pl.col("day_after").fill_null(general) - pl.duration(days=1))
+    judged = _with_day_after(stays, closings, day_after_year).with_columns(
+        judged_on=pl.min_horizontal(pl.lit(as_of), pl.col("day_after") - pl.duration(days=1))
     )
     left, came = pl.col("exit_date") <= pl.col("judged_on"), pl.col("entry_date") <= pl.col("judged_on")
     status = (
@@ -107,6 +105,14 @@ def settle_statuses(stays: pl.DataFrame, closings: pl.DataFrame, as_of: date, da
         .otherwise("status")
     )  # fmt: skip
     return judged.with_columns(status=status).drop("day_after", "judged_on")
+
+
+def _with_day_after(stays: pl.DataFrame, closings: pl.DataFrame, day_after_year: date) -> pl.DataFrame:
+    """The stays with `day_after`, the first day on which their school's year is over."""
+    general = closings.filter(pl.col("school_id").is_null())["day_after"].max() or day_after_year
+    per_school = closings.drop_nulls("school_id").group_by("school_id").agg(pl.col("day_after").max())
+    joined = stays.join(per_school, on="school_id", how="left", maintain_order="left")
+    return joined.with_columns(pl.col("day_after").fill_null(general))
 
 
 def match_stays(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
@@ -133,17 +139,28 @@ def match_stays(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([*pairs, old.select("before"), new.select("after")], how="diagonal")
 
 
-def reconcile(stays: pl.DataFrame, existing: pl.DataFrame, presence: Presence, vouched: pl.DataFrame) -> pl.DataFrame:
+def reconcile(
+    stays: pl.DataFrame,
+    existing: pl.DataFrame,
+    presence: Presence,
+    vouched: pl.DataFrame,
+    *,
+    closings: pl.DataFrame,
+    day_after_year: date,
+) -> pl.DataFrame:
     """The stays reported now, and what becomes of those published before that nobody reports: with `evidence`.
 
     `vouched`: student_id, school_id of records that were carried over; they keep a stay that another system dropped.
-    A stay that had ended stays as it was. An open one ends on the day of the complete snapshot that lacks it
+    A stay that had ended stays as it was, and so does every stay once its school's year is over (`closings` as in
+    `settle_statuses`): who is deleted afterwards has not left it early. An open one ends on the day of the complete snapshot that lacks it
     (evidence `absence`) or that says it is deleted (`tombstone`), without an exit code; one that had not begun by then
     was a no-show. Columns as `stays`, and `evidence`: null for what is reported or kept.
     """
     pairs = match_stays(existing, stays)
-    missing = existing.with_row_index("before").join(
-        pairs.filter(pl.col("after").is_null()).select("before"), on="before", how="semi", maintain_order="left"
+    missing = (
+        _with_day_after(existing, closings, day_after_year)
+        .with_row_index("before")
+        .join(pairs.filter(pl.col("after").is_null()).select("before"), on="before", how="semi", maintain_order="left")
     )
     fated = presence.fates(missing).join(presence.days(), on="integration", how="left", maintain_order="left")
     fated = fated.join(
@@ -153,6 +170,7 @@ def reconcile(stays: pl.DataFrame, existing: pl.DataFrame, presence: Presence, v
     gone = (
         is_open()
         & (pl.col("fate") != CARRIED)
+        & (pl.col("taken_on") < pl.col("day_after"))
         & ~((pl.col("fate") == ABSENT) & pl.col("vouched").fill_null(value=False))
     )
     began = pl.col("entry_date") < pl.col("taken_on")
@@ -247,11 +265,16 @@ def combine_seats(reports: pl.DataFrame) -> pl.DataFrame:
     return order.unique(SEAT, keep="first", maintain_order=True).drop("end")
 
 
+def never_begins(prefix: str = "") -> pl.Expr:
+    """A seat that was given up before its first day: it ends no later than it begins."""
+    return (pl.col(f"{prefix}end_date") <= pl.col(f"{prefix}begin_date")).fill_null(value=False)
+
+
 def reconcile_seats(seats: pl.DataFrame, existing: pl.DataFrame, presence: Presence, as_of: date) -> pl.DataFrame:
     """The seats reported now, and those published before that nobody reports, ended as in `reconcile`; with `evidence`."""
     missing = existing.join(seats.select(SEAT), on=SEAT, how="anti", maintain_order="left")
     fated = presence.fates(missing).join(presence.days(), on="integration", how="left", maintain_order="left")
-    taking_part = pl.col("end_date").is_null() | (pl.col("end_date") > as_of)
+    taking_part = pl.col("end_date").is_null() | ((pl.col("end_date") > as_of) & ~never_begins())
     gone = taking_part & (pl.col("fate") != CARRIED)
     end = pl.max_horizontal("taken_on", "begin_date")
     ended = fated.with_columns(

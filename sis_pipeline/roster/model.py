@@ -458,7 +458,7 @@ STUDENT_SOURCES = Table(
             for column in STUDENTS
             if column.name not in {"sis_id", "record_status"}
         ),
-        _uuid("snapshot_id", "the snapshot the values come from"),
+        _uuid("snapshot_id", "the snapshot that first held these values"),
     ),
 )
 

@@ -8,7 +8,7 @@ from datetime import date
 from typing import Self
 
 ROLLOVER = (7, 1)
-"""Month and day on which the next school year becomes the current one (DESIGN §4)."""
+"""Month and day on which the next school year becomes the current one."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -28,9 +28,9 @@ class SchoolYear:
         return cls(int(first))
 
     @classmethod
-    def on(cls, day: date, rollover: tuple[int, int] = ROLLOVER) -> Self:
+    def on(cls, day: date) -> Self:
         """The school year that is current on a day."""
-        return cls(day.year if (day.month, day.day) >= rollover else day.year - 1)
+        return cls(day.year if (day.month, day.day) >= ROLLOVER else day.year - 1)
 
     @classmethod
     def ending(cls, year: int | str) -> Self:

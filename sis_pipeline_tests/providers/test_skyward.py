@@ -13,7 +13,7 @@ from sis_pipeline.connect.errors import ConfigError, ContractError
 from sis_pipeline.providers.oneroster import OneRoster
 from sis_pipeline.providers.reading import verdict
 from sis_pipeline.providers.skyward import Skyward, SkywardSettings
-from sis_pipeline.providers.skyward_qmlativ import METADATA, objects
+from sis_pipeline.providers.skyward_qmlativ import METADATA, objects, resource_name
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline_tests.providers.sources import YEAR, Script, pull, recorded, rows
 
@@ -263,7 +263,7 @@ QMLATIV: dict[str, list[Json]] = {
 
 def qmlativ(settings: Json | None = None, **changed: list[Json]) -> dict[str, Any]:
     held = {
-        name: page(*records)
+        resource_name(name): page(*records)
         for name, records in (QMLATIV | {k.replace("__", "/"): v for k, v in changed.items()}).items()
     }
     return provider("qmlativ", **settings or {}).standardise(recorded(held, YEAR))
@@ -384,7 +384,7 @@ class TestQmlativPlan:
 
     def test_without_objects_the_contract_is_broken(self) -> None:
         with pytest.raises(ContractError, match="Objects"):
-            provider("qmlativ").decode("Student/Student", b'{"Message":"Token has expired"}')
+            provider("qmlativ").decode("Student-Student", b'{"Message":"Token has expired"}')
 
     def test_check_names_the_current_year(self) -> None:
         assert provider("qmlativ").check(self.script()).endswith("the current school year there is 2025-2026.")

@@ -91,6 +91,14 @@ def test_a_day_without_changes_has_no_events_and_the_same_tables() -> None:
     assert all(after[name].equals(tables[name]) for name in tables)
 
 
+def test_only_a_record_that_changed_names_the_new_snapshot() -> None:
+    later = "00000000-0000-4000-8000-000000000002"
+    inputs = changed(district(4), "students", "s1", email="s1@pine.example").inputs(loaded(district(4)), as_of=DAY_2)
+    read_again = {name: frame.with_columns(snapshot_id=pl.lit(later)) for name, frame in inputs.records.items()}
+    sources = merge_district(replace(inputs, records=read_again)).frames["student_sources"]
+    assert sources.filter(pl.col("snapshot_id") == later)["sis_id"].to_list() == ["s1"]
+
+
 def test_a_new_student_is_enrolled() -> None:
     merged = second_day(district(), district().student("new", last_name="New", stay={"entry_date": "2025-10-02"}))
     assert events(merged) == [("enroll", "new_record")]
@@ -233,6 +241,54 @@ def test_the_two_halves_of_a_transfer_may_be_seen_on_two_days() -> None:
     assert events(merge(arrived, first, as_of=date(2025, 10, 6))) == [("transfer", "new_record")]
 
 
+def lived(*days: tuple[Roster, date]) -> list[list[tuple[str, str]]]:
+    """The events of each day after the first load; every day merged again has none."""
+    tables, found = loaded(district()), []
+    for roster, day in days:
+        merged = merge(roster, tables, as_of=day)
+        tables = publish(tables, merged)
+        assert merge(roster, tables, as_of=day).changes.is_empty()
+        found.append(events(merged))
+    return found
+
+
+def there(day: str | None = None, **stay: str) -> Roster:
+    """s1 went to school 2 on October 2nd; `day`: left it then."""
+    gone = {"exit_date": day, "status": "withdrawn"} if day else {}
+    return changed(district(), "enrollments", "e-s1-1", **EXIT).stay("s1", "2", entry_date="2025-10-02", **gone | stay)
+
+
+def test_who_moves_back_to_the_school_of_before_is_transferred() -> None:
+    back = there("2025-10-06").stay("s1", "1", sis_id="e-again", entry_date="2025-10-06")
+    assert lived((there(), DAY_2), (back, date(2025, 10, 6))) == [
+        [("transfer", "explicit_exit")], [("transfer", "explicit_exit")],
+    ]  # fmt: skip
+    seen_later = lived((there(), DAY_2), (there("2025-10-06"), date(2025, 10, 6)), (back, date(2025, 10, 7)))
+    assert seen_later[1:] == [[("withdraw", "explicit_exit")], [("transfer", "new_record")]]
+
+
+def test_who_moves_back_into_the_very_stay_that_had_ended_is_transferred() -> None:
+    """Where enrollments are derived there is one stay per student and school, which opens again."""
+    back = district().stay("s1", "2", entry_date="2025-10-02", exit_date="2025-10-06", status="withdrawn")
+    assert lived((there(), DAY_2), (back, date(2025, 10, 6)))[1] == [("transfer", "explicit_exit")]
+
+
+def test_who_comes_back_from_nowhere_re_enters() -> None:
+    """To the school left last, after an earlier transfer; and to one of two schools that were both left."""
+    again = there("2025-10-04").stay("s1", "2", sis_id="e-again", entry_date="2025-10-06")
+    assert lived((there(), DAY_2), (there("2025-10-04"), date(2025, 10, 4)), (again, date(2025, 10, 6)))[1:] == [
+        [("withdraw", "explicit_exit")], [("re_enter", "new_record")],
+    ]  # fmt: skip
+    both = {"exit_date": "2025-10-04", "status": "withdrawn"}
+    co_enrolled = district().stay("s1", "2", entry_date="2025-08-18")
+    left = changed(district(), "enrollments", "e-s1-1", **both).stay(
+        "s1", "2", entry_date="2025-08-18", exit_date="2025-10-05", status="withdrawn"
+    )
+    back = changed(left, "enrollments", "e-s1-1").stay("s1", "1", sis_id="e-again", entry_date="2025-10-08")
+    story = lived((co_enrolled, DAY_2), (left, date(2025, 10, 5)), (back, date(2025, 10, 8)))
+    assert story[2] == [("re_enter", "new_record")]
+
+
 def test_an_entry_long_after_the_exit_is_an_enrollment() -> None:
     roster = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-01", status="withdrawn").stay(
         "s1", "2", entry_date="2025-10-02"
@@ -301,6 +357,68 @@ def test_a_seat_that_ends_with_its_section_is_not_dropped() -> None:
     assert events(second_day(roster(None), roster("2025-10-02"))) == [("section_drop", "explicit_exit")]
 
 
+def seat_of_spring(roster: Roster, **dates: str) -> Roster:
+    """One student's seat in a section of the spring, which begins after these days."""
+    roster.add("academic_sessions", sis_id="t", start_date="2026-01-25", end_date="2026-06-19")
+    roster.section("m", "s1", session_sis_ids='["t"]')
+    return changed(roster, "section_enrollments", "m-s1", **{"begin_date": "2026-01-25", **dates})
+
+
+def test_a_seat_that_is_given_up_before_it_began_is_new_when_taken_again() -> None:
+    """The drop is shown by absence; taken again with the same first day, it is added once, and every state is quiet."""
+    with_seat, without = seat_of_spring(district(), end_date="2026-06-19"), seat_of_spring(district())
+    without.rows["section_enrollments"].clear()
+    tables = loaded(with_seat)
+    expected = [[("section_drop", "absence")], [], [("section_add", "new_record")], [], [("section_drop", "absence")]]
+    for day, (roster, news) in enumerate(
+        zip([without, without, with_seat, with_seat, without], expected, strict=True), start=2
+    ):
+        merged = merge(roster, tables, as_of=date(2025, 10, day))
+        assert events(merged) == news, day
+        assert rows(merged.changes, "effective_date") == [date(2026, 1, 25)] * len(news)
+        tables = publish(tables, merged)
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "news"),
+    [
+        ({"end_date": "2026-06-19"}, {"end_date": "2026-01-25"}, [("section_drop", "explicit_exit")]),
+        ({"end_date": "2026-01-25"}, {"end_date": "2026-06-19"}, [("section_add", "new_record")]),
+        ({"end_date": "2026-01-25"}, {}, [("section_add", "new_record")]),
+        # taken again sooner, and over before the day on which it would have begun
+        ({"end_date": "2026-01-25"}, {"begin_date": "2025-10-02", "end_date": "2026-01-20"}, [("section_add", "new_record")]),
+        ({"end_date": "2026-01-25"}, {"end_date": "2026-01-25"}, []),
+        # its dates are corrected, but it still never begins
+        ({"end_date": "2026-01-25"}, {"end_date": "2025-10-01"}, []),
+        ({"begin_date": "2025-09-01", "end_date": "2025-09-20"}, {"end_date": "2026-01-25"}, []),
+    ],
+)  # fmt: skip
+def test_a_seat_that_never_begins_is_not_taken(
+    was: dict[str, str], now: dict[str, str], news: list[tuple[str, str]]
+) -> None:
+    tables = loaded(seat_of_spring(district(), **was))
+    merged = merge(seat_of_spring(district(), **now), tables, as_of=DAY_2)
+    assert events(merged) == news
+    assert merge(seat_of_spring(district(), **now), publish(tables, merged), as_of=DAY_2).changes.is_empty()
+
+
+def test_a_seat_that_never_begins_is_no_removal_that_the_guard_counts() -> None:
+    """Given up before its first day in a section that runs: absent ever after, which is nothing to hold."""
+
+    def roster(*students: str) -> Roster:
+        made = district().section("m", *students)
+        made.rows["section_enrollments"] = [
+            {**row, "begin_date": "2025-12-01", "end_date": "2025-12-01"} for row in made.rows.get("section_enrollments", [])
+        ]  # fmt: skip
+        return made
+
+    tables = loaded(roster(*(f"s{n}" for n in range(1, 40, 2))))
+    assert tables["section_enrollments"].height == 20
+    merged = merge(roster(), tables, as_of=DAY_2)
+    assert merged.held == ()
+    assert merged.changes.is_empty()
+
+
 def test_a_preregistered_student_starts_quietly_when_the_day_comes() -> None:
     roster = district().student("early", last_name="Early", stay={"entry_date": "2025-10-02"})
     tables = loaded(roster, as_of=DAY_1)
@@ -308,6 +426,30 @@ def test_a_preregistered_student_starts_quietly_when_the_day_comes() -> None:
     merged = merge(roster, tables, as_of=DAY_2)
     assert merged.changes.is_empty()
     assert set(merged.frames["enrollments"]["status"]) == {"active"}
+
+
+@pytest.mark.parametrize("as_of", [date(2026, 7, 1), date(2026, 10, 7)])
+def test_nobody_leaves_a_year_that_is_over_and_its_grades_are_no_news(as_of: date) -> None:
+    """Systems forget who left in a later year, in all their years, and show the grade of today in each."""
+    tables = loaded(district())
+    later = changed(district().without("s1"), "students", "s3", grade_level="06")
+    merged = merge(later, tables, as_of=as_of)
+    assert merged.changes.is_empty()
+    assert merged.held == ()
+    assert merged.frames["enrollments"].equals(tables["enrollments"])
+    assert merge(later, publish(tables, merged), as_of=as_of).changes.is_empty()
+    assert events(merge(later, tables, as_of=date(2026, 6, 30))) == [
+        ("grade_change", "field_change"), ("withdraw", "absence"),
+    ]  # fmt: skip
+
+
+def test_the_year_is_over_when_the_schools_sessions_are() -> None:
+    def roster() -> Roster:
+        return district().add("academic_sessions", sis_id="y", start_date="2025-08-18", end_date="2026-06-19")
+
+    tables = loaded(roster())
+    assert merge(roster().without("s1"), tables, as_of=date(2026, 6, 19)).changes.is_empty()
+    assert events(merge(roster().without("s1"), tables, as_of=date(2026, 6, 18))) == [("withdraw", "absence")]
 
 
 def test_too_many_absences_are_held_while_everything_else_flows_and_a_release_lets_them_pass() -> None:

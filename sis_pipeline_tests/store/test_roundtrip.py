@@ -59,10 +59,20 @@ def test_merging_again_finds_its_own_rows_and_changes_nothing(database, snapshot
     assert names == ["Null", "None", "=1+1", "O'Brien; --", "שלום", "x" * 200]
 
 
+def day_of_snapshot(database, snapshot, day: date) -> None:
+    """Date a snapshot, the ones before it a day earlier: who is missing from it left then; after the year nobody leaves."""
+    with database.begin() as connection:
+        connection.execute(
+            text("update sis.snapshots set started_at = least(started_at, cast(:day as date) - 1)"), {"day": day}
+        )
+        change = text("update sis.snapshots set started_at = :day where snapshot_id = :snapshot_id")
+        connection.execute(change, {"day": day, "snapshot_id": snapshot.snapshot_id})
+
+
 def test_a_day_of_changes_touches_what_changed(database, snapshots, merges):
-    good_snapshot(snapshots, **delivery(*range(6)))
+    day_of_snapshot(database, good_snapshot(snapshots, **delivery(*range(6))), date(2025, 10, 1))
     merge_and_publish(database, merges, date(2025, 10, 1))
-    good_snapshot(snapshots, **delivery(*range(1, 7)))
+    day_of_snapshot(database, good_snapshot(snapshots, **delivery(*range(1, 7))), date(2025, 10, 2))
     done = merge_and_publish(database, merges, date(2025, 10, 2))
     assert (done.changes["enroll"], done.changes["withdraw"], done.held) == (1, 1, 0)
     assert (done.applied["students"].inserted, done.applied["students"].deleted) == (1, 0)
