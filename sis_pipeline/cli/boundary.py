@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -29,10 +30,21 @@ class Trouble:
 class SisGroup(TyperGroup):
     """The root command: runs the subcommand and tells what went wrong in words."""
 
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        wants_json = "--json" in takewhile(lambda argument: argument != "--", args)  # what is wrong may keep it unread
+        try:
+            context = super().make_context(info_name, args, parent, **extra)
+        except typer.TyperException as error:
+            if wants_json and _is_wrong_usage(error):
+                _print_facts(_wrong_usage(error))
+            raise
+        context.ensure_object(Mode).json = wants_json
+        return context
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.BadParameter):
+        except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
             complain("interrupted; what was begun has been ended, what was finished is kept")
@@ -41,14 +53,30 @@ class SisGroup(TyperGroup):
             raise typer.Exit(ExitCode.OK) from None  # the reader (head, less) has seen enough
         except Exception as error:
             mode = ctx.ensure_object(Mode)
-            if mode.debug or type(error).__module__.startswith("typer"):
-                raise
+            if _is_wrong_usage(error) and mode.json:
+                _print_facts(_wrong_usage(error))
+            if mode.debug or isinstance(error, typer.TyperException):
+                raise  # typer tells its own on stderr
             trouble = explain(error)
             if mode.json:
-                facts = {"class": trouble.error_class, "message": trouble.message, "advice": trouble.advice}
-                sys.stdout.write(json.dumps({"error": facts}, indent=2, ensure_ascii=False) + "\n")
+                _print_facts(trouble)
             complain(trouble.message, trouble.advice)
             raise typer.Exit(trouble.code) from None
+
+
+def _is_wrong_usage(error: Exception) -> bool:
+    return isinstance(error, typer.TyperException) and getattr(error, "exit_code", None) == ExitCode.USAGE
+
+
+def _wrong_usage(error: Any) -> Trouble:
+    """What typer says of a command line, which has no values but those just typed."""
+    command = error.ctx.command_path if error.ctx is not None else "sis"
+    return Trouble(ExitCode.USAGE, "usage", error.format_message(), f"`{command} --help` lists what it takes.")
+
+
+def _print_facts(trouble: Trouble) -> None:
+    facts = {"class": trouble.error_class, "message": trouble.message, "advice": trouble.advice}
+    sys.stdout.write(json.dumps({"error": facts}, indent=2, ensure_ascii=False) + "\n")
 
 
 def explain(error: Exception) -> Trouble:

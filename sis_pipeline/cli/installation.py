@@ -19,9 +19,13 @@ class Installation:
 
     @cached_property
     def settings(self) -> Settings:
+        """What the environment says; logs go to stderr as it wants from then on."""
+        from sis_pipeline.connect import log
         from sis_pipeline.settings import Settings
 
-        return Settings()
+        settings = Settings()
+        log.configure(settings.log_format)
+        return settings
 
     @cached_property
     def unmigrated(self) -> Engine:

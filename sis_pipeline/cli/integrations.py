@@ -91,6 +91,8 @@ def add(
             markup=False,
         )
         console.print(f"Next: sis integration test {key}; then sis sync --integration {key}", markup=False)
+        if key not in existing:  # registering it at once would mean loading Dagster, which takes seconds
+            console.print("Dagster has its partitions after the daemon's next look at the registry, or the first sync.")
 
     emit(as_json, {"integration": here.integrations.get(key), "replaced": key in existing}, render)
 

@@ -1,4 +1,5 @@
-"""`sis conflicts` and `sis changes`: what the systems disagree on, and what happened."""
+"""`sis conflicts` and `sis changes`: what the systems disagree on, and what happened.
+The SQL behind them, and the masking of protected addresses, is in `records`."""
 
 from __future__ import annotations
 
@@ -113,7 +114,7 @@ def list_changes(
         columns = ("detected", "kind", "effective", "student", "school", "before", "after", "evidence", "student id")
         cells = [
             (row["detected_at"], row["kind"], row["effective_date"], _name(row), row["school"], row["before"], row["after"], row["evidence"], row["student_id"])
-            for row in rows
+            for row in map(records.only_what_differs, rows)
         ]  # fmt: skip
         console.print(table(_title("change", len(rows), total), columns, cells))
 

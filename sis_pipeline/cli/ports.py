@@ -1,4 +1,5 @@
-"""Whether a port can be listened on, asked before something starts that would fail less clearly."""
+"""Whether a port can be listened on, asked before something starts that would fail less clearly.
+Nothing is kept open here: who asked opens the port itself."""
 
 from __future__ import annotations
 

@@ -197,6 +197,20 @@ def _mask_change(row: Row, protected: bool) -> Row:
     }
 
 
+def only_what_differs(change: Row) -> Row:
+    """The change with those values before and after that tell the two apart, without the id of the school it names."""
+    before, after = change["before"] or {}, change["after"] or {}
+    same = {name for name in before.keys() & after.keys() if before[name] == after[name]}
+    named = change["school_id"] if change["school"] else None
+
+    def shown(side: Row) -> Row:
+        return {
+            name: value for name, value in side.items() if name not in same and (name, value) != ("school_id", named)
+        }
+
+    return {**change, "before": shown(before), "after": shown(after)}
+
+
 def _with_school(table: Any) -> Select[Any]:
     if "school_id" not in table.c:
         return select(table)

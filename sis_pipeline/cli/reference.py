@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sis_pipeline.cli.output import EXIT_CODES
+from sis_pipeline.cli.providers import NO_REQUESTS, request_limit
 
 GENERATED = "<!-- Written by `python -m sis_pipeline.cli.reference docs`. Don't edit by hand. -->"
 
@@ -109,7 +110,7 @@ def configuration_page() -> str:
         rows = list(_setting_rows(provider.Settings, base))
         kind = "Reached over HTTP" if base is HttpSettings else "Reads files"
         parts.append(f"### `{name}`: {provider.title}")
-        parts.append(f"{kind}; {provider.requests_per_minute} requests a minute unless set otherwise.")
+        parts.append(f"{kind}. Requests a minute unless set otherwise: {request_limit(provider) or NO_REQUESTS}.")
         parts.append(_table(_SETTING_COLUMNS, rows) if rows else "It has no settings of its own.")
     return "\n\n".join(parts) + "\n"
 

@@ -1,4 +1,5 @@
-"""`sis students`: one student's record with the origin of every value."""
+"""`sis students`: one student's record with the origin of every value.
+The SQL behind it, and the masking of protected addresses, is in `records`."""
 
 from __future__ import annotations
 
@@ -64,11 +65,14 @@ def _record(text: str | None) -> tuple[str, str] | None:
 
 
 def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
+    from sis_pipeline.cli.records import only_what_differs
+
     for file in files:
+        shown = {**file, "changes": [only_what_differs(change) for change in file["changes"]]}
         _print_record(console, file)
         for title, key, columns in SECTIONS:
-            if file[key]:
-                rows = [[_cell(row.get(column)) for column in columns] for row in file[key]]
+            if shown[key]:
+                rows = [[_cell(row.get(column)) for column in columns] for row in shown[key]]
                 console.print(table(title, columns, rows))
 
 

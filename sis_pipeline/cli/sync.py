@@ -1,4 +1,5 @@
-"""`sis sync` and `sis backfill`: reading systems and merging what they gave, one child process per integration."""
+"""`sis sync` and `sis backfill`: reading systems and merging what they gave, one child process per integration.
+Only what was asked for is worked out here; `syncing` does it and reports."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
 from sis_pipeline import __version__
+from sis_pipeline.connect.addresses import address_problem, header_problem, is_loopback_name
 from sis_pipeline.connect.errors import Call, ConfigError, ContractError, SisError, TransientError, describe, media_type
 from sis_pipeline.connect.wire import EXCHANGE, Adapter, Exchange, Timeouts
 
@@ -30,12 +31,6 @@ MAX_BODY = 256 * 1024 * 1024
 """Decoded bytes: the largest page known (50,000 OneRoster users) is a quarter of it."""
 MAX_ERROR_BODY = 64 * 1024
 CHUNK = 64 * 1024
-
-RESERVED_HEADERS = frozenset(
-    {"authorization", "connection", "content-length", "cookie", "host", "proxy-authorization"}
-    | {"te", "trailer", "transfer-encoding", "upgrade"}
-)
-"""Ours to set; the rest of the message's framing and credentials depend on them."""
 
 # urllib3 writes whole URLs, queries included, into its log lines.
 logging.getLogger("urllib3").setLevel(logging.ERROR)
@@ -62,27 +57,15 @@ def origin(url: str) -> str:
     return f"{parts.scheme}://{parts.host.lower()}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
-def is_loopback_name(host: str) -> bool:
-    """True for `localhost` and loopback addresses written as such; a name that merely resolves there is not one."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers from settings or a provider. Raises ConfigError for names that are ours to set and for characters that
     HTTP can't carry."""
     for name, value in headers.items():
-        if name.lower() in RESERVED_HEADERS or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        if problem := header_problem(name, value):
             raise ConfigError(
-                "The extra headers name one that cannot be set there.",
+                f"The extra headers {problem}.",
                 advice="Leave Authorization, Host, Cookie and transfer headers out of extra_headers.",
             )
-        if not re.fullmatch(r"[\x20-\x7e]*", value) or value != value.strip():
-            raise ConfigError(f"The value of extra header {name} has characters that HTTP cannot carry.")
     return dict(headers)
 
 
@@ -216,13 +199,9 @@ class Door:
 
 
 def _checked_origin(url: str) -> str:
-    parts = origin(url)
-    scheme, host = parse_url(url).scheme, str(parse_url(url).host).lower()
-    if parse_url(url).auth is not None:
-        raise ConfigError("An address in the integration's settings carries credentials; they belong in the vault.")
-    if scheme == "http" and not is_loopback_name(host):
-        raise ConfigError(f"The address of {host} is http; only https is used outside this machine.")
-    return parts
+    if problem := address_problem(url):
+        raise ConfigError(f"An address in the integration's settings {problem}.")
+    return origin(url)
 
 
 def _allowed(address: str, *, loopback: bool, private: bool) -> bool:

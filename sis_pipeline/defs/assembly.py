@@ -9,11 +9,13 @@ from typing import Any
 
 import dagster as dg
 import structlog
+from pydantic import ValidationError
 
+from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.defs import assets, jobs, schedules, sensors
 from sis_pipeline.defs.partitions import school_year_partitions
 from sis_pipeline.defs.resources import ROSTER, Roster, provider_resource
-from sis_pipeline.providers.registry import Registry, load_providers
+from sis_pipeline.providers.registry import Registry, in_words, load_providers
 from sis_pipeline.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -27,10 +29,11 @@ def build_defs(
 ) -> dg.Definitions:
     """The definitions of this installation. `resources` replaces resources by key.
 
-    A provider that can't be loaded is logged and left out; `sis providers` says why. It never breaks the others.
+    A provider that can't be loaded is logged and left out; `sis providers` says why. It never breaks the others. Raises ConfigError
+    where the environment is wrong.
     """
     registry = registry or load_providers()
-    settings = settings or Settings()
+    settings = settings or _environment()
     for failure in registry.failures:
         log.error("provider.left_out", provider=failure.name, entry_point=failure.entry_point, reason=failure.reason)
     with warnings.catch_warnings():
@@ -38,6 +41,15 @@ def build_defs(
         warnings.simplefilter("ignore", dg.BetaWarning)
         warnings.simplefilter("ignore", dg.PreviewWarning)
         return _assemble(registry, settings, resources or {})
+
+
+def _environment() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise ConfigError(
+            f"Settings in the environment (SIS_*) are wrong: {in_words(error)}.", advice="See docs/configuration.md."
+        ) from None
 
 
 def _assemble(registry: Registry, settings: Settings, replaced: Mapping[str, Any]) -> dg.Definitions:

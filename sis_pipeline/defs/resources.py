@@ -12,6 +12,7 @@ from typing import ClassVar
 import dagster as dg
 from sqlalchemy import Engine
 
+from sis_pipeline.connect import log
 from sis_pipeline.connect.contract import Answer, Request, Source
 from sis_pipeline.connect.errors import ConfigError, InternalError
 from sis_pipeline.connect.source import HttpSource, open_source
@@ -35,7 +36,10 @@ class Roster(dg.ConfigurableResource):
 
     @cached_property
     def settings(self) -> Settings:
-        return Settings()
+        """What the environment says; logs are written as it wants from then on."""
+        settings = Settings()
+        log.configure(settings.log_format)
+        return settings
 
     @cached_property
     def engine(self) -> Engine:

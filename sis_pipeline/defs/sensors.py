@@ -27,6 +27,9 @@ from sis_pipeline.store.merged import published_epochs
 RECONCILE_SECONDS = 30
 MERGE_SECONDS = 15
 UNDER_WAY = [dg.DagsterRunStatus.QUEUED, *IN_PROGRESS_RUN_STATUSES]
+PAUSES = (120, 600)
+"""Seconds between a merge run that died and the next attempt at the same; after the last it takes new data or a night."""
+FINGERPRINT_TAG, ATTEMPT_TAG = "sis/fingerprint", "sis/attempt"
 UNREADABLE = (SisError, SQLAlchemyError, DatabaseUnavailable, OSError)
 """What reading the store may fail with; then nothing is concluded from it."""
 
@@ -143,6 +146,25 @@ def plan_merges(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The latest merge run of one fingerprint: its number from 1, whether it failed, when it ended (seconds)."""
+
+    number: int
+    failed: bool
+    ended: float
+
+
+def next_attempt(last: Attempt | None, now: float) -> int | None:
+    """The number under which a stale year is asked for now; None while a failed attempt's pause lasts, after the last
+    attempt, and after one that did not fail: what that left stale, the same again would leave, too."""
+    if last is None:
+        return 1
+    if not last.failed or last.number > len(PAUSES) or now - last.ended < PAUSES[last.number - 1]:
+        return None
+    return last.number + 1
+
+
 def merge_sensor() -> dg.SensorDefinition:
     """Requests a merge of every school year whose published roster is out of date."""
 
@@ -159,28 +181,52 @@ def merge_sensor() -> dg.SensorDefinition:
         except UNREADABLE as error:
             return dg.SensorResult(skip_reason=f"The store can't be read. {_why(error)}", cursor=context.cursor)
         syncing, merging = _years_under_way(context.instance)
+        now = time.time()
         found = plan_merges(
             stale,
             syncing=syncing,
             merging=merging,
             since=json.loads(context.cursor or "{}"),
-            now=time.time(),
+            now=now,
             longest_wait=roster.settings.merge_wait_minutes * 60,
         )
-        requests = [
-            dg.RunRequest(
-                run_key=f"{one.school_year}:{one.fingerprint}",
-                partition_key=one.school_year,
-                tags={"sis/fingerprint": one.fingerprint},
-            )
-            for one in found.merge
-        ]
-        reason = f"{', '.join(found.waiting)} waits for its runs." if found.waiting else "Every roster is up to date."
+        attempts = {one: next_attempt(_last_attempt(context.instance, one), now) for one in found.merge}
+        requests = [_request(one, attempt) for one, attempt in attempts.items() if attempt is not None]
         return dg.SensorResult(
-            run_requests=requests, skip_reason=None if requests else reason, cursor=json.dumps(dict(found.since))
+            run_requests=requests,
+            skip_reason=None if requests else _nothing_to_ask(found),
+            cursor=json.dumps(dict(found.since)),
         )
 
     return merge_when_changed
+
+
+def _request(stale: StaleYear, attempt: int) -> dg.RunRequest:
+    """Dagster runs one run key only once, so that every attempt has its own."""
+    key = f"{stale.school_year}:{stale.fingerprint}"
+    return dg.RunRequest(
+        run_key=key if attempt == 1 else f"{key}:{attempt}",
+        partition_key=stale.school_year,
+        tags={FINGERPRINT_TAG: stale.fingerprint, ATTEMPT_TAG: str(attempt)},
+    )
+
+
+def _last_attempt(instance: dg.DagsterInstance, stale: StaleYear) -> Attempt | None:
+    same = dg.RunsFilter(
+        job_name=MERGE_JOB, tags={PARTITION_TAG: stale.school_year, FINGERPRINT_TAG: stale.fingerprint}
+    )
+    for record in instance.get_run_records(same, limit=1):  # the newest first
+        run = record.dagster_run
+        ended = record.end_time or record.update_timestamp.timestamp()
+        return Attempt(int(run.tags.get(ATTEMPT_TAG, "1")), run.status is dg.DagsterRunStatus.FAILURE, ended)
+    return None
+
+
+def _nothing_to_ask(found: MergePlan) -> str:
+    tried = ", ".join(one.school_year for one in found.merge)
+    if tried:
+        return f"{tried} was tried as it is; a run that died is repeated after a pause, {len(PAUSES)} times at most."
+    return f"{', '.join(found.waiting)} waits for its runs." if found.waiting else "Every roster is up to date."
 
 
 def stale_years(roster: Roster) -> list[StaleYear]:

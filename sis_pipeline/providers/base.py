@@ -3,6 +3,7 @@ Pagers live in `pagers`, the mapping machinery in `mapping`, discovery in `regis
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,9 @@ from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from sis_pipeline.connect.addresses import address_problem, header_problem, names_a_credential, query_problem
 from sis_pipeline.connect.contract import Answer, OAuth, Request, Source
 from sis_pipeline.roster.model import STUDENTS
 from sis_pipeline.roster.school_year import SchoolYear
@@ -63,11 +65,9 @@ class ProviderSettings(BaseModel):
 class HttpSettings(ProviderSettings):
     """Settings of a provider that is reached over HTTP."""
 
-    base_url: str = Field(description="where the API lives; https, or http on loopback", pattern=r"^https?://[^\s]+$")
+    base_url: str = Field(description="where the API lives; https, or http on loopback; no query, no credentials")
     token_url: str | None = Field(
-        None,
-        description="the OAuth token endpoint; derived only where the vendor fixes it",
-        pattern=r"^https?://[^\s]+$",
+        None, description="the OAuth token endpoint; derived only where the vendor fixes it; no credentials"
     )
     client_id: str = Field(description="OAuth client id (or API key)", min_length=1)
     client_auth: Literal["basic", "post"] = Field(
@@ -84,6 +84,27 @@ class HttpSettings(ProviderSettings):
     connect_timeout: float = Field(10, gt=0, le=120, description="seconds")
     read_timeout: float = Field(120, gt=0, le=900, description="seconds between two bytes")
     total_timeout: float = Field(300, gt=0, le=3600, description="seconds for one whole answer")
+
+    @field_validator("base_url", "token_url")
+    @classmethod
+    def _address_may_be_called(cls, url: str | None, field: ValidationInfo) -> str | None:
+        if url is None:
+            return None
+        # A token URL may need a query: Infinite Campus wants its application there.
+        problem = address_problem(url) or query_problem(url, allowed=field.field_name == "token_url")
+        if problem:
+            raise ValueError(f"the address {problem}")
+        return url
+
+    @field_validator("extra_headers")
+    @classmethod
+    def _headers_may_be_sent(cls, headers: dict[str, str]) -> dict[str, str]:
+        problems = {problem for name, value in headers.items() if (problem := header_problem(name, value))}
+        if any(names_a_credential(name) for name in headers):
+            problems.add("name one like a credential; credentials belong in the vault")
+        if problems:
+            raise ValueError(f"the headers {', and '.join(sorted(problems))}")
+        return headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +172,15 @@ class Pager(ABC):
         """How many calls reading that many rows takes, the count calls it makes itself included."""
 
 
+RESOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+"""Resources name folders: nothing that could traverse or separate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resource:
     """One collection to read: its request, its pager, and what is known before it is read.
 
-    `name` is the folder of its raw pages. `identity` is the path of the record id, for counting distinct records
+    `name` is the folder of its raw pages, hence RESOURCE_NAME. `identity` is the path of the record id, for counting distinct records
     across pages. `count` reads the source's own count and is called before and after a reading of more than one
     page. `optional` lists the statuses that mean "not offered to us": the resource is then skipped and reported.
     """

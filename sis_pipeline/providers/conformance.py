@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from sis_pipeline.connect.errors import ConfigError, ContractError, SisError
-from sis_pipeline.providers.base import Plan, Provider, Source
+from sis_pipeline.providers.base import RESOURCE_NAME, HttpSettings, Plan, Provider, Source
 from sis_pipeline.providers.reading import MemorySnapshot, Reading, read
 from sis_pipeline.providers.registry import Registry, make
 from sis_pipeline.roster.model import ENTITIES
@@ -92,6 +92,16 @@ class ProviderConformance:
         assert "no_such_setting" in str(refusal.value)
         assert "hunter2" not in str(refusal.value), "an error must not repeat what was entered"
 
+    def test_an_address_with_credentials_is_refused(self, provider: Provider) -> None:
+        if not isinstance(provider.settings, HttpSettings):
+            pytest.skip("it is not reached over HTTP")
+        for name in ("base_url", "token_url"):
+            settings = {**provider.settings.model_dump(mode="json"), name: "https://user:hunter2@sis.example/api"}
+            with pytest.raises(ConfigError) as refusal:
+                make(provider.name, settings, Registry({provider.name: type(provider)}))
+            assert f"{name}: " in str(refusal.value), "the refusal must name the setting"
+            assert "hunter2" not in str(refusal.value), "an error must not repeat what was entered"
+
     def test_settings_hold_no_secret(self, provider: Provider) -> None:
         named = [name for name in type(provider.settings).model_fields if any(secret in name for secret in SECRETS)]
         assert not named, f"secrets live in the vault, not in settings: {named}"
@@ -106,6 +116,8 @@ class ProviderConformance:
         names = [resource.name for resource in plan.resources]
         assert names, "a plan must read something"
         assert len(names) == len(set(names)), "resource names must be unique: each is a folder of pages"
+        odd = [name for name in names if not RESOURCE_NAME.fullmatch(name)]
+        assert not odd, f"resources are named with letters, digits, hyphens and underscores only, unlike {odd}"
         assert plan.calls >= 0
         assert all(resource.identity for resource in plan.resources), "every resource needs the path of its record id"
 

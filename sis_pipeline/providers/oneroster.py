@@ -57,7 +57,7 @@ class OneRosterSettings(HttpSettings, RosterSettings):
     """A OneRoster REST service. `base_url` is the whole rostering base, up to and without `/orgs`."""
 
     token_url: str = Field(
-        description="the OAuth token endpoint; it can't be derived from the base URL", pattern=r"^https?://[^\s]+$"
+        description="the OAuth token endpoint; it can't be derived from the base URL; no credentials"
     )
     version: Literal["1.1", "1.2"] = Field("1.2", description="the OneRoster version the base URL speaks")
     people: Literal["users", "students_and_teachers"] = Field(

@@ -75,7 +75,7 @@ def make(provider_name: str, settings: Mapping[str, Any], registry: Registry | N
     try:
         return provider(provider.Settings.model_validate(dict(settings)))
     except ValidationError as error:
-        raise ConfigError(f"The settings for {provider_name} are not valid: {_in_words(error)}.") from None
+        raise ConfigError(f"The settings for {provider_name} are not valid: {in_words(error)}.") from None
 
 
 def _not_installed(name: str, registry: Registry) -> str:
@@ -85,7 +85,7 @@ def _not_installed(name: str, registry: Registry) -> str:
     return f"There is no provider {name}; installed are {', '.join(sorted(registry.providers)) or 'none'}."
 
 
-def _in_words(error: ValidationError) -> str:
+def in_words(error: ValidationError) -> str:
     """One clause per problem: where, and what; pydantic's own text without the input."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
     return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}" for problem in problems)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 
 from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
 from sis_pipeline.db.tables import SCHEMA, integrations, snapshots
+from sis_pipeline.providers.base import RESOURCE_NAME
 from sis_pipeline.roster.frames import empty, to_polars
 from sis_pipeline.roster.model import ENTITIES, Kind
 from sis_pipeline.roster.school_year import SchoolYear
@@ -32,8 +32,6 @@ Completeness = Literal["complete", "partial", "delta"]
 Verdict = Literal["pending", "complete", "partial", "delta", "rejected"]
 GOOD: tuple[Verdict, ...] = ("complete", "partial", "delta")
 """Verdicts with which a snapshot is merged."""
-RESOURCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-"""Resources name folders: nothing that could traverse or separate."""
 WHOLE_ROW = "*"
 """The column of a quarantine line that is about the whole row."""
 QUARANTINE: dict[str, Kind] = {

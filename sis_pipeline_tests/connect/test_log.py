@@ -100,3 +100,30 @@ def test_ordinary_text_is_left_alone() -> None:
     log.mask("")
     line = "Basic plan of the bearer: 3 of 4 pages"
     assert log.redacted(line) == line
+
+
+def test_what_a_library_writes_itself_is_not_written_again() -> None:
+    stream, _ = logged("json")
+    own = io.StringIO()
+    library = logging.getLogger("library_with_a_handler")
+    library.addHandler(logging.StreamHandler(own))
+    quiet = logging.getLogger("library_without_one")
+    quiet.addHandler(logging.NullHandler())
+    try:
+        library.getChild("part").warning("its own words")
+        quiet.warning("left to us")
+    finally:
+        library.handlers.clear()
+        quiet.handlers.clear()
+    assert own.getvalue() == "its own words\n"
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["left to us"]
+
+
+def test_stderr_is_the_one_of_the_moment(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    log.configure("json")
+    exchanged = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", exchanged)
+        structlog.get_logger("sis_pipeline.test").warning("to the new one")
+    assert "to the new one" in exchanged.getvalue()
+    assert "".join(capsys.readouterr()) == ""

@@ -40,6 +40,7 @@ class Vendor:
         self.answers: list[ServerResponse] = []
         self.token_answers: list[ServerResponse] = []
         self.seen: list[ServerRequest] = []
+        self.arrivals: list[float] = []
         self.tokens = 0
         server.expect_request("/token", method="POST").respond_with_handler(self._token)
         server.expect_request("/api/users").respond_with_handler(self._data)
@@ -48,6 +49,7 @@ class Vendor:
     def _data(self, request: ServerRequest) -> ServerResponse:
         request.get_data()
         self.seen.append(request)
+        self.arrivals.append(time.monotonic())
         return self.answers.pop(0) if self.answers else answer(200)
 
     def _token(self, _request: ServerRequest) -> ServerResponse:
@@ -216,7 +218,8 @@ def test_retry_after_is_waited_for_by_everybody(
     vendor.answers = [answer(429, Retry_After=hint)]
     with make() as source, make() as sibling:
         source.send(Request("/users"))
-        assert source.waited_seconds >= 0.9
+        # as the server sees it: on a busy machine part of the pause is over before the client gets to wait
+        assert vendor.arrivals[1] - vendor.arrivals[0] >= 0.95
         assert (source.throttled, len(vendor.seen)) == (1, 2)
         sibling.send(Request("/users"))
     with database.connect() as connection:

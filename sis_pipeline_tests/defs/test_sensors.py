@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
 
 from sis_pipeline.connect.errors import InternalError
-from sis_pipeline.defs import merging
+from sis_pipeline.defs import merging, sensors
 from sis_pipeline.defs.jobs import MERGE_JOB
 from sis_pipeline.defs.partitions import roster_key
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.defs.schedules import nightly_merge, nightly_sync
-from sis_pipeline.defs.sensors import merge_sensor, reconcile_sensor
+from sis_pipeline.defs.sensors import PAUSES, Attempt, merge_sensor, next_attempt, reconcile_sensor
 from sis_pipeline_tests.defs.conftest import LAST_YEAR, THIS_YEAR, Installation
 from sis_pipeline_tests.store.conftest import SCHOOL, Read, add_integration, pandas_frame, sis_student
 
@@ -57,6 +59,9 @@ class Story:
 
     def tick(self) -> list[str]:
         """The school years that the merge sensor asks to merge now; Dagster takes a run key only once."""
+        return [one.partition_key for one in self.ask()]
+
+    def ask(self) -> list[dg.RunRequest]:
         with dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, resources={"roster": Roster()}
         ) as context:
@@ -64,16 +69,16 @@ class Story:
         self.cursor = result.cursor
         fresh = [one for one in result.run_requests or [] if one.run_key not in self.requested]
         self.requested += [one.run_key for one in fresh]
-        return [one.partition_key for one in fresh]
+        return fresh
 
     def merge(self, year: str = THIS_YEAR) -> list[merging.DistrictPublication]:
         merging.merge_districts(self.installation.roster, year, "run", str)
         return merging.publish_districts(self.installation.roster, year, "run", str)
 
-    def run(self, job: str, **tags: str) -> dg.DagsterRun:
-        """A run that is under way."""
+    def run(self, job: str, status: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED, **tags: str) -> dg.DagsterRun:
+        """A run, under way unless told otherwise."""
         definition = dg.GraphDefinition(name=job).to_job()
-        return self.instance.create_run_for_job(definition, status=dg.DagsterRunStatus.STARTED, tags=tags)
+        return self.instance.create_run_for_job(definition, status=status, tags=tags)
 
     def reconcile(self) -> object:
         with dg.build_sensor_context(instance=self.instance, resources={"roster": Roster()}) as context:
@@ -172,6 +177,51 @@ def test_a_merge_that_fails_is_tried_once_and_again_when_something_lands(story, 
     story.land("lincoln-ps", "1", "2")
     assert story.tick() == [THIS_YEAR]
     assert all(one.trouble is None for one in story.merge())
+
+
+def test_a_merge_run_that_dies_is_asked_for_again_a_bounded_number_of_times(story, monkeypatch):
+    add_integration(story.installation.engine, "lincoln-ps")
+    story.land("lincoln-ps", "1")
+    late = 0.0
+    monkeypatch.setattr(sensors, "time", SimpleNamespace(time=lambda: time.time() + late))
+    for pause in (*PAUSES, None):
+        (request,) = story.ask()
+        assert story.tick() == []  # once only, before its run is there
+        died = story.run(MERGE_JOB, **{"dagster/partition": THIS_YEAR}, **request.tags)
+        assert story.tick() == []  # under way
+        story.instance.report_run_failed(died, "The worker is gone.")
+        late = 0.9 * (pause or 0)
+        assert story.tick() == []  # its pause
+        late = pause or 7 * 86_400
+    assert story.tick() == []  # the same is not tried for ever
+    story.land("lincoln-ps", "1", "2")
+    assert [one.tags["sis/attempt"] for one in story.ask()] == ["1"]
+
+
+@pytest.mark.parametrize("end", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.CANCELED])
+def test_a_merge_run_that_did_not_fail_is_not_repeated(story, monkeypatch, end):
+    add_integration(story.installation.engine, "lincoln-ps")
+    story.land("lincoln-ps", "1")
+    (request,) = story.ask()
+    story.run(MERGE_JOB, status=end, **{"dagster/partition": THIS_YEAR}, **request.tags)
+    monkeypatch.setattr(sensors, "time", SimpleNamespace(time=lambda: time.time() + 7 * 86_400))
+    assert story.ask() == []
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (None, 1),
+        (Attempt(1, failed=False, ended=0.0), None),
+        (Attempt(1, failed=True, ended=881.0), None),
+        (Attempt(1, failed=True, ended=880.0), 2),
+        (Attempt(2, failed=True, ended=880.0), None),
+        (Attempt(2, failed=True, ended=400.0), 3),
+        (Attempt(3, failed=True, ended=0.0), None),
+    ],
+)
+def test_the_next_attempt_comes_after_a_growing_pause(last, expected):
+    assert next_attempt(last, now=1000.0) == expected
 
 
 def test_a_publication_that_was_overtaken_is_merged_again(story):

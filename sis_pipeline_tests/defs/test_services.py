@@ -1,4 +1,5 @@
-"""The real webserver and the real daemon on our dagster.yaml: a backfill asked for in the UI is read, merged and published."""
+"""The real webserver and the real daemon on our dagster.yaml: a backfill asked for in the UI is read, merged and published;
+one asked for on Dagster's command line is in the instance."""
 
 from __future__ import annotations
 
@@ -13,10 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import requests
 
-from sis_pipeline.defs.partitions import roster_key
+from sis_pipeline.defs.partitions import integrations_name, roster_key
 from sis_pipeline.defs.runs import dagster_environment
 from sis_pipeline.sandbox.server import SandboxServer
 from sis_pipeline.sandbox.systems import System
@@ -137,3 +139,16 @@ def test_a_backfill_of_an_earlier_year_is_read_and_merged(installation, sandbox,
     assert wait_for("the merge sensor's merge", merged) == ["SUCCESS"]
     assert installation.scalar("select count(*) from sis.students") == sandbox.truth(school_year=LAST_YEAR).students
     assert installation.rows("select distinct school_year from sis.student_years") == [(LAST_YEAR,)]
+
+
+def test_a_backfill_is_enqueued_by_dagsters_own_command(installation, instance, tmp_path):
+    environment = {**os.environ, **dagster_environment(installation.settings)}
+    instance.add_dynamic_partitions(integrations_name("oneroster_csv"), ["fern-csv"])
+    asked = ["-j", "sync_oneroster_csv", "--partitions", f"fern-csv|{LAST_YEAR}", "--noprompt"]
+    command = [sys.executable, "-m", "dagster", "job", "backfill", "-m", LOCATION, *asked]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (backfill,) = instance.get_backfills()
+    assert backfill.partition_names == [roster_key("fern-csv", LAST_YEAR)]
+    (run,) = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill.backfill_id}))
+    assert run.status is dg.DagsterRunStatus.QUEUED, "the daemon starts it"

@@ -1,4 +1,5 @@
-"""Alembic's entry: runs the revisions on the connection that migrate.upgrade holds, with our own version table."""
+"""Alembic's entry: runs the revisions on the connection that migrate.upgrade holds, with our own version table.
+Whether and when they run is decided in db.migrate."""
 
 from alembic import context
 from alembic.config import Config

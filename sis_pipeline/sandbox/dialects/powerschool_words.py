@@ -1,5 +1,5 @@
 """PowerSchool's `/ws/v1` objects, written from the tables with the quirks of its JSON: numbers for number-looking text,
-empty text for empty blocks, missing keys for missing values."""
+empty text for empty blocks, missing keys for missing values. Paths, pages and queries are served in `powerschool`."""
 
 from __future__ import annotations
 

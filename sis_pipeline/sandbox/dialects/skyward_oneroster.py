@@ -1,4 +1,5 @@
-"""Skyward's OneRoster 1.2: the standard without its `/rostering/` segment."""
+"""Skyward's OneRoster 1.2: the standard without its `/rostering/` segment.
+Everything else of OneRoster is `oneroster`'s."""
 
 from __future__ import annotations
 
