@@ -72,6 +72,8 @@ def detect_changes(before: State, after: State, about: About) -> pl.DataFrame:
         found.select(
             "student_id", "kind", pl.coalesce("section_id", "school_id"), pl.lit(about.school_year),
             pl.col("effective_date").cast(pl.String), "before", "after",
+            # the same content may be news twice: dropped before it began, taken again, dropped again
+            detected=pl.lit(about.as_of.isoformat()),
         ).iter_rows(),
         "change",
         about.district,

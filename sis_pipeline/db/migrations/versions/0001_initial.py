@@ -166,7 +166,7 @@ def upgrade() -> None:
             "change_id",
             sa.UUID(as_uuid=False),
             nullable=False,
-            comment="the event's id; the same event always has the same one",
+            comment="the event's id; the same event seen on the same day always has the same one",
         ),
         sa.Column("student_id", sa.UUID(as_uuid=False), nullable=False, comment="the student"),
         sa.Column("school_year", sa.Text(), nullable=False, comment="school year, as 2025-2026"),
