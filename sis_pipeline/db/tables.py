@@ -154,6 +154,16 @@ integrations = Table(
         comment="healthy, degraded, needs_reauth, failing, paused",
     ),
     SqlColumn("status_reason", Text, comment="why, in words"),
+    SqlColumn("status_since", TIMESTAMP(timezone=True), comment="when it got that status"),
+    SqlColumn(
+        "failures",
+        Integer,
+        nullable=False,
+        server_default=text("0"),
+        comment="syncs that failed since the last good one",
+    ),
+    SqlColumn("last_success_at", TIMESTAMP(timezone=True), comment="when a sync last came to its end"),
+    SqlColumn("source_identity", Text, comment="whose data answered first, as the system names it; others are refused"),
     _stamp("created_at", "when it was added"),
     _stamp("updated_at", "when its settings last changed"),
     CheckConstraint(f"key ~ '{KEY_PATTERN}'", name="key"),
@@ -178,7 +188,14 @@ oauth_tokens = Table(
         server_default=text("'active'"),
         comment="active, refreshing, needs_reauth, revocation_pending, revoked",
     ),
+    SqlColumn("lease_holder", Text, comment="host, process and start of who is refreshing it"),
+    SqlColumn("lease_until", TIMESTAMP(timezone=True), comment="until when the refreshing may take"),
+    SqlColumn("failures", Integer, nullable=False, server_default=text("0"), comment="failed token calls in a row"),
+    SqlColumn("last_error", Text, comment="why the last one failed, without values"),
+    SqlColumn("last_refreshed_at", TIMESTAMP(timezone=True), comment="when the source last gave a token"),
+    SqlColumn("scope", Text, comment="what the source granted, where it says so"),
     _stamp("updated_at", "when it was last written"),
+    CheckConstraint("status in ('active','refreshing','needs_reauth','revocation_pending','revoked')", name="status"),
     comment="Secrets and tokens, encrypted.",
 )
 
@@ -207,11 +224,37 @@ snapshots = Table(
     SqlColumn("bytes", BigInteger, comment="decoded bytes read"),
     SqlColumn("seconds", Double, comment="seconds the reading took"),
     SqlColumn("run_id", Text, comment="Dagster run"),
+    SqlColumn("base_snapshot_id", UUID(as_uuid=False), comment="of a delta: the snapshot whose records it changes"),
+    SqlColumn("since", TIMESTAMP(timezone=True), comment="of a delta: from when on changes were asked for"),
+    SqlColumn("watermark", TIMESTAMP(timezone=True), comment="the source's own time when the reading began"),
+    SqlColumn("drift", JSONB, comment="of a full reading after deltas: per entity, what the deltas had missed"),
+    SqlColumn(
+        "resumed", Integer, nullable=False, server_default=text("0"), comment="times the reading went on after a kill"
+    ),
     _stamp("started_at", "when the reading started"),
     SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the reading ended"),
     CheckConstraint("verdict in ('pending','complete','partial','delta','rejected')", name="verdict"),
     Index("ix_snapshots_latest", "integration", "school_year", "started_at"),
     comment="What was read from each integration, and what it proves.",
+)
+
+snapshot_pages = Table(
+    "snapshot_pages",
+    metadata,
+    SqlColumn("integration", Text, nullable=False, comment="the integration"),
+    SqlColumn("snapshot_id", UUID(as_uuid=False), primary_key=True, comment="the snapshot that is being read"),
+    SqlColumn("resource", Text, primary_key=True, comment="the collection"),
+    SqlColumn("number", Integer, primary_key=True, comment="page number, from 1"),
+    SqlColumn("file", Text, nullable=False, comment="its file below the snapshot's folder"),
+    SqlColumn("records", Integer, nullable=False, comment="records on it"),
+    SqlColumn("bytes", BigInteger, nullable=False, comment="size of the body as it was sent"),
+    SqlColumn("sha256", Text, nullable=False, comment="hash of the body as it was sent"),
+    SqlColumn("about", JSONB, nullable=False, comment="what the mapping needs beside the records"),
+    SqlColumn("request", Text, nullable=False, comment="hash of the request it answers"),
+    SqlColumn("headers", JSONB, nullable=False, comment="the answer's paging headers"),
+    SqlColumn("token_version", Integer, comment="version of the access token it was read with"),
+    _stamp("read_at", "when it was kept"),
+    comment="Pages of readings under way: where a killed reading goes on. Emptied when the reading ends.",
 )
 
 quarantine = Table(
@@ -244,6 +287,7 @@ api_calls = Table(
     SqlColumn("milliseconds", Double, nullable=False, comment="time taken"),
     SqlColumn("bytes", BigInteger, nullable=False, comment="decoded bytes of the body"),
     SqlColumn("attempt", Integer, nullable=False, comment="1 for the first"),
+    SqlColumn("request_id", Text, comment="the id the request carried, as in the logs"),
     Index("ix_api_calls_integration", "integration", "at"),
     comment="Every call to a SIS, without parameters.",
 )
@@ -313,6 +357,39 @@ audit_log = Table(
     comment="Who did what, append-only.",
 )
 
+audit_links = Table(
+    "audit_links",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district whose chain it is"),
+    SqlColumn("link", BigInteger, primary_key=True, comment="position in the chain, from 1"),
+    SqlColumn("entries", JSONB, nullable=False, comment="[entry, SHA-256 of the entry] of every row of the operation"),
+    SqlColumn("previous", Text, nullable=False, comment="hash of the link before, empty for the first"),
+    SqlColumn("hash", Text, nullable=False, comment="SHA-256 over the previous hash and the entries"),
+    _stamp("at", "when it was added"),
+    comment="The audit log's hash chain: one link per operation.",
+)
+
+circuit_breakers = Table(
+    "circuit_breakers",
+    metadata,
+    SqlColumn("breaker_key", Text, primary_key=True, comment="provider, origin and tenant path"),
+    SqlColumn("state", Text, nullable=False, server_default=text("'closed'"), comment="closed, open, half_open"),
+    SqlColumn("epoch", BigInteger, nullable=False, server_default=text("0"), comment="raised by every change of state"),
+    SqlColumn("failures", Integer, nullable=False, server_default=text("0"), comment="failures in a row"),
+    SqlColumn("window_start", TIMESTAMP(timezone=True), comment="when the counting of the last minute began"),
+    SqlColumn("window_calls", Integer, nullable=False, server_default=text("0"), comment="calls in that minute"),
+    SqlColumn("window_failures", Integer, nullable=False, server_default=text("0"), comment="failures in that minute"),
+    SqlColumn("opened_at", TIMESTAMP(timezone=True), comment="when it opened"),
+    SqlColumn("open_until", TIMESTAMP(timezone=True), comment="when one probe may be made"),
+    SqlColumn("open_seconds", Double, comment="how long it stays open this time"),
+    SqlColumn("probe_holder", Text, comment="host, process and start of who probes"),
+    SqlColumn("probe_until", TIMESTAMP(timezone=True), comment="until when the probe may take"),
+    SqlColumn("last_error", Text, comment="the failure that counted last, without values"),
+    _stamp("changed_at", "when it was last written"),
+    CheckConstraint("state in ('closed','open','half_open')", name="state"),
+    comment="Which sources are left alone for a while, shared by all processes.",
+)
+
 rate_limits = Table(
     "rate_limits",
     metadata,
@@ -324,6 +401,8 @@ rate_limits = Table(
         comment="when the next call may start, on the database clock",
     ),
     SqlColumn("granted", BigInteger, nullable=False, server_default=text("0"), comment="calls granted so far"),
+    SqlColumn("per_minute", Double, comment="the rate last asked for"),
+    SqlColumn("pushed_until", TIMESTAMP(timezone=True), comment="until when the source asked everybody to wait"),
     comment="When each source may be called next, shared by all processes.",
 )
 
