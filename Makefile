@@ -8,7 +8,7 @@ export DAGSTER_REDACT_USER_CODE_ERRORS := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test check format soak bench lock docs clean
+.PHONY: help install demo ui test check format soak faults bench lock docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ format: install ## format the code
 
 soak: install ## 10,000 students at page size 100 and the true rate limit (about 22 minutes)
 	@$(BIN)/python -m pytest -m soak -s
+
+faults: install ## provoke every fault the connections must survive, and write docs/faults.md (under 20 minutes)
+	@$(BIN)/python -m sis_pipeline_tests.faults
 
 bench: install ## seconds and memory of each stage, as ratios to floors measured in the same run
 	@$(BIN)/python -m bench
