@@ -34,12 +34,20 @@ class Settings(BaseSettings):
     """When every active integration is synced for the current school year (cron, in `time_zone`)."""
     merge_cron: str = Field("0 6 * * *", validate_default=False)
     """When everything is merged again as a safety net, whatever the merge sensor did (cron, in `time_zone`)."""
+    maintenance_cron: str = Field("30 4 * * *", validate_default=False)
+    """When the nightly chores are done: see `sis maintenance` (cron, in `time_zone`)."""
     time_zone: str = "UTC"
     """The time zone of the schedules and of the day on which a school year begins, as America/Chicago."""
+    api_calls_days: int = Field(30, ge=1, le=3650)
+    """For how many days every call to a system is kept in `api_calls`."""
     merge_wait_minutes: float = 30
     """How long a merge waits, at most, for other syncs of its school year that are queued or running."""
+    fresh_hours: float = Field(36, gt=0)
+    """How old the last good snapshot of an integration may be before the merged roster warns of it."""
+    resume_hours: float = Field(6, ge=0, le=168)
+    """How long after its start an interrupted reading may still be gone on with; 0 always starts anew."""
 
-    @field_validator("schedule_cron", "merge_cron")
+    @field_validator("schedule_cron", "merge_cron", "maintenance_cron")
     @classmethod
     def _cron_is_one_dagster_takes(cls, cron: str) -> str:
         """Dagster itself is asked, hence imported only where a schedule is set."""

@@ -15,13 +15,14 @@ ROOT = Path(sis_pipeline.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "roster": set(),
     "db": {"roster", "settings"},
-    "connect": {"db", "roster", "settings"},
+    "connect": {"crashpoints", "db", "roster", "settings"},
     "providers": {"connect", "roster"},
-    "store": {"connect", "db", "providers", "roster", "settings"},
+    "store": {"connect", "crashpoints", "db", "providers", "roster", "settings"},
     "sandbox": {"roster"},
     "defs": {"connect", "db", "providers", "roster", "settings", "store"},
     "definitions": {"defs"},
     "settings": set(),
+    "crashpoints": set(),
     "cli": {"connect", "db", "definitions", "defs", "providers", "roster", "sandbox", "settings", "store"},
 }
 """Which top-level parts each part may import, beside itself. `store` may name a provider's contract and registry."""

@@ -19,12 +19,18 @@ from sis_pipeline.cli.output import ExitCode, Mode, RefusalError, complain
 
 @dataclass(frozen=True)
 class Trouble:
-    """An error as it is told: its class for scripts, a sentence and advice for people, the exit code."""
+    """An error as it is told: its code for scripts, a sentence and advice for people, the exit code."""
 
     code: ExitCode
-    error_class: str
+    error_code: str
     message: str
     advice: str
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """As `--json` prints it."""
+        error_class = self.error_code.partition(".")[0]
+        return {"class": error_class, "code": self.error_code, "message": self.message, "advice": self.advice}
 
 
 class SisGroup(TyperGroup):
@@ -75,8 +81,7 @@ def _wrong_usage(error: Any) -> Trouble:
 
 
 def _print_facts(trouble: Trouble) -> None:
-    facts = {"class": trouble.error_class, "message": trouble.message, "advice": trouble.advice}
-    sys.stdout.write(json.dumps({"error": facts}, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps({"error": trouble.facts}, indent=2, ensure_ascii=False) + "\n")
 
 
 def explain(error: Exception) -> Trouble:
@@ -84,10 +89,13 @@ def explain(error: Exception) -> Trouble:
     from pydantic import ValidationError
 
     if isinstance(error, RefusalError):
-        return Trouble(error.code, error.error_class, error.message, error.advice)
+        return Trouble(error.code, error.error_code, error.message, error.advice)
     if isinstance(error, ValidationError):
         return Trouble(
-            ExitCode.CONFIG, "config", f"Settings are wrong: {field_messages(error)}", "See docs/configuration.md."
+            ExitCode.CONFIG,
+            "config.environment",
+            f"Settings are wrong: {field_messages(error)}",
+            "See docs/configuration.md.",
         )
     return _of_the_pipeline(error) or _of_the_database(error) or _unforeseen(error)
 
@@ -107,7 +115,11 @@ def _of_the_pipeline(error: Exception) -> Trouble | None:
         return None
     refused = {ErrorClass.CONFIG, ErrorClass.AUTH_REVOKED}
     code = ExitCode.CONFIG if error.error_class in refused else ExitCode.FAILED
-    return Trouble(code, error.error_class.value, error.message, error.advice)
+    return Trouble(code, error.code, error.message, error.advice)
+
+
+_NO_SUCH_THING = frozenset({"3F000", "42703", "42883", "42P01"})
+"""SQLSTATEs of a schema, column, function or table that is not there: `sis health` looks without migrating."""
 
 
 def _of_the_database(error: Exception) -> Trouble | None:
@@ -120,6 +132,9 @@ def _of_the_database(error: Exception) -> Trouble | None:
     if not isinstance(error, DBAPIError):
         return None
     state = getattr(error.orig, "sqlstate", None) or type(error.orig).__name__
+    if state in _NO_SUCH_THING:
+        words = "The database has no schema yet, or an older one than this version works with."
+        return Trouble(ExitCode.DATABASE, "database", words, "Run `sis db upgrade`.")
     return Trouble(
         ExitCode.DATABASE,
         "database",
@@ -133,7 +148,7 @@ def _unforeseen(error: Exception) -> Trouble:
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return Trouble(
         ExitCode.FAULT,
-        "internal",
+        "internal.unexpected",
         f"sis met a fault of its own: {type(error).__name__}{where}.",
         "Repeat it as `sis --debug …` and report what that shows.",
     )

@@ -1,5 +1,5 @@
-"""`sis db`: where the database is, bringing its schema up to date, and a psql in it.
-Starting servers and migrating them is the business of the package `db`."""
+"""`sis db`: where the database is, bringing its schema up to date, what a role may do, and a psql in it.
+Starting servers, migrating them and granting is the business of the package `db`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sis_pipeline.cli.output import AsJson, ExitCode, RefusalError, emit
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
-app = typer.Typer(help="The database: its URL, its schema, a psql in it.", no_args_is_help=True)
+app = typer.Typer(help="The database: its URL, its schema, roles, a psql in it.", no_args_is_help=True)
 
 SESSION_OPTIONS = "-c search_path=sis -c TimeZone=UTC"
 
@@ -53,6 +53,33 @@ def upgrade(as_json: AsJson = False) -> None:
     revision = migrate.current_revision(engine)
     words = f"upgraded to revision {revision}" if changed else f"already at the newest revision, {revision}"
     emit(as_json, {"upgraded": changed, "revision": revision}, lambda console: console.print(words))
+
+
+@app.command()
+def grant(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="A database role that exists already.")],
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only reading, and no secrets or keys.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a role run the pipeline without being able to change the audit log, or only read.
+
+    Run it as the owner of the tables, and again after every upgrade: new tables are granted to nobody.
+    """
+    from sis_pipeline.db import audit, roles
+
+    engine = Installation().engine
+    try:
+        with engine.begin() as connection:
+            roles.grant(connection, role, read_only=read_only)
+            audit.append(connection, "database.grant", role, details={"read_only": read_only})
+    except roles.RoleRefusedError as error:
+        raise RefusalError(error.message, error.advice) from None
+    may = "read everything but secrets and keys" if read_only else "run the pipeline and only add to the audit log"
+    emit(
+        as_json,
+        {"role": role, "read_only": read_only},
+        lambda console: console.print(f"{role} may {may}.", markup=False),
+    )
 
 
 @app.command()

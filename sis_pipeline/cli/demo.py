@@ -157,7 +157,7 @@ def run_demo(here: Installation, world: World, *, port: int, say: Say, rate_scal
 
 def make_key(here: Installation, say: Say) -> None:
     """The explicit first step: a key for the stored secrets, unless there is one."""
-    from sis_pipeline.connect.vault import create_key_file
+    from sis_pipeline.connect.keys import create_key_file
 
     if here.settings.encryption_keys is None and not here.settings.key_file.exists():
         create_key_file(here.settings.key_file)

@@ -175,6 +175,7 @@ def _death(child: Child, code: int) -> dict[str, Any]:
     how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code}"
     return {
         "class": "internal",
+        "code": "internal.process_died",
         "died": True,
         "message": f"The process of {child.name} {how} before it was done; what it had finished is kept.",
         "advice": f"Run it again. If memory ran out, lower --parallel. Its log: {child.log}",

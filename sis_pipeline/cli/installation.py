@@ -47,7 +47,8 @@ class Installation:
     @cached_property
     def vault(self) -> Vault:
         """The stored secrets; the encryption keys are proven first. Raises ConfigError where there is no key."""
-        from sis_pipeline.connect.vault import Keys, Vault
+        from sis_pipeline.connect.keys import Keys
+        from sis_pipeline.connect.vault import Vault
 
         return Vault.open(self.engine, Keys.from_settings(self.settings))
 

@@ -39,7 +39,8 @@ def add(
         str | None, typer.Option(metavar="VAR", help="The environment variable that holds the client secret; prompted for where absent.")
     ] = None,
     client_auth: Annotated[
-        Literal["basic", "post"] | None, typer.Option(help="How the client authenticates at the token endpoint.")
+        Literal["basic", "post", "none"] | None,
+        typer.Option(help="How the client authenticates at the token endpoint; none for a public client."),
     ] = None,
     scope: Annotated[str | None, typer.Option(help="OAuth scopes, space separated.")] = None,
     option: Annotated[
@@ -71,7 +72,9 @@ def add(
     existing = {integration.key for integration in here.integrations.list()}
     if key in existing and not replace:
         raise RefusalError(f"There is an integration {key!r} already.", "Use --replace to change it.")
-    if made.authentication() is not None and secret is None and not _has_secret(here, key):
+    shape = made.authentication()
+    needs_secret = shape is not None and shape.client_auth != "none"
+    if needs_secret and secret is None and not _has_secret(here, key):
         secret = _prompt_secret(key)
     save(
         here,
@@ -90,7 +93,9 @@ def add(
             f"Integration {key} {'changed' if key in existing else 'added'}: {made.title}, district {district}.",
             markup=False,
         )
-        console.print(f"Next: sis integration test {key}; then sis sync --integration {key}", markup=False)
+        by_person = shape is not None and shape.grant == "authorization_code"
+        first = f"sis oauth authorize {key}" if by_person else f"sis integration test {key}"
+        console.print(f"Next: {first}; then sis sync --integration {key}", markup=False)
         if key not in existing:  # registering it at once would mean loading Dagster, which takes seconds
             console.print("Dagster has its partitions after the daemon's next look at the registry, or the first sync.")
 
@@ -146,7 +151,10 @@ def show(key: Key, *, as_json: AsJson = False) -> None:
             ("district", integration.district),
             ("priority", integration.priority),
         ]
-        facts += [("status", about["status"]), ("client secret", "stored" if about["secret_stored"] else "none stored")]
+        facts += [("status", about["status"]), ("since", integration.status_since)]
+        facts += [("syncs failed in a row", integration.failures), ("last good sync", integration.last_success_at)]
+        facts += [("its data are those of", _district(integration.source_identity))]
+        facts += [("client secret", "stored" if about["secret_stored"] else "none stored")]
         facts += [(f"organisation {org}", district) for org, district in integration.organisations.items()]
         facts += list(integration.settings.items())
         console.print(table(f"Integration {key}", ("setting", "value"), facts))
@@ -159,7 +167,7 @@ def show(key: Key, *, as_json: AsJson = False) -> None:
 
 @app.command("test")
 def check(key: Key, *, as_json: AsJson = False) -> None:
-    """Prove settings and credentials with one cheap call to the SIS."""
+    """Prove settings and credentials with a few cheap calls to the SIS, and whose data they reach."""
     from sis_pipeline.defs.runs import check_integration
 
     here = Installation()
@@ -170,6 +178,44 @@ def check(key: Key, *, as_json: AsJson = False) -> None:
         {"integration": key, "ok": True, "message": sentence},
         lambda console: console.print(sentence, markup=False),
     )
+
+
+@app.command()
+def trust(
+    key: Key,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Accept the district whose data an integration's credentials reach now as the right one, instead of the earlier."""
+    from sis_pipeline.defs.runs import districts_behind
+    from sis_pipeline.store.integrations import in_words
+
+    here = Installation()
+    old = here.integrations.get(key).source_identity
+    new = districts_behind(here.settings, key)
+    said = f"Integration {key} gave the data of {_district(old)}; now it gives those of {_district(new)}."
+    if old != new and not yes:
+        if not sys.stdin.isatty():
+            raise RefusalError(f"{said} Trusting that needs a confirmation.", "Add --yes.")
+        typer.confirm(f"{said} Is that the right one?", abort=True, err=True)
+    here.integrations.trust(key, new)
+    emit(
+        as_json,
+        {"integration": key, "before": sorted(old), "now": sorted(new), "changed": old != new},
+        lambda console: console.print(
+            f"{said} That is trusted from now on."
+            if old != new
+            else f"Nothing changed: {in_words(new) or 'no district'}.",
+            markup=False,
+        ),
+    )
+
+
+def _district(districts: frozenset[str]) -> str:
+    from sis_pipeline.store.integrations import in_words
+
+    return f"district {in_words(districts)}" if districts else "no district that it names"
 
 
 @app.command()
@@ -201,19 +247,67 @@ def remove(
     key: Key,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even where its server does not confirm that its tokens are revoked.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a paused integration and its secrets for good. What it delivered stays published."""
+    """Remove a paused integration and its secrets for good. What it delivered stays published.
+
+    Its tokens are given back first, where its server takes them.
+    """
     here = Installation()
     here.integrations.get(key)
     if not yes:
         if not sys.stdin.isatty():
             raise RefusalError(f"Removing integration {key!r} needs a confirmation.", "Add --yes.")
         typer.confirm(f"Remove integration {key} and its stored secrets?", abort=True, err=True)
+    tokens = _given_back(here, here.integrations.check_removable(key), force=force)
     here.integrations.remove(key)
     emit(
-        as_json, {"integration": key, "removed": True}, lambda console: console.print(f"Integration {key} is removed.")
+        as_json,
+        {"integration": key, "removed": True, "tokens": tokens},
+        lambda console: console.print(f"Integration {key} is removed. {FATE[tokens]}", markup=False, soft_wrap=True),
     )
+
+
+Fate = Literal["none", "revoked", "not_taken_back", "not_confirmed"]
+FATE: dict[Fate, str] = {
+    "none": "It had no tokens.",
+    "revoked": "Its tokens are revoked.",
+    "not_taken_back": "Its server takes no tokens back: they live until they end, or until its district withdraws them.",
+    "not_confirmed": "Its server did not confirm that its tokens are revoked: have the district withdraw the access.",
+}
+"""What became of the tokens of an integration that was removed."""
+
+
+def _given_back(here: Installation, integration: Integration, *, force: bool) -> Fate:
+    """Nobody can do it once the integration is gone. Raises, and nothing is removed, where the server does not confirm
+    it, unless `force`."""
+    from sis_pipeline.connect.errors import SisError
+    from sis_pipeline.connect.upkeep import token_health
+    from sis_pipeline.defs.token_work import Effort, door
+
+    key = integration.key
+    with here.engine.connect() as connection:
+        held = [one for one in token_health(connection) if one.integration == key and one.kind != "client_secret"]
+    if not any(one.stored for one in held):
+        return "none"
+    try:
+        with door(integration, vault=here.vault, engine=here.engine, effort=Effort()) as source:
+            source.revoke_tokens()
+    except SisError as error:
+        if error.code == "config.revocation":
+            return "not_taken_back"
+        if force:
+            return "not_confirmed"
+        raise RefusalError(
+            f"Integration {key} was not removed, because its tokens could not be given back. {error.message}",
+            "Run it again later, or add --force: its tokens then live until they end.",
+            ExitCode.FAILED,
+            error.code,
+        ) from None
+    return "revoked"
 
 
 def validated(provider: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], Provider]:
@@ -277,7 +371,7 @@ def describe(here: Installation, integration: Integration) -> dict[str, Any]:
     with here.engine.connect() as connection:
         reason = connection.scalar(select(integrations.c.status_reason).where(integrations.c.key == integration.key))
         rows = [dict(row) for row in connection.execute(newest).mappings()]
-    left_out = {"evidence", "content_hash", "roster_hash", "integration"}
+    left_out = {"evidence", "content_hash", "roster_hash", "settings_hash", "integration"}
     return {
         "status": integration.status + (f": {reason}" if reason else ""),
         "secret_stored": _has_secret(here, integration.key),

@@ -18,7 +18,7 @@ def keys() -> None:
 @app.command()
 def create(*, as_json: AsJson = False) -> None:
     """Make the encryption key under SIS_HOME, readable by its owner only. Never overwrites one."""
-    from sis_pipeline.connect.vault import create_key_file
+    from sis_pipeline.connect.keys import create_key_file
 
     settings = Installation().settings
     if settings.encryption_keys is not None:

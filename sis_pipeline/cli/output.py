@@ -36,20 +36,20 @@ EXIT_CODES: dict[ExitCode, str] = {
     ExitCode.USAGE: "wrong usage: an unknown command or option, an id that nothing has",
     ExitCode.CONFIG: "configuration: a setting, an integration, an encryption key or credentials are missing or wrong; nothing was done",
     ExitCode.DATABASE: "the database can't be reached or is not as expected; nothing was done",
-    ExitCode.PERSON: "done, but something waits for a person: removals are held",
+    ExitCode.PERSON: "done, but something waits for a person: removals are held, or `sis health` or `sis tokens status` found what nobody else can mend",
     ExitCode.FAULT: "a fault of sis itself; `sis --debug …` shows where",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
 }
 
 
 class RefusalError(Exception):
-    """A foreseeable reason to stop, in words for a person, with the exit code a script sees."""
+    """A foreseeable reason to stop, in words for a person, with the exit code and the error code a script sees."""
 
     def __init__(
-        self, message: str, advice: str = "", code: ExitCode = ExitCode.USAGE, error_class: str = "usage"
+        self, message: str, advice: str = "", code: ExitCode = ExitCode.USAGE, error_code: str = "usage"
     ) -> None:
         super().__init__(message)
-        self.message, self.advice, self.code, self.error_class = message, advice, code, error_class
+        self.message, self.advice, self.code, self.error_code = message, advice, code, error_code
 
 
 @dataclass

@@ -142,6 +142,41 @@ class BarProgress:
                 self._progress.console.print(f"{reading.label}: {note}", markup=False)
 
 
+class Counting:
+    """Work of which only the number of its parts is known: one bar on a terminal, else a line now and then."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total, self._done = label, total, 0
+        self._told = time.monotonic()
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            from rich.progress import Progress
+
+            from sis_pipeline.cli.output import console
+
+            self._bar = Progress(console=console(stderr=True))
+            self._task = self._bar.add_task(label, total=total)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, *_: object) -> None:
+        """One more part is done."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.advance(self._task)
+        elif time.monotonic() - self._told > QUIET_SECONDS:
+            self._told = time.monotonic()
+            sys.stderr.write(f"{self._label}: {self._done:,} of {self._total:,}\n")
+            sys.stderr.flush()
+
+
 def progress() -> PlainProgress | BarProgress:
     """Bars where stderr is a terminal, else lines."""
     return BarProgress() if sys.stderr.isatty() else PlainProgress()

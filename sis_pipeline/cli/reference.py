@@ -1,4 +1,4 @@
-"""The reference pages of the documentation, written from what the code declares: commands, settings and the roster model.
+"""The reference pages of the documentation, written from what the code declares: commands, settings, errors and the roster model.
 `python -m sis_pipeline.cli.reference docs` writes them; a test compares, so that no page can drift."""
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ GENERATED = "<!-- Written by `python -m sis_pipeline.cli.reference docs`. Don't 
 
 def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
-    return {"cli.md": cli_page(), "configuration.md": configuration_page(), "roster-model.md": roster_model_page()}
+    return {
+        "cli.md": cli_page(),
+        "configuration.md": configuration_page(),
+        "errors.md": errors_page(),
+        "roster-model.md": roster_model_page(),
+    }
 
 
 def cli_page() -> str:
@@ -30,7 +35,7 @@ def cli_page() -> str:
         (
             "Every command takes `--help`. Commands with `--json` print one JSON document on stdout and nothing else there; "
             "progress, notes and errors go to stderr. An error is one sentence and its advice; with `--json` it is also "
-            'printed on stdout as `{"error": {"class", "message", "advice"}}`. `sis --debug COMMAND` shows the traceback.'
+            'printed on stdout as `{"error": {"class", "code", "message", "advice"}}`. `sis --debug COMMAND` shows the traceback.'
         ),
         "Secrets are never arguments: they come from an environment variable that you name, or from a prompt.",
         "## Exit codes",
@@ -44,7 +49,7 @@ def _commands(command: Any, path: str) -> Iterator[str]:
     if command.hidden:
         return
     subcommands = getattr(command, "commands", {})
-    if not subcommands or path == "sis":
+    if not subcommands or path == "sis" or command.invoke_without_command:
         yield _command(command, path)
     for name in sorted(subcommands):
         yield from _commands(subcommands[name], f"{path} {name}")
@@ -159,6 +164,46 @@ def _values(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         if name in field
     ]
     return " ".join([words.get(field.get("type", ""), "any"), *limits])
+
+
+def errors_page() -> str:
+    from sis_pipeline.connect.codes import CATALOGUE
+    from sis_pipeline.connect.errors import POLICIES, ErrorClass
+    from sis_pipeline.store.status import FAILING_AFTER, STATUS_OF
+
+    marks = {True: "yes", False: "no"}
+    classes = [
+        (f"`{kind}`", policy.severity, marks[policy.retry], marks[policy.breaker], STATUS_OF[kind], policy.advice)
+        for kind, policy in POLICIES.items()
+    ]
+    parts = [
+        GENERATED,
+        "# Errors",
+        (
+            "Every error has a class, which decides what the pipeline does, and a code, which says what happened. Both stay "
+            "the same from version to version: `--json` prints them as `error.class` and `error.code`, logs and the metadata "
+            "of a failed Dagster step carry the code. No message, log line or metadata holds a secret or a student's value."
+        ),
+        "## Classes",
+        (
+            "*Retried*: single requests, a few times, and a nightly sync as a whole. *Breaker*: counts towards leaving the "
+            "system alone for a while. *Status*: what the integration becomes; "
+            f"`degraded` turns into `failing` after {FAILING_AFTER} syncs in a row, and the next good sync makes everything "
+            "`healthy` again. `needs_reauth` is not synced at night, until new credentials are stored or a sync or "
+            "`sis integration test` that a person starts succeeds. `paused` is a person's decision."
+        ),
+        _table(("Class", "Severity", "Retried", "Breaker", "Status", "What to do"), classes),
+        "## Codes",
+        "Where a code has no advice of its own, that of its class holds. A bare class name is what a plugin's error has that names no code.",
+    ]
+    for kind in ErrorClass:
+        rows = [
+            (f"`{code}`", entry.meaning, entry.advice or "")
+            for code, entry in sorted(CATALOGUE.items())
+            if code.startswith(f"{kind}.")
+        ]
+        parts += [f"### `{kind}`", _table(("Code", "What happened", "What to do"), rows)]
+    return "\n\n".join(parts) + "\n"
 
 
 def roster_model_page() -> str:

@@ -31,6 +31,9 @@ def sync(
     ] = None,
     parallel: Parallel = 4,
     no_merge: NoMerge = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read everything, even where an integration's settings say `reads: delta`.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read the systems, validate, merge, publish: the real Dagster assets, recorded in the instance.
@@ -40,7 +43,7 @@ def sync(
     here = Installation()
     year = known_year(here, school_year)
     targets = [Target(chosen, year) for chosen in choose(here, integration or [])]
-    _run(here, targets, parallel, merge=not no_merge, as_json=as_json)
+    _run(here, targets, parallel, merge=not no_merge, full=full, as_json=as_json)
 
 
 def backfill(
@@ -68,13 +71,32 @@ def backfill(
     _run(here, targets, parallel, merge=not no_merge, as_json=as_json)
 
 
-def _run(here: Installation, targets: list[Target], parallel: int, *, merge: bool, as_json: bool) -> None:
+def _run(
+    here: Installation, targets: list[Target], parallel: int, *, merge: bool, as_json: bool, full: bool = False
+) -> None:
     prove_keys(here)
+    _note(here, targets)
     with Syncing(here, parallel) as syncing:
-        report = syncing.run(targets, merge=merge)
+        report = syncing.run(targets, merge=merge, full=full)
     emit(as_json, report.as_json(), report.print)
     if report.exit_code is not ExitCode.OK:
         raise typer.Exit(report.exit_code)
+
+
+def _note(here: Installation, targets: list[Target]) -> None:
+    """Who asked for these readings: what comes of each is noted when it ends."""
+    from sis_pipeline.db import audit
+
+    with here.engine.begin() as connection:
+        audit.append_all(
+            connection,
+            (
+                audit.Entry(
+                    "sync.request", it.integration.key, it.integration.district, {"school_year": it.school_year}
+                )
+                for it in targets
+            ),
+        )
 
 
 def _has_past(provider: str, settings: object) -> bool:

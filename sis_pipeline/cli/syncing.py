@@ -38,6 +38,8 @@ class Report:
 
     integrations: list[dict[str, Any]] = field(default_factory=list)
     merges: list[dict[str, Any]] = field(default_factory=list)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """What the merges rest on: per school year and integration the last good snapshot and its age."""
     seconds: float = 0.0
 
     @property
@@ -60,6 +62,7 @@ class Report:
             "ok": not self.failed,
             "integrations": self.integrations,
             "merges": self.merges,
+            "inputs": self.inputs,
             "seconds": round(self.seconds, 1),
         }
 
@@ -96,6 +99,12 @@ class Report:
             cells = [[*row, written(entry), entry.get("held")] for row, entry in zip(facts, self.merges, strict=True)]
             console.print(table("Merges", titles, cells, right=("students", "matched", "conflicts", "applied", "held")))
         self.print_errors(console)
+        aged = [entry for entry in self.inputs if not entry["fresh"] or entry["status"] != "healthy"]
+        if aged:
+            names = ("integration", "school_year", "verdict", "age_hours", "status", "reason")
+            titled = ("integration", "year", "verdict", "age in hours", "status", "why")
+            lines = [[entry[name] for name in names] for entry in aged]
+            console.print(table("Last good snapshots that others are merged with", titled, lines, right=titled[3:4]))
         if self.held:
             console.print("Removals are held: `sis holds list` shows them.")
 
@@ -148,8 +157,9 @@ class Syncing:
 
         return tell
 
-    def run(self, targets: Sequence[Target], *, merge: bool = True, keep: bool = False) -> Report:
-        """Sync every target, then merge the school years of those that succeeded. `keep` leaves the children up."""
+    def run(self, targets: Sequence[Target], *, merge: bool = True, keep: bool = False, full: bool = False) -> Report:
+        """Sync every target, then merge the school years of those that succeeded. `keep` leaves the children up; `full`
+        reads everything, even where settings ask for changes only."""
         report, began = Report(), time.monotonic()
         about = {target.integration.key: target.integration for target in targets}
         for name in [MERGER, *list(about)[: self._parallel]]:
@@ -157,7 +167,11 @@ class Syncing:
         if not self._prepared:
             self._prepare()
         jobs = [
-            Job(it.integration.key, "sync", {"integration": it.integration.key, "school_year": it.school_year})
+            Job(
+                it.integration.key,
+                "sync",
+                {"integration": it.integration.key, "school_year": it.school_year, "full": full},
+            )
             for it in targets
         ]
         report.integrations = [_sync_entry(outcome, about) for outcome in self._fan.run(jobs, keep=keep)]
@@ -167,6 +181,7 @@ class Syncing:
             report.merges = self._merge(
                 sorted({entry["school_year"] for entry in report.integrations if not entry["error"]})
             )
+        report.inputs = _inputs(self._here, sorted({target.school_year for target in targets}))
         if any(entry["error"] and entry["error"].get("died") for entry in (*report.integrations, *report.merges)):
             self._prepare()
         report.seconds = time.monotonic() - began
@@ -176,7 +191,7 @@ class Syncing:
         (outcome,) = self._fan.run([Job(MERGER, PREPARE, {})], keep=True)
         if outcome.error:
             error = outcome.error
-            raise RefusalError(error["message"], error["advice"], ExitCode.CONFIG, error["class"])
+            raise RefusalError(error["message"], error["advice"], ExitCode.CONFIG, error["code"])
         self._prepared = True
 
     def _merge(self, years: Sequence[str]) -> list[dict[str, Any]]:
@@ -196,6 +211,7 @@ def _sync_entry(outcome: Outcome, about: Mapping[str, Integration]) -> dict[str,
         "verdict": result.get("verdict"),
         "rows": dict(result.get("rows") or {}),
         "quarantined": dict(result.get("quarantined") or {}),
+        "unknown_codes": dict(result.get("unknown_codes") or {}),
         "api_calls": result.get("api_calls"),
         "seconds": result.get("seconds"),
         "run_id": result.get("run_id"),
@@ -217,6 +233,22 @@ def _merge_entry(summary: Mapping[str, Any], here: Installation) -> dict[str, An
     """A district's summary, with what was written by table."""
     kept = {name: value for name, value in summary.items() if name != "integrations"}
     return {**kept, "applied": _applied(here, summary["operation_id"]) if summary["published"] else {}}
+
+
+def _inputs(here: Installation, years: Sequence[str]) -> list[dict[str, Any]]:
+    from sis_pipeline.roster.school_year import SchoolYear
+    from sis_pipeline.store.freshness import inputs_of
+    from sis_pipeline.store.snapshots import SnapshotStore
+
+    settings, snapshots = here.settings, SnapshotStore(here.engine, here.settings.data_url)
+    current = SchoolYear.parse(known_year(here, None))
+    return [
+        {"school_year": year, **one.as_json()}
+        for year in years
+        for one in inputs_of(
+            here.integrations, snapshots, SchoolYear.parse(year), current=current, fresh_hours=settings.fresh_hours
+        )
+    ]
 
 
 def _applied(here: Installation, operation_id: str) -> dict[str, dict[str, int]]:

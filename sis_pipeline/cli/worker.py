@@ -54,7 +54,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 whatever fails is the outcome of this job, told to the parent
             trouble = explain(error)
             print(f"{job['kind']}: {trouble.message}", file=sys.stderr)
-            return {"error": {"class": trouble.error_class, "message": trouble.message, "advice": trouble.advice}}
+            return {"error": trouble.facts}
 
 
 def prepare(report: Report) -> None:  # noqa: ARG001 every job is given it
@@ -65,10 +65,10 @@ def prepare(report: Report) -> None:  # noqa: ARG001 every job is given it
         fail_orphaned_runs(instance)
 
 
-def sync(report: Report, integration: str, school_year: str) -> dict[str, Any]:
+def sync(report: Report, integration: str, school_year: str, *, full: bool = False) -> dict[str, Any]:
     from sis_pipeline.defs.runs import run_sync
 
-    return run_sync(integration, school_year, on_event=report).as_json()
+    return run_sync(integration, school_year, on_event=report, full=full).as_json()
 
 
 def merge(report: Report, school_year: str) -> dict[str, Any]:  # noqa: ARG001 every job is given it

@@ -10,6 +10,8 @@ from urllib.parse import parse_qsl
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
+from sis_pipeline.connect.errors import ConfigError
+
 RESERVED_HEADERS = frozenset(
     {"authorization", "connection", "content-length", "cookie", "host", "proxy-authorization"}
     | {"te", "trailer", "transfer-encoding", "upgrade"}
@@ -47,6 +49,17 @@ def address_problem(url: str) -> str | None:
         (plain and not is_loopback_name(parts.host or ""), "is http; only https is used outside this machine"),
     )
     return next((words for broken, words in rules if broken), None)
+
+
+def origin(url: str) -> str:
+    """`https://host:443` of a URL, read by the parser that also connects. Raises ConfigError for what is no http URL."""
+    try:
+        parts = parse_url(url)
+    except LocationParseError:
+        raise ConfigError("An address in the integration's settings is not a URL.", code="config.address") from None
+    if parts.scheme not in {"http", "https"} or not parts.host:
+        raise ConfigError("An address in the integration's settings is not an https URL.", code="config.address")
+    return f"{parts.scheme}://{parts.host.lower()}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
 def query_problem(url: str, *, allowed: bool) -> str | None:

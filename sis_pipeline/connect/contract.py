@@ -3,9 +3,14 @@ No behaviour lives here; providers re-export these for plugin authors."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+Grant = Literal["client_credentials", "authorization_code", "password"]
+ClientAuth = Literal["basic", "post", "none"]
+"""How the client authenticates (RFC 6749 2.3.1); `none` is a public client, which PKCE protects instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +19,41 @@ class OAuth:
 
     token_url: str
     client_id: str
-    grant: Literal["client_credentials", "password"] = "client_credentials"
-    client_auth: Literal["basic", "post"] = "basic"
+    grant: Grant = "client_credentials"
+    client_auth: ClientAuth = "basic"
+    authorize_url: str | None = None
+    """Where a person grants access (RFC 6749 3.1); with `issuer` it may be discovered."""
+    revoke_url: str | None = None
+    """Where a token is given back (RFC 7009); with `issuer` it may be discovered."""
+    issuer: str | None = None
+    """The authorization server's identifier (RFC 8414 2), compared as it is written."""
     scope: str | None = None
     scope_fallbacks: tuple[str | None, ...] = ()
     """Scopes to try in turn when the server answers `invalid_scope`; None sends no scope."""
     refused_token_statuses: frozenset[int] = frozenset({401})
     """Statuses that may mean an expired token (403 too at some vendors): one forced refresh, one repeat."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every address that may be called on behalf of this authorization; a person's browser opens `authorize_url`."""
+        return tuple(url for url in (self.token_url, self.revoke_url, self.issuer) if url is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A fetched access token and the seconds it lives, counted from `asked_at` on this process's monotonic clock.
+
+    `refresh`: the refresh token that came with it, None where none did. `scope`: what was granted, None where the
+    server did not say (RFC 6749 5.1: then it is what was asked for). `scope_excess`: how many scopes more than granted
+    before a refresh's answer named (RFC 6749 6 has none); `scope` is the one granted then.
+    """
+
+    value: str = field(repr=False)
+    lifetime: float
+    refresh: str | None = field(default=None, repr=False)
+    scope: str | None = None
+    scope_excess: int = 0
+    asked_at: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +70,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 2xx answer: lower-case header names, and the whole decoded body."""
+    """A 2xx answer: lower-case header names, and the whole decoded body.
+
+    `token_version`: which version of the integration's access token it was given for, None where it is not known.
+    """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    token_version: int | None = None
 
 
 class Source(Protocol):

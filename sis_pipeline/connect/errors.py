@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
+
+from sis_pipeline.connect.codes import CATALOGUE
 
 
 class Severity(StrEnum):
@@ -83,16 +85,28 @@ class SisError(Exception):
     """A foreseeable failure, in words for a person.
 
     The message never carries a secret or a student's value: it says what was being done, for which integration and
-    what was wrong, in counts, columns and row ids. `context` holds the same facts for logs.
+    what was wrong, in counts, columns and row ids. `context` holds the same facts for logs. `code` is a name that
+    stays, for scripts and for looking it up: one of connect.codes, or the class's own name where nothing closer fits.
+    The advice is the raise's own, else the code's, else the class's.
     """
 
     error_class: ErrorClass = ErrorClass.INTERNAL
+    default_code: ClassVar[str | None] = None
 
-    def __init__(self, message: str, *, advice: str | None = None, **context: object) -> None:
+    def __init__(self, message: str, *, code: str | None = None, advice: str | None = None, **context: object) -> None:
         super().__init__(message)
         self.message = message
-        self.advice = advice or self.policy.advice
+        named = code or self.default_code or self.error_class.value
+        self.code = named if named.partition(".")[0] == self.error_class else f"{self.error_class}.{named}"
+        listed = CATALOGUE.get(self.code)
+        self.advice = advice or (listed and listed.advice) or self.policy.advice
         self.context: dict[str, Any] = context
+
+    def at(self, entity: str, page: int) -> None:
+        """Say where in a reading it happened, unless that is known: in the context, and in words."""
+        if "entity" not in self.context:
+            self.context |= {"entity": entity, "page": page}
+            self.message = f"{self.message} It was page {page} of {entity}."
 
     @property
     def policy(self) -> Policy:
@@ -112,9 +126,15 @@ class RateLimitedError(SisError):
     error_class = ErrorClass.RATE_LIMITED
 
     def __init__(
-        self, message: str, *, retry_after: float | None = None, advice: str | None = None, **context: object
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        code: str | None = None,
+        advice: str | None = None,
+        **context: object,
     ) -> None:
-        super().__init__(message, advice=advice, **context)
+        super().__init__(message, code=code, advice=advice, **context)
         self.retry_after = retry_after
 
 
@@ -179,15 +199,17 @@ def classify(call: Call, status: int, headers: Mapping[str, str], body: bytes = 
     facts = f"{call} answered {status} ({describe(headers, len(body))})"
     context = call.context(status=status)
     if _throttled(status, headers, body):
-        return RateLimitedError(f"{facts}: too many requests.", retry_after=retry_after(headers), **context)
+        return RateLimitedError(
+            f"{facts}: too many requests.", code="rate_limited.throttled", retry_after=retry_after(headers), **context
+        )
     if status in {408, 425} or status >= 500:
-        return TransientError(f"{facts}.", **context)
+        return TransientError(f"{facts}.", code="transient.server_error", **context)
     if 300 <= status < 400:
         return _redirected(facts, status, headers, context)
     if status == 401:
-        return AuthExpiredError(f"{facts}: the access token was refused.", **context)
-    meaning, advice = _REFUSALS.get(status, ("the request was refused.", None))
-    return ConfigError(f"{facts}: {meaning}", advice=advice, **context)
+        return AuthExpiredError(f"{facts}: the access token was refused.", code="auth_expired.refused", **context)
+    meaning, code = _REFUSALS.get(status, ("the request was refused.", "config.refused"))
+    return ConfigError(f"{facts}: {meaning}", code=code, **context)
 
 
 def describe(headers: Mapping[str, str], size: int) -> str:
@@ -220,16 +242,10 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return min(max((until - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
 
 
-_REFUSALS: dict[int, tuple[str, str | None]] = {
-    400: ("the request was refused as malformed.", None),
-    403: (
-        "access is not granted.",
-        "Ask the district to grant the application access to this data, then run `sis integration test KEY`.",
-    ),
-    404: (
-        "there is nothing at this address.",
-        "Check the integration's base_url; it may also mean that the district has not switched this API on.",
-    ),
+_REFUSALS: dict[int, tuple[str, str]] = {
+    400: ("the request was refused as malformed.", "config.refused"),
+    403: ("access is not granted.", "config.access_denied"),
+    404: ("there is nothing at this address.", "config.not_found"),
 }
 
 
@@ -244,9 +260,10 @@ def _redirected(facts: str, status: int, headers: Mapping[str, str], context: di
     target = _host(headers.get("location", ""))
     where = f"{facts}: a redirect to {target}, which is not followed"
     if status in {301, 308}:
-        advice = "Correct the integration's base_url or token_url to the address the system now lives at."
-        return ConfigError(f"{where}.", advice=advice, **context)
-    return TransientError(f"{where}; it usually leads to a maintenance or login page.", **context)
+        return ConfigError(f"{where}.", code="config.redirect", **context)
+    return TransientError(
+        f"{where}; it usually leads to a maintenance or login page.", code="transient.maintenance", **context
+    )
 
 
 def _host(location: str) -> str:

@@ -18,11 +18,11 @@ from typing import Any, cast
 import requests
 import urllib3
 from requests.auth import AuthBase
-from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
 from sis_pipeline import __version__
-from sis_pipeline.connect.addresses import address_problem, header_problem, is_loopback_name
+from sis_pipeline.connect.addresses import address_problem, header_problem, is_loopback_name, origin
 from sis_pipeline.connect.errors import Call, ConfigError, ContractError, SisError, TransientError, describe, media_type
 from sis_pipeline.connect.wire import EXCHANGE, Adapter, Exchange, Timeouts
 
@@ -46,17 +46,6 @@ class Reply:
     seconds: float
 
 
-def origin(url: str) -> str:
-    """`https://host:443` of a URL, read by the parser that also connects. Raises ConfigError for what is no http URL."""
-    try:
-        parts = parse_url(url)
-    except LocationParseError:
-        raise ConfigError("An address in the integration's settings is not a URL.") from None
-    if parts.scheme not in {"http", "https"} or not parts.host:
-        raise ConfigError("An address in the integration's settings is not an https URL.")
-    return f"{parts.scheme}://{parts.host.lower()}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
-
-
 def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers from settings or a provider. Raises ConfigError for names that are ours to set and for characters that
     HTTP can't carry."""
@@ -64,6 +53,7 @@ def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if problem := header_problem(name, value):
             raise ConfigError(
                 f"The extra headers {problem}.",
+                code="config.header",
                 advice="Leave Authorization, Host, Cookie and transfer headers out of extra_headers.",
             )
     return dict(headers)
@@ -73,19 +63,34 @@ def expect_json(call: Call, reply: Reply) -> None:
     """Raise ContractError unless a 2xx answer says it is JSON and is not empty."""
     came, context = describe(reply.headers, len(reply.body)), call.context(status=reply.status)
     if not reply.body.strip():
-        raise ContractError(f"{call} answered {reply.status} with nothing in it ({came}).", **context)
+        raise ContractError(
+            f"{call} answered {reply.status} with nothing in it ({came}).", code="contract.empty", **context
+        )
     media = media_type(reply.headers)
     if "html" in media or re.match(rb"\s*<(!doctype|html)", reply.body[:200], re.IGNORECASE):
         advice = "It is usually a login or maintenance page: check base_url and whether the API is switched on."
         raise ContractError(
-            f"{call} answered {reply.status} with an HTML page where JSON is due ({came}).", advice=advice, **context
+            f"{call} answered {reply.status} with an HTML page where JSON is due ({came}).",
+            code="contract.html",
+            advice=advice,
+            **context,
         )
     if not (media in {"", "application/json", "text/json"} or media.endswith("+json")):
-        raise ContractError(f"{call} answered {reply.status} with {came} where JSON is due.", **context)
+        raise ContractError(
+            f"{call} answered {reply.status} with {came} where JSON is due.", code="contract.content_type", **context
+        )
 
 
 def _no_wait() -> Iterator[float]:
     return iter(())
+
+
+class _Session(requests.Session):
+    """Sees no redirect. Even where it follows none, the library's own reads the whole body of one, whatever its size,
+    and works out where it leads, which fails on a Location that is no URL."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
+        return None
 
 
 class Door:
@@ -108,7 +113,7 @@ class Door:
         self._timeouts = timeouts or Timeouts()
         self._private_addresses = private_addresses
         self._max_bytes = max_bytes
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept": "application/json"})
@@ -157,10 +162,16 @@ class Door:
         try:
             prepared = self._session.prepare_request(requests.Request(call.method, url, **parts))
         except (requests.RequestException, UnicodeError, ValueError):
-            raise ConfigError(f"{call} could not be written as an HTTP request.", **call.context()) from None
-        if origin(cast("str", prepared.url)) not in self._origins:
+            raise ConfigError(
+                f"{call} could not be written as an HTTP request.", code="config.address", **call.context()
+            ) from None
+        target = parse_url(cast("str", prepared.url))
+        # credentials in a link would take the place of ours
+        if target.auth is not None or origin(target.url) not in self._origins:
             raise ContractError(
-                f"{call} would leave the integration's own addresses; it was not sent.", **call.context()
+                f"{call} would leave the integration's own addresses; it was not sent.",
+                code="contract.other_host",
+                **call.context(),
             )
         return prepared
 
@@ -172,6 +183,7 @@ class Door:
             if not _allowed(address, loopback=is_loopback_name(host), private=self._private_addresses):
                 raise ConfigError(
                     f"The host {host} has the address {address}, which is not a public one; nothing was sent.",
+                    code="config.private_address",
                     advice="If the system really is inside your network, set the integration's private_addresses.",
                 )
         return addresses
@@ -187,12 +199,14 @@ class Door:
             limit = f"{self._max_bytes:,} bytes"
             raise ContractError(
                 f"{call} answered more than {limit}; reading was stopped.",
+                code="contract.too_large",
                 advice="Set a smaller page_size for this integration.",
                 **call.context(status=reply.status),
             )
-        if good and unframed and body and not _is_whole_json(body):
+        if good and unframed and not _is_whole_json(body):
             raise TransientError(
                 f"{call} answered {reply.status} without a length and broke off ({describe(headers, len(body))}).",
+                code="transient.truncated",
                 **call.context(status=reply.status),
             )
         return reply
@@ -200,19 +214,35 @@ class Door:
 
 def _checked_origin(url: str) -> str:
     if problem := address_problem(url):
-        raise ConfigError(f"An address in the integration's settings {problem}.")
+        raise ConfigError(f"An address in the integration's settings {problem}.", code="config.address")
     return origin(url)
 
 
 def _allowed(address: str, *, loopback: bool, private: bool) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = _within(ip)
+    if any(ip in network for network in _NEVER):
+        return False
     if loopback or ip.is_loopback:
         return loopback and ip.is_loopback
     if ip.is_link_local or ip.is_multicast or ip.is_unspecified or ip.is_reserved:
         return False
     return ip.is_global or (private and ip.is_private)
+
+
+_NEVER = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32", "fd00:ec2::254/128")))
+"""The first is for protocols, not for hosts (RFC 6890); Python 3.11 calls most of it public. In all of them a cloud keeps
+its credentials: Oracle, Azure, AWS over IPv6. The link-local ones are refused as such."""
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def _within(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address that an IPv6 address leads to (mapped; 6to4, RFC 3056; NAT64, RFC 6052), or the address itself."""
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def _read(raw: urllib3.HTTPResponse, limit: int, *, forgiving: bool) -> tuple[bytes, bool]:
@@ -248,10 +278,13 @@ def _transport_error(call: Call, exchange: Exchange, error: BaseException) -> Si
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return ConfigError(
             f"{call}: the server's certificate could not be verified; nothing was sent.",
+            code="config.certificate",
             advice="Check base_url and token_url; the vendor's certificate may have expired.",
             **call.context(),
         )
-    return TransientError(f"{call} failed: {_what_happened(exchange, causes)}.", **call.context())
+    return TransientError(
+        f"{call} failed: {_what_happened(exchange, causes)}.", code="transient.unreachable", **call.context()
+    )
 
 
 def _what_happened(exchange: Exchange, causes: list[BaseException]) -> str:

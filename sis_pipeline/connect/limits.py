@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
+from sis_pipeline.connect.addresses import origin
 from sis_pipeline.connect.errors import RETRY_AFTER_CAP
 
 SPARE = 1.01
@@ -18,12 +19,29 @@ AHEAD = 0.010
 """Seconds before its start at which a slot may be taken: covers waking up and asking, so that no time is lost by it."""
 
 
+def limit_key(provider: str, base_url: str, client_id: str | None, rate_group: str | None) -> str:
+    """What shares one limit: the vendor's server and client, or the group the integration names."""
+    return f"group {rate_group}" if rate_group else f"{provider} {origin(base_url)} {client_id or '-'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """`granted`: the slot is ours and starts in `wait` seconds. Otherwise ask again after `wait` seconds."""
 
     granted: bool
     wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """A row as people see it. `next_free` and `pushed` are seconds from now, never negative: until the next slot, and
+    until the end of the longest wait that the source asked for."""
+
+    key: str
+    per_minute: float | None
+    granted: int
+    next_free: float
+    pushed: float
 
 
 class RateLimit:
@@ -41,7 +59,9 @@ class RateLimit:
         gap = 60.0 / per_minute * SPARE
         ahead = min(AHEAD, gap / 4)
         with self._engine.connect() as connection:
-            row = connection.execute(_RESERVE, {"key": key, "gap": gap, "ahead": ahead}).one_or_none()
+            row = connection.execute(
+                _RESERVE, {"key": key, "gap": gap, "ahead": ahead, "per_minute": per_minute}
+            ).one_or_none()
         if row is None:  # another process is just creating the row
             return Slot(granted=False, wait=ahead)
         if row.granted:
@@ -63,14 +83,32 @@ class RateLimit:
             connection.execute(_PUSH_BACK, {"key": key, "seconds": min(max(seconds, 0.0), RETRY_AFTER_CAP)})
 
 
+def listed(connection: Connection, key: str | None = None) -> list[LimitState]:
+    """Every limit, or the one of that key, where it was ever used."""
+    return [LimitState(*row) for row in connection.execute(_LISTED, {"key": key})]
+
+
+def reset(connection: Connection, key: str) -> bool:
+    """Let the next call go at once, whatever the source asked for; False where nobody waits. A person's action."""
+    return bool(connection.execute(_RESET, {"key": key}).rowcount)
+
+
+# A clock that was set back must not hold everybody for as long as it was set back by: a slot lies a gap ahead at most, and
+# only what the source asked for lies further.
+_SET_BACK = f"""
+(r.next_free > greatest(r.pushed_until, sis.clock() + interval '1 second'
+                        + make_interval(secs => 1.25 * greatest(:gap, coalesce({60 * SPARE} / r.per_minute, 0)))))
+"""
+
 # A grant need not survive a crash of the server, and must not wait for its disk: hence synchronous_commit.
-_RESERVE = text("""
+_RESERVE = text(f"""
 with slot as (
-    insert into sis.rate_limits as r (limit_key, next_free, granted)
-    values (:key, sis.clock() + make_interval(secs => :gap), 1)
+    insert into sis.rate_limits as r (limit_key, next_free, granted, per_minute)
+    values (:key, sis.clock() + make_interval(secs => :gap), 1, :per_minute)
     on conflict (limit_key) do update
-        set next_free = greatest(r.next_free, sis.clock()) + make_interval(secs => :gap), granted = r.granted + 1
-        where r.next_free <= sis.clock() + make_interval(secs => :ahead)
+        set next_free = case when {_SET_BACK} then sis.clock() else greatest(r.next_free, sis.clock()) end
+                        + make_interval(secs => :gap), granted = r.granted + 1, per_minute = excluded.per_minute
+        where r.next_free <= sis.clock() + make_interval(secs => :ahead) or {_SET_BACK}
     returning next_free - make_interval(secs => :gap) as starts
 )
 select true as granted, extract(epoch from starts - sis.clock())::float8 as starts_in,
@@ -82,7 +120,19 @@ from sis.rate_limits where limit_key = :key and not exists (select from slot)
 """)
 
 _PUSH_BACK = text("""
-insert into sis.rate_limits as r (limit_key, next_free)
-values (:key, sis.clock() + make_interval(secs => :seconds))
-on conflict (limit_key) do update set next_free = greatest(r.next_free, excluded.next_free)
+insert into sis.rate_limits as r (limit_key, next_free, pushed_until)
+select :key, until, until from (select sis.clock() + make_interval(secs => :seconds) as until) asked
+on conflict (limit_key) do update set next_free = greatest(r.next_free, excluded.next_free),
+    pushed_until = greatest(r.pushed_until, excluded.pushed_until)
+""")
+
+_LISTED = text("""
+select limit_key, per_minute, granted, greatest(extract(epoch from next_free - sis.clock()), 0)::float8,
+       coalesce(greatest(extract(epoch from pushed_until - sis.clock()), 0), 0)::float8
+from sis.rate_limits where cast(:key as text) is null or limit_key = :key order by limit_key
+""")
+
+_RESET = text("""
+update sis.rate_limits set next_free = sis.clock(), pushed_until = null
+where limit_key = :key and (next_free > sis.clock() or pushed_until > sis.clock())
 """)

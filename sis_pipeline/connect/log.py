@@ -8,11 +8,15 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 from urllib.parse import quote, quote_plus
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+from sis_pipeline.connect.errors import SisError
 
 MASK = "•••"
 HANDLER = "sis_pipeline"
@@ -40,6 +44,20 @@ def redacted(line: str) -> str:
     for secret in tuple(_secrets):
         line = line.replace(secret, MASK)
     return _CREDENTIALS.sub(rf"\1\2{MASK}", line)
+
+
+@contextmanager
+def about(**facts: object) -> Iterator[None]:
+    """What is being done inside: on every log line, and in the context of every SisError that comes out of it.
+
+    Names and numbers only; what an error or an inner block already says of itself stays.
+    """
+    with structlog.contextvars.bound_contextvars(**facts):
+        try:
+            yield
+        except SisError as error:
+            error.context = {**facts, **error.context}
+            raise
 
 
 def configure(log_format: str = "console", *, level: int | str = logging.INFO, stream: TextIO | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How long to wait before trying again, and how often to try: full jitter, few attempts, the source's own wish first.
+"""How long to wait before trying again, and how often: full jitter, few attempts, a budget, the source's own wish first.
 Which error may be retried is the policy of its class, in errors; who waits and counts is the source's business."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import stamina
 
@@ -35,13 +36,63 @@ class Backoff:
         return max(asked, random.uniform(self.base, longest))  # noqa: S311
 
 
-def attempts(backoff: Backoff, on_failure: Callable[[SisError, float], float]) -> Iterator[stamina.Attempt]:
-    """The attempts at one call, each a context manager; errors whose class is not retried come through at once.
+@dataclass(slots=True)
+class Patience:
+    """How long one request waits for a system that is left alone: `longest` seconds at a time, `left` in all."""
+
+    longest: float
+    left: float
+
+    @classmethod
+    def of(cls, backoff: Backoff) -> Self:
+        """Twice the longest backoff: with the usual 60 s, the first two openings of a breaker are sat out."""
+        return cls(backoff.cap, 2 * backoff.cap)
+
+    def take(self, seconds: float) -> bool:
+        """Whether to wait; takes that from what is left."""
+        if seconds > min(self.longest, self.left):
+            return False
+        self.left -= seconds
+        return True
+
+
+BUDGET_SHARE = 0.1
+BUDGET_FLOOR = 10
+
+
+@dataclass(slots=True)
+class RetryBudget:
+    """The calls that one run may repeat because they failed: 10 % of those it makes, and 10 in any case.
+
+    Without it, five attempts at everything would multiply the load on a system just when it fails. Repeats after a
+    throttle or a refused token are free: the one is paced by the shared rate limit, the other is made once per call.
+    """
+
+    calls: int = 0
+    retries: int = 0
+
+    def take(self, error: SisError) -> bool:
+        """Whether the call that failed with `error` may be repeated; takes that from the budget."""
+        if error.error_class in {ErrorClass.RATE_LIMITED, ErrorClass.AUTH_EXPIRED}:
+            return True
+        if self.retries >= max(BUDGET_FLOOR, BUDGET_SHARE * self.calls):
+            error.message += f" It was not tried again: this run has repeated {self.retries} of its {self.calls} calls."
+            return False
+        self.retries += 1
+        return True
+
+
+def attempts(
+    backoff: Backoff, budget: RetryBudget, on_failure: Callable[[SisError, float], float]
+) -> Iterator[stamina.Attempt]:
+    """The attempts at one call, each a context manager; errors whose policy is not to retry come through at once.
 
     `on_failure` is told every retryable error and the seconds to wait, and returns the seconds to sleep here (a
-    throttle waits in the shared rate limit instead). The last attempt's error comes through as it is.
+    throttle waits in the shared rate limit instead). The last attempt's error comes through as it is, and one that
+    the budget does not cover says so.
     """
     failed = 0
+    budget.calls += 1
 
     def decide(error: Exception) -> bool | float:
         nonlocal failed
@@ -49,6 +100,6 @@ def attempts(backoff: Backoff, on_failure: Callable[[SisError, float], float]) -
         if not isinstance(error, SisError) or not error.policy.retry:
             return False
         seconds = on_failure(error, backoff.seconds(error, failed))
-        return seconds if failed < backoff.attempts else False
+        return seconds if failed < backoff.attempts and budget.take(error) else False
 
     return iter(stamina.retry_context(on=decide, attempts=backoff.attempts, timeout=None))

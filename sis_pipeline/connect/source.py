@@ -1,12 +1,18 @@
 """One integration's source: authorised, in turn with all other processes, retried by class, every call on record.
-The parts (door, token, limit, waiting) live in their own modules; what is read, and why, is decided by the provider."""
+The parts (door, token, limit, breaker, waiting) live in their own modules; what is read, and why, the provider decides."""
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import uuid
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 from urllib.parse import urlsplit
@@ -15,8 +21,14 @@ import structlog
 from requests.auth import AuthBase
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
+from structlog.contextvars import bound_contextvars
 
-from sis_pipeline.connect.contract import Answer, OAuth, Request
+from sis_pipeline.connect import breaker as breakers
+from sis_pipeline.connect import limits
+from sis_pipeline.connect.addresses import origin
+from sis_pipeline.connect.breaker import Breaker, BreakerState, Permit, SourceLeftAloneError, breaker_key
+from sis_pipeline.connect.contract import Answer, OAuth, Request, Token
+from sis_pipeline.connect.discovery import discover
 from sis_pipeline.connect.errors import (
     AuthExpiredError,
     AuthRevokedError,
@@ -27,11 +39,12 @@ from sis_pipeline.connect.errors import (
     SisError,
     classify,
 )
-from sis_pipeline.connect.http import Door, Reply, checked_headers, expect_json, origin
-from sis_pipeline.connect.limits import RateLimit
-from sis_pipeline.connect.oauth import TokenEndpoint, read_token
-from sis_pipeline.connect.retry import Backoff, attempts
-from sis_pipeline.connect.vault import Token, Vault
+from sis_pipeline.connect.http import Door, Reply, checked_headers, expect_json
+from sis_pipeline.connect.limits import LimitState, RateLimit, limit_key
+from sis_pipeline.connect.oauth import Hint, Post, TokenEndpoint
+from sis_pipeline.connect.retry import Backoff, Patience, RetryBudget, attempts
+from sis_pipeline.connect.tokens import Tokens
+from sis_pipeline.connect.vault import Vault
 from sis_pipeline.connect.wire import Timeouts
 
 log = structlog.get_logger(__name__)
@@ -39,10 +52,14 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 TOKEN_TIMEOUTS = Timeouts(connect=5.0, read=20.0, total=20.0)
-"""At most these for a token call: other processes wait for it behind the lock on the token's row."""
+"""At most these for a token call: other processes wait for it."""
 TOKEN_TURN = 30.0
-"""Seconds a token call waits for its turn while it holds that lock; for longer it lets go and tries again later."""
+"""Seconds a token call waits for its turn while others wait for it; for longer it lets go and tries again later."""
 RECORDS_PER_WRITE = 50
+REQUEST_ID = "X-Request-Id"
+"""The header that carries a request's id: servers that know it write it to their logs, the others ignore it."""
+PROBE_SPARE = 5.0
+"""Seconds that a probe may take beside connecting and waiting for the answer."""
 
 
 class HttpOptions(Protocol):
@@ -75,6 +92,54 @@ class CallRecord:
     milliseconds: float
     bytes: int
     attempt: int
+    request_id: str
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a source saw: how many calls had which HTTP status (None where no answer came), and the time each took."""
+
+    by_status: Counter[int | None] = field(default_factory=Counter)
+    milliseconds: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, record: CallRecord) -> None:
+        self.by_status[record.status] += 1
+        self.milliseconds.append(record.milliseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What sources to one system saw together, and what all processes share about it right now.
+
+    `p50_ms` and `p95_ms` are None without a call; `limit` is None where it was never used; `breakers` are those that
+    are not closed or remember failures.
+    """
+
+    by_status: Mapping[int | None, int]
+    p50_ms: float | None
+    p95_ms: float | None
+    repeated: int
+    limit: LimitState | None
+    breakers: tuple[BreakerState, ...]
+
+
+def report(sources: Sequence[HttpSource]) -> Report:
+    """The report on the sources of one integration, at least one; it asks the database once."""
+    ordered = sorted(chain.from_iterable(source.seen.milliseconds for source in sources))
+    shared = sources[0].shared_state()
+    return Report(
+        by_status=dict(sum((source.seen.by_status for source in sources), Counter())),
+        p50_ms=percentile(ordered, 0.5),
+        p95_ms=percentile(ordered, 0.95),
+        repeated=sum(budget.retries for budget in {id(one.budget): one.budget for one in sources}.values()),
+        limit=shared[0],
+        breakers=shared[1],
+    )
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The value that `share` (0 … 1) of the ordered values do not exceed, by nearest rank; None where there are none."""
+    return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else None
 
 
 def open_source(
@@ -89,13 +154,17 @@ def open_source(
     snapshot_id: str | None = None,
     on_call: Callable[[CallRecord], None] | None = None,
     backoff: Backoff | None = None,
+    budget: RetryBudget | None = None,
+    token_turn: float = TOKEN_TURN,
 ) -> HttpSource:
-    """The source of an integration, to be used as a context manager. Opens nothing yet.
+    """The source of an integration, to be used as a context manager. Opens nothing yet. Sources of one run share a
+    `budget`. `token_turn`: the most seconds that a token call waits for its turn.
 
     Raises ConfigError for addresses and headers that must not be used.
     """
-    urls = [settings.base_url] + ([oauth.token_url] if oauth else [])
+    urls = [settings.base_url, *(oauth.urls if oauth else ())]
     timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.total_timeout)
+    lease = timeouts.connect + timeouts.total + PROBE_SPARE
     return HttpSource(
         integration,
         settings.base_url,
@@ -105,26 +174,28 @@ def open_source(
         rate=RateLimit(engine),
         rate_key=rate_key(provider, settings, oauth),
         requests_per_minute=requests_per_minute,
+        breaker_of=lambda url: Breaker(engine, breaker_key(provider, url), lease=lease),
         vault=vault,
         calls=CallLog(engine, integration, snapshot_id),
         headers=checked_headers(settings.extra_headers),
         on_call=on_call,
         backoff=backoff or Backoff(),
+        budget=budget or RetryBudget(),
+        token_turn=token_turn,
     )
 
 
 def rate_key(provider: str, settings: HttpOptions, oauth: OAuth | None) -> str:
     """What shares one limit: the vendor's server and client, or the group the integration names."""
-    if settings.rate_group:
-        return f"group {settings.rate_group}"
-    return f"{provider} {origin(settings.base_url)} {oauth.client_id if oauth else '-'}"
+    return limit_key(provider, settings.base_url, oauth.client_id if oauth else None, settings.rate_group)
 
 
 class HttpSource:
     """Implements contract.Source. For one thread; processes share tokens and limits through the database.
 
     `calls` counts every attempt, token calls included; `throttled` the times the source said to slow down;
-    `waited_seconds` what was spent waiting for turns and before retries; `bytes` the decoded bytes of all answers.
+    `waited_seconds` what was spent waiting for turns, for a system left alone and before retries; `bytes` the decoded
+    bytes of all answers. `token_version`: which access token was used last, None before there was one.
     """
 
     def __init__(
@@ -138,11 +209,14 @@ class HttpSource:
         rate: RateLimit,
         rate_key: str,
         requests_per_minute: float,
+        breaker_of: Callable[[str], Breaker],
         vault: Vault,
         calls: CallLog,
         headers: Mapping[str, str],
         on_call: Callable[[CallRecord], None] | None,
         backoff: Backoff,
+        budget: RetryBudget,
+        token_turn: float,
     ) -> None:
         self.integration = integration
         self.calls = 0
@@ -150,19 +224,28 @@ class HttpSource:
         self.throttled = 0
         self.waited_seconds = 0.0
         self.bytes = 0
+        self.seen = Seen()
+        self.budget = budget
         self._base_url = _checked_base(base_url)
         self._door = door
         self._token_timeouts = _at_most(timeouts, TOKEN_TIMEOUTS)
         self._oauth = oauth
-        self._endpoint = TokenEndpoint(oauth, integration) if oauth else None
+        self.token_version: int | None = None
+        self._attempt = 1
+        grants = _Grants(oauth, integration, vault, door, self._post_token) if oauth else None
+        self._tokens = Tokens(vault, integration, grants) if grants else None
         self._rate = rate
         self._rate_key = rate_key
         self._per_minute = requests_per_minute
-        self._vault = vault
+        self._breaker = breaker_of(base_url)
+        self._breaker_of = breaker_of
+        self._endpoint_breakers = {oauth.token_url: breaker_of(oauth.token_url)} if oauth else {}
+        self._request_id: str | None = None
         self._calls = calls
         self._headers = headers
         self._on_call = on_call
         self._backoff = backoff
+        self._token_turn = token_turn
 
     def __enter__(self) -> Self:
         return self
@@ -182,6 +265,13 @@ class HttpSource:
         self._door.close()
         self._calls.flush()
 
+    def shared_state(self) -> tuple[LimitState | None, tuple[BreakerState, ...]]:
+        """The rate limit and the breakers of this source as they are now; see Report."""
+        own = {one.key for one in (self._breaker, *self._endpoint_breakers.values())}
+        with self._calls.engine.connect() as connection:
+            limit = next(iter(limits.listed(connection, self._rate_key)), None)
+            return limit, tuple(state for state in breakers.listed(connection) if state.key in own)
+
     def send(self, request: Request) -> Answer:
         """The answer to one request, below the base URL and nowhere else; see contract.Source.
 
@@ -194,12 +284,14 @@ class HttpSource:
         refused: list[str] = []
 
         def once(attempt: int) -> Answer:
-            token = self._token(call, refused[-1] if refused else None, attempt)
+            self._breaker.check()  # before a token is fetched for nothing
+            token = self._token(refused[-1] if refused else None, attempt)
             bearer = {"Authorization": f"Bearer {token}"} if token else {}
             try:
                 return self._exchange(
                     call,
                     url,
+                    breaker=self._breaker,
                     accept=_answer,
                     attempt=attempt,
                     params=request.params,
@@ -209,20 +301,41 @@ class HttpSource:
             except SisError as error:
                 raise self._after_refusal(call, error, token, refused) from None
 
-        return self._persist(once)
+        self._request_id = uuid.uuid4().hex
+        try:
+            with bound_contextvars(**call.context(), request_id=self._request_id):
+                return replace(self._persist(once), token_version=self.token_version)
+        finally:
+            self._request_id = None
 
     def _persist(self, once: Callable[[int], T]) -> T:
         """Call `once` with the number of the attempt until it succeeds or its error is final."""
         failed_at = None
-        for attempt in attempts(self._backoff, self._before_retry):
+        patience = Patience.of(self._backoff)
+        for attempt in attempts(self._backoff, self.budget, self._before_retry):
             if failed_at is not None:
                 self.waited_seconds += time.monotonic() - failed_at
             with attempt:
                 try:
-                    return once(attempt.num)
+                    return self._sit_out(once, attempt.num, patience)
                 finally:
                     failed_at = time.monotonic()
         raise AssertionError("attempts end with an answer or an error")
+
+    def _sit_out(self, once: Callable[[int], T], attempt: int, patience: Patience) -> T:
+        """One attempt, waiting for a system that is left alone: nothing is sent meanwhile, so waiting is no attempt.
+
+        An outage that outlasts the patience ends the run at once; a later run finds the system back.
+        """
+        while True:
+            try:
+                return once(attempt)
+            except SourceLeftAloneError as error:
+                if not patience.take(error.retry_after):
+                    raise
+                log.info("waiting for a system that is left alone", seconds=round(error.retry_after, 1))
+                self.waited_seconds += error.retry_after
+                time.sleep(error.retry_after)
 
     def _before_retry(self, error: SisError, seconds: float) -> float:
         """Seconds to sleep. A throttle is everybody's: the wait goes into the shared limit, where the next attempt
@@ -240,89 +353,171 @@ class HttpSource:
             return error
         if not refused:
             refused.append(token)
-            return AuthExpiredError(f"{call} answered {status}: the access token was refused.", **error.context)
+            return AuthExpiredError(
+                f"{call} answered {status}: the access token was refused.", code="auth_expired.refused", **error.context
+            )
         if status != 401:
             return error
         return AuthRevokedError(
-            f"{call} answered 401 to a newly fetched access token as well: access was withdrawn.", **error.context
+            f"{call} answered 401 to a newly fetched access token as well: access was withdrawn.",
+            code="auth_revoked.refused",
+            **error.context,
         )
 
-    def _token(self, call: Call, refused: str | None, attempt: int) -> str | None:
-        if self._oauth is None or self._endpoint is None:
+    def _token(self, refused: str | None, attempt: int) -> str | None:
+        if self._tokens is None:
             return None
-        endpoint = self._endpoint
-        token_call = Call(self.integration, "POST", urlsplit(self._oauth.token_url).path or "/")
+        self._attempt = attempt
+        bearer = self._tokens.bearer(refused)
+        self.token_version = bearer.version
+        return bearer.value
 
-        def post(url: str, *, data: Mapping[str, str], headers: Mapping[str, str], auth: AuthBase) -> Token:
-            before = self.calls
-            try:
-                return self._exchange(
-                    token_call,
-                    url,
-                    accept=read_token,
-                    attempt=attempt,
-                    longest_turn=TOKEN_TURN,
-                    data=data,
-                    headers=headers,
-                    auth=auth,
-                    timeouts=self._token_timeouts,
-                )
-            finally:
-                self.token_calls += self.calls - before
+    def refresh_token(self) -> int:
+        """Have a new access token, whatever the stored one is like; its version. Raises as tokens.Tokens.refresh_now."""
+        tokens = self._own_tokens()
 
-        def fetch() -> Token:
-            secret = self._vault.get(self.integration, "client_secret")
-            if secret is None:
-                raise ConfigError(
-                    f"Integration {self.integration!r} has no client secret.",
-                    advice="Set it with `sis integration add KEY --replace`.",
-                    **call.context(),
-                )
-            return endpoint.fetch(secret, post)
+        def once(attempt: int) -> int:
+            self._attempt = attempt
+            return tokens.refresh_now().version
 
-        return self._vault.access_token(self.integration, fetch, refused=refused)
+        return self._persist(once)
+
+    def revoke_tokens(self, *, actor: str | None = None) -> int:
+        """Give all tokens back to the server, asking it once; how many. Raises as tokens.Tokens.revoke."""
+        return self._once(lambda: self._own_tokens().revoke(actor=actor))
+
+    def finish_revocations(self, *, actor: str | None = None) -> int:
+        """Give back the tokens that the server has not confirmed yet, asking it once; how many."""
+        return self._once(lambda: self._own_tokens().finish_revocations(actor=actor))
+
+    def _once(self, ask: Callable[[], T]) -> T:
+        """Not tried again here; a throttle is everybody's all the same."""
+        self._attempt = 1
+        try:
+            return ask()
+        except RateLimitedError as error:
+            self._before_retry(error, error.retry_after or 0.0)
+            raise
+
+    def authorize(self, code: str, verifier: str, redirect_uri: str, *, actor: str | None = None) -> int:
+        """Exchange the code that a person's authorization gave (connect.authorize), and keep the tokens; their version.
+
+        Asked once: a code is good for one exchange.
+        """
+        tokens, self._attempt = self._own_tokens(), 1
+        token = tokens.grants.exchange(code, verifier, redirect_uri)
+        self.token_version = tokens.accept(token, actor=actor).version
+        return self.token_version
+
+    def _own_tokens(self) -> Tokens:
+        if self._tokens is None:
+            raise ConfigError(
+                f"Integration {self.integration!r} is read without authorization; it has no tokens.",
+                code="config.no_tokens",
+                integration=self.integration,
+            )
+        return self._tokens
+
+    def _post_token(
+        self,
+        url: str,
+        *,
+        accept: Callable[[Call, Reply], T],
+        data: Mapping[str, str],
+        headers: Mapping[str, str],
+        auth: AuthBase,
+    ) -> T:
+        before = self.calls
+        try:
+            return self._exchange(
+                Call(self.integration, "POST", urlsplit(url).path or "/"),
+                url,
+                breaker=self._endpoint_breaker(url),
+                accept=accept,
+                attempt=self._attempt,
+                longest_turn=self._token_turn,
+                data=data,
+                headers=headers,
+                auth=auth,
+                timeouts=self._token_timeouts,
+            )
+        finally:
+            self.token_calls += self.calls - before
 
     def _exchange(
         self,
         call: Call,
         url: str,
         *,
+        breaker: Breaker,
         accept: Callable[[Call, Reply], T],
         attempt: int,
         longest_turn: float | None = None,
+        headers: Mapping[str, str] | None = None,
         **request: object,
     ) -> T:
         """One attempt, in turn, counted and recorded: what `accept` makes of the answer, or its error."""
         reply: Reply | None = None
         failure: SisError | None = None
+        request_id = self._request_id or uuid.uuid4().hex
+        headers = {REQUEST_ID: request_id, **(headers or {})}
+        permit = breaker.enter()
         started, waited = time.monotonic(), self.waited_seconds
-        try:
-            reply = self._door.send(call, url, turn=lambda: self._turn(call, longest_turn), **request)  # type: ignore[arg-type]
-            return accept(call, reply)
-        except SisError as error:
-            error.context.setdefault("attempt", attempt)
-            failure = error
-            raise
-        finally:
-            seconds = reply.seconds if reply else time.monotonic() - started - (self.waited_seconds - waited)
-            if not isinstance(failure, _TurnTooFarError):
-                self._record(call, attempt, reply, failure, seconds)
 
-    def _turn(self, call: Call, longest: float | None) -> Iterator[float]:
+        def turn() -> Iterator[float]:
+            return self._turn(call, longest_turn, breaker, permit)
+
+        with bound_contextvars(**call.context(), attempt=attempt, request_id=request_id):
+            try:
+                reply = self._door.send(call, url, turn=turn, headers=headers, **request)  # type: ignore[arg-type]
+                return accept(call, reply)
+            except SisError as error:
+                error.context.setdefault("attempt", attempt)
+                error.context.setdefault("request_id", request_id)
+                failure = error
+                raise
+            finally:
+                seconds = reply.seconds if reply else time.monotonic() - started - (self.waited_seconds - waited)
+                breaker.settle(permit, failure, answered=_status_of(reply, failure) is not None)
+                if not isinstance(failure, _TurnTooFarError | SourceLeftAloneError):
+                    self._record(call, reply, failure, seconds=seconds, attempt=attempt, request_id=request_id)
+
+    def _endpoint_breaker(self, url: str) -> Breaker:
+        """Each endpoint of an authorization server has its own: integrations may share it, and each fails by itself."""
+        if url not in self._endpoint_breakers:
+            self._endpoint_breakers[url] = self._breaker_of(url)
+        return self._endpoint_breakers[url]
+
+    def _turn(self, call: Call, longest: float | None, breaker: Breaker, permit: Permit) -> Iterator[float]:
+        waited = False
         for wait in self._rate.waits(self._rate_key, self._per_minute):
             if longest is not None and wait > longest:
                 raise _TurnTooFarError(
-                    f"{call} has to wait {wait:.0f} s for its turn.", retry_after=wait, **call.context()
+                    f"{call} has to wait {wait:.0f} s for its turn.",
+                    code="rate_limited.turn_too_far",
+                    retry_after=wait,
+                    **call.context(),
                 )
             began = time.monotonic()
             yield wait
             self.waited_seconds += time.monotonic() - began
+            waited = True
+            if not permit.probe:
+                breaker.confirm(permit, waited=True)  # before the next slot is asked for: none is used up in vain
+        breaker.confirm(permit, waited=waited)
 
-    def _record(self, call: Call, attempt: int, reply: Reply | None, failure: SisError | None, seconds: float) -> None:
+    def _record(
+        self,
+        call: Call,
+        reply: Reply | None,
+        failure: SisError | None,
+        *,
+        seconds: float,
+        attempt: int,
+        request_id: str,
+    ) -> None:
         size = len(reply.body) if reply else 0
-        status = reply.status if reply else None
-        if failure is not None and status is None:
-            status = _status_of(failure)
+        status = _status_of(reply, failure)
         record = CallRecord(
             method=call.method,
             template=call.template,
@@ -331,7 +526,12 @@ class HttpSource:
             milliseconds=seconds * 1000,
             bytes=size,
             attempt=attempt,
+            request_id=request_id,
         )
+        log.debug(
+            "called", status=status, milliseconds=round(seconds * 1000), bytes=size, error_class=record.error_class
+        )
+        self.seen.add(record)
         self.calls += 1
         self.bytes += size
         self.throttled += isinstance(failure, RateLimitedError) and status is not None
@@ -346,13 +546,17 @@ class HttpSource:
         """
         if re.search(r"[\x00-\x20\x7f\\]", path):
             raise ContractError(
-                f"{call} has a path with characters that no path has; it was not sent.", **call.context()
+                f"{call} has a path with characters that no path has; it was not sent.",
+                code="contract.bad_path",
+                **call.context(),
             )
         parts = urlsplit(self._base_url)
         if re.match(r"([a-z][a-z0-9+.-]*:)?//", path, re.IGNORECASE):
             absolute = f"{parts.scheme}:{path}" if path.startswith("//") else path
             if origin(absolute) != origin(self._base_url):
-                raise ContractError(f"{call} leads to another host; it was not sent.", **call.context())
+                raise ContractError(
+                    f"{call} leads to another host; it was not sent.", code="contract.other_host", **call.context()
+                )
             return absolute
         base_path = parts.path.rstrip("/")
         below = path if base_path and path.startswith(f"{base_path}/") else f"{base_path}/{path.lstrip('/')}"
@@ -363,11 +567,51 @@ class _TurnTooFarError(RateLimitedError):
     """No request was made: a token call would have had to wait for too long."""
 
 
+class _Grants:
+    """tokens.Grants of one source: the protocol's calls, with the stored client secret, through the source's door."""
+
+    def __init__(self, oauth: OAuth, integration: str, vault: Vault, door: Door, post: Post) -> None:
+        self._oauth = oauth
+        self._endpoint = TokenEndpoint(oauth, integration)
+        self._integration = integration
+        self._vault = vault
+        self._door = door
+        self._post = post
+        self.refreshes = oauth.grant == "authorization_code"
+
+    @property
+    def revocable(self) -> bool:
+        return self._completed.revoke_url is not None
+
+    @cached_property
+    def _completed(self) -> OAuth:
+        """With the revocation endpoint that the server publishes, where none is set; asked for when it is needed."""
+        if self._oauth.revoke_url is not None:
+            return self._oauth
+        return discover(self._oauth, self._integration, self._door).oauth
+
+    def fetch(self) -> Token:
+        return self._endpoint.fetch(self._secret, self._post)
+
+    def refresh(self, refresh_token: str, granted: str | None) -> Token:
+        return self._endpoint.refresh(refresh_token, self._secret, self._post, granted=granted)
+
+    def exchange(self, code: str, verifier: str, redirect_uri: str) -> Token:
+        return self._endpoint.exchange(code, verifier, redirect_uri, self._secret, self._post)
+
+    def revoke(self, token: str, hint: Hint) -> None:
+        TokenEndpoint(self._completed, self._integration).revoke(token, hint, self._secret, self._post)
+
+    @property
+    def _secret(self) -> str | None:
+        return self._vault.get(self._integration, "client_secret")
+
+
 class CallLog:
     """The rows of api_calls, written a batch at a time. A row's time is when its call ended, on the database clock."""
 
     def __init__(self, engine: Engine, integration: str, snapshot_id: str | None) -> None:
-        self._engine = engine
+        self.engine = engine
         self._about = {"integration": integration, "snapshot_id": snapshot_id}
         self._pending: list[tuple[float, CallRecord]] = []
 
@@ -385,15 +629,23 @@ class CallLog:
             return
         now = time.monotonic()
         rows = [{**self._about, **asdict(record), "age": now - at} for at, record in self._pending]
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(_INSERT_CALLS, rows)
         self._pending.clear()
 
 
+def purge_api_calls(engine: Engine, days: float) -> int:
+    """Delete the records of calls that ended more than `days` ago; how many there were."""
+    with engine.begin() as connection:
+        before = connection.scalar(text("select sis.clock() - make_interval(secs => :s)"), {"s": days * 86_400})
+        return connection.execute(text("delete from sis.api_calls where at < :before"), {"before": before}).rowcount
+
+
 _INSERT_CALLS = text("""
-insert into sis.api_calls (integration, at, snapshot_id, method, template, status, error_class, milliseconds, bytes, attempt)
+insert into sis.api_calls (integration, at, snapshot_id, method, template, status, error_class, milliseconds, bytes, attempt,
+                           request_id)
 values (:integration, sis.clock() - make_interval(secs => :age), cast(:snapshot_id as uuid), :method, :template, :status,
-        :error_class, :milliseconds, :bytes, :attempt)
+        :error_class, :milliseconds, :bytes, :attempt, :request_id)
 """)
 
 
@@ -404,15 +656,16 @@ def _answer(call: Call, reply: Reply) -> Answer:
     return Answer(reply.status, reply.headers, reply.body)
 
 
-def _status_of(error: SisError) -> int | None:
-    status = error.context.get("status")
+def _status_of(reply: Reply | None, failure: SisError | None) -> int | None:
+    """The HTTP status of an answer, also of one that broke off or was too large; None where none came."""
+    status = reply.status if reply else failure.context.get("status") if failure else None
     return status if isinstance(status, int) else None
 
 
 def _checked_base(url: str) -> str:
     parts = urlsplit(url)
     if parts.query or parts.fragment:
-        raise ConfigError("base_url must not have a query or a fragment.")
+        raise ConfigError("base_url must not have a query or a fragment.", code="config.address")
     return url
 
 

@@ -1,295 +1,180 @@
-"""Secrets and tokens in PostgreSQL: sealed, bound to their row, and refreshed once for all processes.
-How a token is fetched is told by the caller; nothing here talks to a SIS, and nothing ever falls back to plain text."""
+"""Secrets and tokens in PostgreSQL: sealed, and bound to their row, so that one that was moved or altered is refused.
+When a token is fetched, renewed or given back is told in tokens; nothing here ever falls back to plain text."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import stat
-import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-from sqlalchemy import Connection, Engine, Row, delete, func, select, text, update
+from cryptography.fernet import InvalidToken
+from sqlalchemy import ColumnElement, Connection, Double, Engine, Row, delete, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import OperationalError
 
-from sis_pipeline.connect.errors import ConfigError, TransientError
+from sis_pipeline.connect import keys as encryption
+from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.connect.keys import KEY_ADVICE, Keys
 from sis_pipeline.connect.log import mask
-from sis_pipeline.db.tables import encryption_keys, oauth_tokens
-from sis_pipeline.settings import Settings
+from sis_pipeline.db import audit
+from sis_pipeline.db.tables import oauth_tokens
 
 Kind = Literal["client_secret", "access", "refresh"]
 
-CANARY = b"sis_pipeline canary"
-LOCK_WAIT = "90s"
-"""How long a process waits for another one's token call; that call is itself bounded to less."""
-
-RESET_ADVICE = "Set the credentials again with `sis integration add KEY --replace`."
-KEY_ADVICE = "Put the key back into SIS_ENCRYPTION_KEYS (newest first, comma separated) or the key file."
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A fetched access token and the seconds it lives, counted from `asked_at` on this process's monotonic clock."""
-
-    value: str = field(repr=False)
-    lifetime: float
-    asked_at: float = field(default_factory=time.monotonic)
-
-
-class Keys:
-    """The encryption keys, newest first: the first seals, all of them open."""
-
-    def __init__(self, keys: list[str]) -> None:
-        """Raises ConfigError for an empty list and for a key that is none."""
-        if not keys:
-            raise ConfigError("There is no encryption key.", advice="Run `sis keys create` once, and back the key up.")
-        try:
-            self._by_id = {_key_id(key): Fernet(key) for key in keys}
-        except (ValueError, TypeError):
-            raise ConfigError(
-                "An encryption key is malformed: it must be 32 bytes in URL-safe base64.", advice=KEY_ADVICE
-            ) from None
-        for key in keys:
-            mask(key)
-        self._all = MultiFernet(list(self._by_id.values()))
-
-    def __contains__(self, key_id: str) -> bool:
-        return key_id in self._by_id
-
-    @property
-    def newest(self) -> str:
-        """The id of the key that seals."""
-        return next(iter(self._by_id))
-
-    def seal(self, plain: bytes) -> bytes:
-        return self._all.encrypt(plain)
-
-    def open(self, sealed: bytes) -> bytes:
-        """Raises cryptography's InvalidToken."""
-        return self._all.decrypt(sealed)
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Keys:
-        """From SIS_ENCRYPTION_KEYS, else the key file. Raises ConfigError where there is neither; none is ever made here."""
-        if settings.encryption_keys is not None:
-            return cls(_split(settings.encryption_keys.get_secret_value()))
-        return cls(_split(_read_key_file(settings.key_file)))
-
-
-def create_key_file(path: Path) -> None:
-    """Make a key and write it to `path`, readable by its owner only. Raises ConfigError where the file exists already."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".key-")  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(Fernet.generate_key() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(unfinished, path)  # all of it at once, and never over an existing key
-    except FileExistsError:
-        raise ConfigError(
-            f"There is a key at {path} already; it was left as it was.", advice="Keep it: it opens the stored secrets."
-        ) from None
-    finally:
-        Path(unfinished).unlink()
-
-
-def _key_id(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:12]
-
-
-def _split(keys: str) -> list[str]:
-    return [key for key in keys.replace(",", " ").split() if key]
-
-
-def _read_key_file(path: Path) -> str:
-    try:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise ConfigError(f"The key file {path} can be read by others.", advice=f"Run `chmod 600 {path}`.")
-        return path.read_text(encoding="ascii", errors="replace")
-    except FileNotFoundError:
-        raise ConfigError(
-            f"There is no encryption key: SIS_ENCRYPTION_KEYS is not set and {path} does not exist.",
-            advice="Run `sis keys create` once, and back the key up; or set SIS_ENCRYPTION_KEYS.",
-        ) from None
+TOKENS: tuple[Kind, ...] = ("access", "refresh")
+NOTHING = text("'epoch'::timestamptz")
+"""`expires_at` of a row that holds nothing: none was stored yet, or it was emptied."""
 
 
 class Vault:
     """The secrets of all integrations. Use `Vault.open`, which proves the keys before anything is sealed with them."""
 
     def __init__(self, engine: Engine, keys: Keys) -> None:
-        self._engine = engine
+        self.engine = engine
         self._keys = keys
 
     @classmethod
     def open(cls, engine: Engine, keys: Keys) -> Vault:
-        """Check every key against its canary and the stored secrets against the keys; the newest key gets a canary.
-
-        Raises ConfigError where a stored secret could not be opened with these keys.
-        """
+        """Raises ConfigError where a stored secret could not be opened with these keys; see `keys.prove`."""
         with engine.begin() as connection:
-            _check_canaries(connection, keys)
-            sealed_with = connection.scalars(select(oauth_tokens.c.key_id).distinct()).all()
-            missing = sorted(set(sealed_with) - {key_id for key_id in sealed_with if key_id in keys})
-            if missing:
-                raise ConfigError(
-                    f"Stored secrets are sealed with key {', '.join(missing)}, which is not among the keys given.",
-                    advice=KEY_ADVICE,
-                )
-            new = insert(encryption_keys).values(key_id=keys.newest, canary=keys.seal(CANARY))
-            connection.execute(new.on_conflict_do_nothing())
+            encryption.prove(connection, keys)
         return cls(engine, keys)
 
     def put(self, integration: str, kind: Kind, secret: str, expires_in: float | None = None) -> None:
-        """Store a secret, replacing the one before; `expires_in` seconds from now, or never."""
-        with self._engine.begin() as connection:
-            row = self._locked(connection, integration, kind)
-            self._write(connection, row, secret, expires_in)
+        """Store a secret, replacing the one before; `expires_in` seconds from now, or never.
+
+        A client secret ends the use of the access token that was got with the one before it, and makes credentials
+        that were refused worth another try.
+        """
+        with self.engine.begin() as connection:
+            self.write(connection, integration, kind, secret, expires_in=expires_in)
+            if kind == "client_secret":
+                self._begin_anew(connection, integration)
+                district = audit.district_of(connection, integration)
+                audit.append(connection, "token.set_secret", integration, district=district)
 
     def get(self, integration: str, kind: Kind) -> str | None:
         """The secret, expired or not; None where none is stored. Raises ConfigError for one that can't be opened."""
-        with self._engine.connect() as connection:
-            row = connection.execute(_row(integration, kind)).one_or_none()
-        return None if row is None else self._unsealed(row)
+        query = select(oauth_tokens, (oauth_tokens.c.expires_at == NOTHING).label("empty"))
+        with self.engine.connect() as connection:
+            row = connection.execute(query.where(*_is(integration, kind))).one_or_none()
+        return None if row is None or row.empty else self.unseal(row)
 
     def delete(self, integration: str) -> int:
         """Forget everything of an integration; how many secrets there were."""
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             return connection.execute(delete(oauth_tokens).where(oauth_tokens.c.integration == integration)).rowcount
 
-    def access_token(self, integration: str, fetch: Callable[[], Token], *, refused: str | None = None) -> str:
-        """A token that is good for a while, fetched at most once per expiry by all processes together.
-
-        Good is one that has more than min(10 minutes, 20 % of its lifetime) left and is not `refused`, the one the
-        source just turned down. Otherwise the row is locked, read again, and `fetch` is called with the lock held, so
-        it must be brief; what it raises comes through and leaves the stored token as it was. The new token is
-        committed before it is returned. Raises TransientError where another process holds the lock too long.
-        """
-        with self._engine.connect() as connection:
-            row = connection.execute(_row(integration, "access")).one_or_none()
-        known = self._usable(row, refused)
-        if known is not None:
-            return known
-        try:
-            return self._fetched_once(integration, fetch, refused)
-        except OperationalError as error:
-            if getattr(error.orig, "sqlstate", None) != "55P03":  # lock_not_available
-                raise
-        raise TransientError(
-            f"Another process has been fetching a token for integration {integration!r} for over {LOCK_WAIT}.",
-            integration=integration,
-        )
-
-    def _fetched_once(self, integration: str, fetch: Callable[[], Token], refused: str | None) -> str:
-        with self._engine.begin() as connection:
-            connection.execute(text(f"set local lock_timeout = '{LOCK_WAIT}'"))
-            row = self._locked(connection, integration, "access")
-            sibling = self._usable(row, refused)
-            if sibling is not None:
-                return sibling
-            token = fetch()
-            mask(token.value)
-            left = token.lifetime - (time.monotonic() - token.asked_at)
-            self._write(connection, row, token.value, left, lifetime=token.lifetime)
-        return token.value
-
-    def _usable(self, row: Row[Any] | None, refused: str | None) -> str | None:
-        if row is None or not row.fresh:
-            return None
-        token = self._unsealed(row)
-        return None if token == refused else token
-
-    def _locked(self, connection: Connection, integration: str, kind: Kind) -> Row[Any]:
-        """The row, locked; an already expired placeholder is made where there is none, so that there is one to lock."""
-        placeholder = {
-            "integration": integration,
-            "kind": kind,
-            "version": 0,
-            "ciphertext": self._sealed(integration, kind, 0, ""),
-            "key_id": self._keys.newest,
-            "expires_at": text("'epoch'"),
-        }
-        connection.execute(insert(oauth_tokens).values(placeholder).on_conflict_do_nothing())
-        return connection.execute(_row(integration, kind).with_for_update()).one()
-
-    def _write(
+    def write(
         self,
         connection: Connection,
-        row: Row[Any],
+        integration: str,
+        kind: str,
         secret: str,
-        expires_in: float | None,
-        lifetime: float | None = None,
-    ) -> None:
-        version = row.version + 1
-        lives = lifetime if lifetime is not None else expires_in
-        connection.execute(
-            update(oauth_tokens)
-            .where(oauth_tokens.c.integration == row.integration, oauth_tokens.c.kind == row.kind)
-            .values(
-                version=version,
-                ciphertext=self._sealed(row.integration, row.kind, version, secret),
-                key_id=self._keys.newest,
-                expires_at=None
-                if expires_in is None
-                else func.sis.clock() + func.make_interval(0, 0, 0, 0, 0, 0, expires_in),
-                lifetime_seconds=None if lives is None else max(round(lives), 0),
-                status="active",
-                updated_at=func.sis.clock(),
-            )
-        )
+        *,
+        expires_in: float | None = None,
+        **columns: object,
+    ) -> int:
+        """Store a secret and further columns in a transaction of the caller's; the row's new version.
 
-    def _sealed(self, integration: str, kind: str, version: int, secret: str) -> bytes:
-        bound = {"integration": integration, "kind": kind, "version": version, "secret": secret}
-        return self._keys.seal(json.dumps(bound).encode())
+        The row is active and nobody's from then on, unless `columns` say otherwise. Raises ConfigError where the key
+        that seals was retired meanwhile.
+        """
+        self.ensure(connection, integration, kind)
+        locked = select(oauth_tokens.c.version).where(*_is(integration, kind)).with_for_update()
+        version: int = connection.execute(locked).scalar_one() + 1
+        values = {
+            "version": version,
+            "ciphertext": self._sealed(integration, kind, version, secret),
+            "key_id": self._keys.newest,
+            "expires_at": None if expires_in is None else func.sis.clock() + seconds(expires_in),
+            "lifetime_seconds": None if expires_in is None else max(round(expires_in), 0),
+            "status": "active",
+            "lease_holder": None,
+            "lease_until": None,
+            "failures": 0,
+            "last_error": None,
+            "updated_at": func.sis.clock(),
+        }
+        connection.execute(update(oauth_tokens).where(*_is(integration, kind)).values(values | columns))
+        return version
 
-    def _unsealed(self, row: Row[Any]) -> str:
-        """The secret of a row, checked to be that row's own: Fernet itself would open it in any row."""
+    def empty(self, connection: Connection, integration: str, kind: str, **columns: object) -> None:
+        """Overwrite a secret with nothing, and have the row there even where there was none."""
+        self.write(connection, integration, kind, "", expires_in=None, **({"expires_at": NOTHING} | columns))
+
+    def ensure(self, connection: Connection, integration: str, kind: str) -> None:
+        """Have a row there that holds nothing, where there is none: so that there is one to lock."""
+        encryption.hold(connection, self._keys)
+        connection.execute(insert(oauth_tokens).values(self._blank(integration, kind)).on_conflict_do_nothing())
+
+    def _begin_anew(self, connection: Connection, integration: str) -> None:
+        table = oauth_tokens.c
+        query = select(table.kind, table.status).where(table.integration == integration, table.kind.in_(TOKENS))
+        for row in connection.execute(query.order_by(table.kind).with_for_update()).all():
+            if row.status == "revocation_pending":
+                continue  # it still has to be given back
+            if row.kind == "access":
+                self.empty(connection, integration, row.kind)
+            elif row.status == "needs_reauth":
+                again = {"status": "active", "failures": 0, "last_error": None}
+                connection.execute(update(oauth_tokens).where(*_is(integration, row.kind)).values(again))
+
+    def unseal(self, row: Row[Any]) -> str:
+        """The secret of a row of oauth_tokens, checked to be that row's own: Fernet itself would open it in any row.
+
+        Raises ConfigError for one that was altered or moved here, and for one whose key is missing.
+        """
         about = f"The stored {row.kind} of integration {row.integration!r}"
         if row.key_id not in self._keys:
             raise ConfigError(
-                f"{about} is sealed with key {row.key_id}, which is not among the keys.", advice=KEY_ADVICE
+                f"{about} is sealed with key {row.key_id}, which is not among the keys.",
+                code="config.key_unknown",
+                advice=KEY_ADVICE,
             )
         try:
             bound: Mapping[str, Any] = json.loads(self._keys.open(row.ciphertext))
         except InvalidToken:
             raise ConfigError(
-                f"{about} cannot be opened: it was altered in the database.", advice=RESET_ADVICE
+                f"{about} cannot be opened: it was altered in the database.",
+                code="config.secret_altered",
+                advice=advice_for(row.integration, person=row.kind == "refresh"),
             ) from None
         if (bound["integration"], bound["kind"], bound["version"]) != (row.integration, row.kind, row.version):
-            raise ConfigError(f"{about} belongs to another row; it was not used.", advice=RESET_ADVICE)
+            raise ConfigError(
+                f"{about} belongs to another row; it was not used.",
+                code="config.secret_altered",
+                advice=advice_for(row.integration, person=row.kind == "refresh"),
+            )
         secret = str(bound["secret"])
         mask(secret)
         return secret
 
+    def _blank(self, integration: str, kind: str) -> dict[str, object]:
+        return {
+            "integration": integration,
+            "kind": kind,
+            "version": 0,
+            "ciphertext": self._sealed(integration, kind, 0, ""),
+            "key_id": self._keys.newest,
+            "expires_at": NOTHING,
+        }
 
-def _row(integration: str, kind: Kind) -> Any:
-    """Select one row; `fresh`: not within the refresh window min(10 minutes, 20 % of the lifetime) of its end."""
-    window = func.least(
-        text("interval '10 minutes'"), func.make_interval(0, 0, 0, 0, 0, 0, oauth_tokens.c.lifetime_seconds * 0.2)
-    )
-    fresh = func.coalesce(oauth_tokens.c.expires_at - window > func.sis.clock(), text("expires_at is null"))
-    return select(oauth_tokens, fresh.label("fresh")).where(
-        oauth_tokens.c.integration == integration, oauth_tokens.c.kind == kind
-    )
+    def _sealed(self, integration: str, kind: str, version: int, secret: str) -> bytes:
+        bound = {"integration": integration, "kind": kind, "version": version, "secret": secret}
+        return self._keys.seal(json.dumps(bound).encode())
 
 
-def _check_canaries(connection: Connection, keys: Keys) -> None:
-    for row in connection.execute(select(encryption_keys)):
-        if row.key_id not in keys:
-            continue
-        try:
-            readable = keys.open(row.canary) == CANARY
-        except InvalidToken:
-            readable = False
-        if not readable:
-            raise ConfigError(
-                f"Key {row.key_id} does not open what was sealed with it: the database or the key was altered.",
-                advice="Restore the database and the keys from the same backup. " + KEY_ADVICE,
-            )
+def advice_for(integration: str, *, person: bool) -> str:
+    """How credentials are made good. `person`: whether somebody granted access, rather than set a secret."""
+    if person:
+        return f"Have a person grant access with `sis oauth authorize {integration}`."
+    return f"Set the credentials again with `sis integration add {integration} --replace`."
+
+
+def seconds(number: float) -> Any:
+    """An SQL interval."""
+    return func.make_interval(0, 0, 0, 0, 0, 0, literal(number, Double))
+
+
+def _is(integration: str, kind: str) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return oauth_tokens.c.integration == integration, oauth_tokens.c.kind == kind

@@ -1,1 +1,1 @@
-"""PostgreSQL itself: the engine and the embedded server, table metadata, migrations, the clock and the audit append. What the rows mean is decided elsewhere."""
+"""PostgreSQL itself: the engine and the embedded server, table metadata, migrations, the clock, roles and the audit log. What the rows mean is decided elsewhere."""

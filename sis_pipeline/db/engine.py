@@ -75,7 +75,9 @@ def dagster_storage_url(settings: Settings) -> str:
     """
     url = database_url(settings)
     with engine_for(url).begin() as connection:
-        connection.execute(text(f"create schema if not exists {DAGSTER_SCHEMA}"))
+        # `create … if not exists` asks for the right to create even where there is nothing to do.
+        if connection.scalar(text("select to_regnamespace(:schema)"), {"schema": DAGSTER_SCHEMA}) is None:
+            connection.execute(text(f"create schema if not exists {DAGSTER_SCHEMA}"))
     return (
         url.set(drivername="postgresql+psycopg2")
         .update_query_dict({"options": f"-c search_path={DAGSTER_SCHEMA} -c TimeZone=UTC"})

@@ -9,6 +9,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
+from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA
 
 UPGRADE_LOCK = 7_240_315_001
@@ -24,7 +25,10 @@ def upgrade(engine: Engine) -> bool:
         connection.execute(text(f"create schema if not exists {SCHEMA}"))
         before = _revision(connection)
         command.upgrade(_config(connection), "head")
-        return before != _revision(connection)
+        after = _revision(connection)
+        if before is not None and before != after:
+            audit.append(connection, "database.upgrade", str(after), details={"from": before})
+        return before != after
 
 
 def current_revision(engine: Engine) -> str | None:

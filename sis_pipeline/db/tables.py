@@ -228,6 +228,7 @@ snapshots = Table(
     SqlColumn("since", TIMESTAMP(timezone=True), comment="of a delta: from when on changes were asked for"),
     SqlColumn("watermark", TIMESTAMP(timezone=True), comment="the source's own time when the reading began"),
     SqlColumn("drift", JSONB, comment="of a full reading after deltas: per entity, what the deltas had missed"),
+    SqlColumn("settings_hash", Text, comment="hash of the settings it is read with; others start a new reading"),
     SqlColumn(
         "resumed", Integer, nullable=False, server_default=text("0"), comment="times the reading went on after a kill"
     ),
@@ -235,6 +236,7 @@ snapshots = Table(
     SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the reading ended"),
     CheckConstraint("verdict in ('pending','complete','partial','delta','rejected')", name="verdict"),
     Index("ix_snapshots_latest", "integration", "school_year", "started_at"),
+    Index("ix_snapshots_under_way", "integration", postgresql_where=text("finished_at is null")),
     comment="What was read from each integration, and what it proves.",
 )
 
@@ -252,6 +254,7 @@ snapshot_pages = Table(
     SqlColumn("about", JSONB, nullable=False, comment="what the mapping needs beside the records"),
     SqlColumn("request", Text, nullable=False, comment="hash of the request it answers"),
     SqlColumn("headers", JSONB, nullable=False, comment="the answer's paging headers"),
+    SqlColumn("total", Integer, comment="the source's own count when it was read"),
     SqlColumn("token_version", Integer, comment="version of the access token it was read with"),
     _stamp("read_at", "when it was kept"),
     comment="Pages of readings under way: where a killed reading goes on. Emptied when the reading ends.",
@@ -289,6 +292,7 @@ api_calls = Table(
     SqlColumn("attempt", Integer, nullable=False, comment="1 for the first"),
     SqlColumn("request_id", Text, comment="the id the request carried, as in the logs"),
     Index("ix_api_calls_integration", "integration", "at"),
+    Index("ix_api_calls_at", "at", postgresql_using="brin"),  # for the purge: rows come in the order of time
     comment="Every call to a SIS, without parameters.",
 )
 
@@ -353,7 +357,7 @@ audit_log = Table(
     SqlColumn("action", Text, nullable=False, comment="what was done"),
     SqlColumn("subject", Text, nullable=False, comment="to what: an integration, an operation, a hold"),
     SqlColumn("details", JSONB, nullable=False, server_default=text("'{}'"), comment="counts and ids; no values"),
-    Index("ix_audit_log_district", "district", "at"),
+    Index("ix_audit_log_chain", "district", "entry"),
     comment="Who did what, append-only.",
 )
 
@@ -364,9 +368,8 @@ audit_links = Table(
     SqlColumn("link", BigInteger, primary_key=True, comment="position in the chain, from 1"),
     SqlColumn("entries", JSONB, nullable=False, comment="[entry, SHA-256 of the entry] of every row of the operation"),
     SqlColumn("previous", Text, nullable=False, comment="hash of the link before, empty for the first"),
-    SqlColumn("hash", Text, nullable=False, comment="SHA-256 over the previous hash and the entries"),
-    _stamp("at", "when it was added"),
-    comment="The audit log's hash chain: one link per operation.",
+    SqlColumn("hash", Text, nullable=False, comment="SHA-256 over district, link, previous hash and entries"),
+    comment="The audit log's hash chains, one per district, with one link per operation.",
 )
 
 circuit_breakers = Table(

@@ -12,7 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from sis_pipeline.connect.errors import ConfigError
-from sis_pipeline.defs import assets, jobs, schedules, sensors
+from sis_pipeline.defs import assets, jobs, maintenance, schedules, sensors, tokens
 from sis_pipeline.defs.partitions import school_year_partitions
 from sis_pipeline.defs.resources import ROSTER, Roster, provider_resource
 from sis_pipeline.providers.registry import Registry, in_words, load_providers
@@ -48,7 +48,9 @@ def _environment() -> Settings:
         return Settings()
     except ValidationError as error:
         raise ConfigError(
-            f"Settings in the environment (SIS_*) are wrong: {in_words(error)}.", advice="See docs/configuration.md."
+            f"Settings in the environment (SIS_*) are wrong: {in_words(error)}.",
+            code="config.environment",
+            advice="See docs/configuration.md.",
         ) from None
 
 
@@ -60,12 +62,17 @@ def _assemble(registry: Registry, settings: Settings, replaced: Mapping[str, Any
     connected = {name: provider_resource(one)(roster=roster) for name, one in registry.providers.items()}
     return dg.Definitions(
         assets=[*(asset for found in by_provider.values() for asset in found), *merge],
-        jobs=[*(jobs.sync_job(name, found) for name, found in by_provider.items()), jobs.merge_job(merge)],
+        jobs=[
+            *(jobs.sync_job(name, found) for name, found in by_provider.items()),
+            jobs.merge_job(merge),
+            maintenance.maintenance_job(),
+        ],
         schedules=[
             *(schedules.nightly_sync(name, settings) for name in by_provider),
             schedules.nightly_merge(settings),
+            maintenance.nightly_maintenance(settings),
         ],
-        sensors=[sensors.reconcile_sensor(list(by_provider)), sensors.merge_sensor()],
+        sensors=[sensors.reconcile_sensor(list(by_provider)), sensors.merge_sensor(), tokens.warm_sensor()],
         resources={ROSTER: roster, **connected, **replaced},
         # Also for runs that are started from an asset's page; a process per step is three times slower here.
         executor=dg.in_process_executor,

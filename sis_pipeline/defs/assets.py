@@ -4,12 +4,15 @@ Each is a thin shell that runs a step and shows its counts; frames never pass be
 # No `from __future__ import annotations` here: Dagster reads the context's annotation and wants the class itself.
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import dagster as dg
 
+from sis_pipeline.connect.source import Report
 from sis_pipeline.defs import merging
-from sis_pipeline.defs.checks import entity_result, reference_result, roster_check_specs
+from sis_pipeline.defs.checks import drift_result, entity_result, reference_result, roster_check_specs
+from sis_pipeline.defs.deltas import FULL_TAG
 from sis_pipeline.defs.failures import RETRY, Trouble, explained, failure
 from sis_pipeline.defs.loading import RawLoad, RosterLoad, load_raw, load_roster
 from sis_pipeline.defs.metadata import (
@@ -24,9 +27,11 @@ from sis_pipeline.defs.metadata import (
 from sis_pipeline.defs.partitions import by_school_year, read_roster_key, roster_partitions
 from sis_pipeline.defs.resources import ROSTER
 from sis_pipeline.providers.base import Provider
+from sis_pipeline.providers.reading import Reading
 from sis_pipeline.roster.district import PUBLICATION
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.store.bulk import Applied
+from sis_pipeline.store.freshness import Input, as_rows
 
 MERGED_ASSETS: dict[str, str] = {
     "merged_students": "students",
@@ -43,6 +48,9 @@ NOBODY_LOST = "every_district_merged"
 EVERY_PUBLISHED = "every_district_published"
 ROWS_MATCH = "rows_match_the_merge"
 NO_HOLDS = "no_removals_held"
+INPUTS_FRESH = "inputs_are_fresh"
+INPUTS_SHOWN = 100
+"""Integrations listed in an asset's metadata, the oldest first: a state has thousands."""
 
 
 def raw_key(provider: str) -> dg.AssetKey:
@@ -77,7 +85,7 @@ def _raw_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinitio
                 "complete",
                 asset=key,
                 partitions_def=partitions,
-                description="Every resource is proven complete. A partial snapshot is merged too, but withdraws nobody.",
+                description="Every resource is proven complete. A partial snapshot and one of changes are merged too, but withdraw nobody.",
             )
         ],
     )
@@ -85,7 +93,13 @@ def _raw_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinitio
         with explained(context):
             integration, year = read_roster_key(context.partition_key)
             loaded = load_raw(
-                getattr(context.resources, provider.name), integration, year, context.run.run_id, context.log.info
+                getattr(context.resources, provider.name),
+                integration,
+                year,
+                context.run.run_id,
+                context.log.info,
+                retry=context.op_execution_context.retry_number,
+                full=context.run.tags.get(FULL_TAG, "false") != "false",
             )
         return _raw_result(key, loaded)
 
@@ -94,7 +108,8 @@ def _raw_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinitio
 
 def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
     snapshot, rows = loaded.snapshot, {reading.resource: reading.rows for reading in loaded.readings}
-    complete = snapshot.completeness == "complete"
+    changes = snapshot.completeness == "delta"
+    complete = snapshot.completeness == "complete" or (changes and not loaded.reasons)
     metadata: dict[str, Any] = {
         "dagster/row_count": sum(rows.values()),
         "snapshot_id": snapshot.snapshot_id,
@@ -108,22 +123,16 @@ def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
         "seconds": round(snapshot.seconds or 0.0, 3),
         "planned_seconds": round(loaded.planned_seconds, 1),
         "waited_seconds": round(loaded.waited_seconds, 3),
+        **(_door_metadata(loaded.door) if loaded.door else {}),
         "bytes": snapshot.bytes or 0,
         "duplicates": sum(reading.duplicates for reading in loaded.readings),
+        "resumed": snapshot.resumed,
+        **({"changes_since": snapshot.since.isoformat()} if snapshot.since else {}),
+        "kept_pages": sum(reading.kept for reading in loaded.readings),
         "plan": sentences([f"known from: {loaded.plan.basis.replace('_', ' ')}", *loaded.plan.notes]),
         "resources": counts_table(
             "resource",
-            {
-                reading.resource: {
-                    "pages": reading.pages,
-                    "rows": reading.rows,
-                    "distinct": reading.distinct,
-                    "source's count": "" if reading.total_after is None else reading.total_after,
-                    "complete": "yes" if reading.complete else "no",
-                    "why": reading.reason,
-                }
-                for reading in loaded.readings
-            },
+            {reading.resource: _evidence(reading) for reading in loaded.readings},
         ),
         "plot": bar_plot("rows per resource", rows),
         **numbers("rows", rows),
@@ -138,13 +147,53 @@ def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
                 asset_key=key,
                 check_name="complete",
                 severity=dg.AssetCheckSeverity.WARN,
-                description="Proven complete."
-                if complete
-                else "Not proven complete; nobody is withdrawn because of it.",
+                description=_proof(changes=changes, complete=complete),
                 metadata={"reasons": sentences(loaded.reasons)},
             )
         ],
     )
+
+
+def _proof(*, changes: bool, complete: bool) -> str:
+    if not complete:
+        return "Not proven complete; nobody is withdrawn because of it."
+    return "All changes came, by proof; nobody is withdrawn because of changes only." if changes else "Proven complete."
+
+
+def _evidence(reading: Reading) -> dict[str, object]:
+    """One resource's line in the proof of a snapshot: what came, what the source counted, and how the end was known."""
+    return {
+        "pages": reading.pages,
+        "rows": reading.rows,
+        "distinct": reading.distinct,
+        "duplicates": reading.duplicates,
+        "counted before": "" if reading.total_before is None else reading.total_before,
+        "counted after": "" if reading.total_after is None else reading.total_after,
+        "end": reading.end.value.replace("_", " ") if reading.skipped is None else "",
+        "kept from before": reading.kept,
+        "attempts": reading.attempts,
+        "complete": "yes" if reading.complete else "no",
+        "why": "; ".join(
+            filter(None, [reading.reason, reading.restarted and f"read anew, because {reading.restarted}"])
+        ),
+    }
+
+
+def _door_metadata(door: Report) -> dict[str, Any]:
+    """How the system answered, and what all processes share about it after this reading."""
+    limit = door.limit
+    paused = f"; the system asked everybody to wait for another {limit.pushed:.0f} s" if limit and limit.pushed else ""
+    breakers = [f"{one.key}: {one.state}, {one.failures} failures in a row" for one in door.breakers]
+    return {
+        "calls_by_status": {str(status or "no answer"): count for status, count in door.by_status.items()},
+        "repeated_calls": door.repeated,
+        **({"p50_ms": round(door.p50_ms, 1)} if door.p50_ms is not None else {}),
+        **({"p95_ms": round(door.p95_ms, 1)} if door.p95_ms is not None else {}),
+        "rate_limit": f"{limit.per_minute:g} a minute ({limit.key}){paused}"
+        if limit and limit.per_minute
+        else "not used",
+        "breakers": sentences(breakers) if breakers else "closed",
+    }
 
 
 def _roster_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
@@ -186,6 +235,8 @@ def _roster_result(key: dg.AssetKey, loaded: RosterLoad) -> dg.MaterializeResult
         "rows_per_entity": dg.MetadataValue.json(good),
         "quarantined_per_entity": dg.MetadataValue.json(quarantined),
         "problems": sentences(loaded.failed),
+        "unknown_codes": sum(sum(codes.values()) for codes in loaded.unknown_codes.values()),
+        "unknown_codes_per_column": dg.MetadataValue.json(loaded.unknown_codes),
         "entities": counts_table(
             "entity",
             {
@@ -209,6 +260,7 @@ def _roster_result(key: dg.AssetKey, loaded: RosterLoad) -> dg.MaterializeResult
         data_version=dg.DataVersion(loaded.snapshot.roster_hash or loaded.snapshot.snapshot_id),
         check_results=[
             *(entity_result(key, finding) for finding in loaded.entities.values()),
+            drift_result(key, loaded.snapshot.drift),
             reference_result(key, loaded.references),
         ],
     )
@@ -256,11 +308,11 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
             districts = merging.merge_districts(
                 context.resources.roster, context.partition_key, context.run.run_id, context.log.info
             )
+            inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         for name, table in MERGED_ASSETS.items():
             checks = [_merge_check(first, districts)] if name == first else []
-            yield dg.MaterializeResult(
-                asset_key=name, metadata=_merged_metadata(table, districts), check_results=checks
-            )
+            metadata = _merged_metadata(table, districts) | _inputs_metadata(inputs)
+            yield dg.MaterializeResult(asset_key=name, metadata=metadata, check_results=checks)
 
     return merge
 
@@ -330,6 +382,7 @@ def _published_asset(years: dg.StaticPartitionsDefinition) -> dg.AssetsDefinitio
                 EVERY_PUBLISHED: "Every district's newest merge is published.",
                 ROWS_MATCH: "The tables hold exactly the rows that the merges decided, and the ledger the changes they found.",
                 NO_HOLDS: "No removals wait for a person.",
+                INPUTS_FRESH: "Every integration has a good snapshot of the current school year that is not older than SIS_FRESH_HOURS.",
             }.items()
         ],
     )
@@ -338,15 +391,18 @@ def _published_asset(years: dg.StaticPartitionsDefinition) -> dg.AssetsDefinitio
             districts = merging.publish_districts(
                 context.resources.roster, context.partition_key, context.run.run_id, context.log.info
             )
+            inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         yield dg.MaterializeResult(
-            asset_key=PUBLISHED, metadata=_published_metadata(districts), check_results=_published_checks(districts)
+            asset_key=PUBLISHED,
+            metadata=_published_metadata(districts) | _inputs_metadata(inputs),
+            check_results=[*_published_checks(districts), _fresh_check(inputs)],
         )
         failed = {one.district: one.trouble for one in districts if one.trouble}
         if failed:
             # Only now: what could be published is published, and stays.
             first = next(iter(failed.values()))
             names = ", ".join(failed)
-            raise failure(Trouble(first.error_class, f"Not published: {names}. {first.message}", first.advice))
+            raise failure(Trouble(first.code, f"Not published: {names}. {first.message}", first.advice))
 
     return published_roster
 
@@ -410,6 +466,30 @@ def _published_checks(districts: Sequence[merging.DistrictPublication]) -> list[
             metadata={"holds": counts_table("district", {name: {"open holds": count} for name, count in held.items()})},
         ),
     ]
+
+
+def _inputs_metadata(inputs: Sequence[Input]) -> dict[str, Any]:
+    ages = [one.age_hours for one in inputs if one.age_hours is not None]
+    return {
+        "inputs": counts_table("integration", dict(islice(as_rows(inputs).items(), INPUTS_SHOWN))),
+        "inputs_not_fresh": sum(not one.fresh for one in inputs),
+        "oldest_input_hours": max(ages, default=0.0),
+    }
+
+
+def _fresh_check(inputs: Sequence[Input]) -> dg.AssetCheckResult:
+    stale = [one for one in inputs if not one.fresh]
+    named = "; ".join(one.in_words() for one in stale[:INPUTS_SHOWN])
+    return dg.AssetCheckResult(
+        passed=not stale,
+        asset_key=PUBLISHED,
+        check_name=INPUTS_FRESH,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{len(stale)} of {len(inputs)} are not fresh. {named}."
+        if stale
+        else "All integrations are fresh.",
+        metadata={"not_fresh": counts_table("integration", dict(islice(as_rows(stale).items(), INPUTS_SHOWN)))},
+    )
 
 
 def _ledger(one: merging.DistrictPublication) -> list[str]:

@@ -3,6 +3,7 @@ lost. Counts and column names only, never a value; acting on a failed check is t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,15 +11,25 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from sis_pipeline.defs.deltas import drift_in_words, total
 from sis_pipeline.defs.metadata import counts_table
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.roster.validate import Referenced, Validated, pandera_schema
 
 REFERENCES = "references"
+DRIFT = "deltas_missed_nothing"
+DRIFT_COUNTS = ("missed", "added", "changed", "removed", "undated")
+"""The counts of roster.drift that the UI plots over time, as `deltas_<count>`."""
 REJECTED_SHARE = 0.10
 """An entity of which more than this is rejected was not read right: the snapshot is rejected as a whole."""
 SMALLEST = 20
 """Rows below which a share says nothing."""
+CODE_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,20}")
+NAMED_FROM = 3
+"""Values below which an unknown code is not named: a single one may be free text about one student."""
+NAMED_AT_MOST = 20
+"""Unknown codes of a column beyond which none is named: that many are no enumeration."""
+OTHER_CODES = "other"
 NEVER_EMPTY = frozenset({"schools", "students", "enrollments"})
 """Entities without which there is no roster, where the source delivers them at all."""
 
@@ -110,6 +121,30 @@ def reference_finding(validated: Mapping[str, Validated], referenced: Referenced
     return ReferenceFinding(removed, cleared, problems)
 
 
+def unknown_codes(standard: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, int]]:
+    """Per `entity.column`: how many values came with which code that the provider's tables do not know.
+
+    A code is named only where it is the vendor's vocabulary beyond doubt: it looks like a code, comes several times, and
+    is one of few. Everything else could be what somebody typed about a student, and is only counted.
+    """
+    found = {}
+    for entity, frame in standard.items():
+        for column, codes in frame.attrs.get("unknown_codes", {}).items():
+            found[f"{entity}.{column}"] = _nameable(codes)
+    return found
+
+
+def _nameable(codes: Mapping[str, int]) -> dict[str, int]:
+    few = len(codes) <= NAMED_AT_MOST
+    named = {
+        code: count
+        for code, count in codes.items()
+        if few and count >= NAMED_FROM and CODE_PATTERN.fullmatch(code) and code != OTHER_CODES
+    }
+    rest = sum(codes.values()) - sum(named.values())
+    return named | ({OTHER_CODES: rest} if rest else {})
+
+
 def roster_check_specs(asset: dg.AssetKey, partitions: dg.PartitionsDefinition) -> list[dg.AssetCheckSpec]:
     """The blocking checks of one provider's roster: one per entity, and one over all."""
     specs = [
@@ -124,6 +159,12 @@ def roster_check_specs(asset: dg.AssetKey, partitions: dg.PartitionsDefinition) 
     ]
     return [
         *specs,
+        dg.AssetCheckSpec(
+            DRIFT,
+            asset=asset,
+            partitions_def=partitions,
+            description="A full reading finds nothing that the deltas before it should have brought. A warning only: the full reading has put it right.",
+        ),
         dg.AssetCheckSpec(
             REFERENCES,
             asset=asset,
@@ -165,6 +206,27 @@ def reference_result(asset: dg.AssetKey, finding: ReferenceFinding) -> dg.AssetC
         asset_key=asset,
         check_name=REFERENCES,
         description="; ".join(finding.problems) or "Every remaining reference leads somewhere.",
+        metadata=metadata,
+    )
+
+
+def drift_result(asset: dg.AssetKey, measured: Mapping[str, Any] | None) -> dg.AssetCheckResult:
+    """Judge what deltas had missed, see deltas.measure; None where there was nothing to compare."""
+    metadata: dict[str, Any] = {}
+    if measured is not None:
+        metadata = {
+            **{f"deltas_{count}": total(measured, count) for count in DRIFT_COUNTS},
+            "deltas": measured["deltas"],
+            "drift_by_entity": counts_table("entity", measured["entities"]),
+        }
+    return dg.AssetCheckResult(
+        passed=measured is None or not total(measured, "missed"),
+        asset_key=asset,
+        check_name=DRIFT,
+        severity=dg.AssetCheckSeverity.WARN,
+        description="No deltas were read since the last full reading, or this is one."
+        if measured is None
+        else drift_in_words(measured),
         metadata=metadata,
     )
 

@@ -4,16 +4,19 @@ Dagster keeps what a step raises and shows it to every viewer, so no other excep
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import structlog
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from sis_pipeline.connect.errors import POLICIES, ErrorClass, SisError
+
+log = structlog.get_logger(__name__)
 
 RETRY = dg.RetryPolicy(max_retries=2, delay=60, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 """Of a whole reading, after the door's own retries of single requests are spent."""
@@ -23,25 +26,29 @@ LAUNCHED_BY = "sis/launched_by"
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What went wrong, for a person: the class of the error, what happened, what to do."""
+    """What went wrong, for a person: the error's code (see connect.codes), what happened, what to do."""
 
-    error_class: str
+    code: str
     message: str
     advice: str
 
+    @property
+    def error_class(self) -> str:
+        return self.code.partition(".")[0]
+
     def as_json(self) -> dict[str, str]:
-        return {"class": self.error_class, "message": self.message, "advice": self.advice}
+        return {"class": self.error_class, "code": self.code, "message": self.message, "advice": self.advice}
 
 
-INTERRUPTED = Trouble("transient", "It was interrupted before it was done.", "Run it again.")
+INTERRUPTED = Trouble("transient.interrupted", "It was interrupted before it was done.", "Run it again.")
 
 
 def trouble(error: BaseException) -> Trouble:
     """An error in words. Of an unforeseen one only its type and place: its text may hold a student's value."""
     if isinstance(error, SisError):
-        return Trouble(error.error_class.value, error.message, error.advice)
+        return Trouble(error.code, error.message, error.advice)
     policy = POLICIES[ErrorClass.INTERNAL]
-    return Trouble("internal", f"Unexpected {type(error).__name__} at {_place(error)}.", policy.advice)
+    return Trouble("internal.unexpected", f"Unexpected {type(error).__name__} at {_place(error)}.", policy.advice)
 
 
 @contextmanager
@@ -56,15 +63,24 @@ def explained(context: dg.AssetExecutionContext) -> Iterator[None]:
         raise failure(INTERRUPTED) from None
     except Exception as error:  # noqa: BLE001 nothing may reach the event log in its own words
         said = trouble(error)
+        where = error.context if isinstance(error, SisError) else {}
+        log.error("failed", code=said.code, why=said.message, **{**where, "run": context.run.run_id})  # noqa: TRY400
         retry = POLICIES[ErrorClass(said.error_class)].retry and LAUNCHED_BY not in context.run.tags
         # With redaction on, Dagster masks even a Failure's text in the list of events; the log line stays readable.
         context.log.error(f"{said.message} {said.advice}")  # noqa: TRY400 a traceback's text may hold values
-        raise failure(said, allow_retries=retry) from None
+        raise failure(said, allow_retries=retry, context=where) from None
 
 
-def failure(said: Trouble, *, allow_retries: bool = False) -> dg.Failure:
+def failure(said: Trouble, *, allow_retries: bool = False, context: Mapping[str, object] | None = None) -> dg.Failure:
+    """`context`: what a SisError knows of where it happened; the entity, page, attempt and request id among it."""
     shown: dict[str, Any] = {name: dg.MetadataValue.text(value) for name, value in asdict(said).items()}
+    if context:
+        shown["context"] = dg.MetadataValue.json({name: _plain(value) for name, value in context.items()})
     return dg.Failure(description=f"{said.message} {said.advice}", metadata=shown, allow_retries=allow_retries)
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, int | float | bool | None) else str(value)
 
 
 def _place(error: BaseException) -> str:

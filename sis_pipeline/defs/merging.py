@@ -13,9 +13,12 @@ from sqlalchemy import func, select
 from sis_pipeline.connect.errors import InternalError
 from sis_pipeline.db.tables import roster_tables
 from sis_pipeline.defs.failures import Trouble, trouble
+from sis_pipeline.defs.partitions import today
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, MergedRoster, merge_district
+from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
+from sis_pipeline.store.freshness import Input, inputs_of
 from sis_pipeline.store.merged import Operation
 from sis_pipeline.store.publish import Published, SupersededError, publish
 
@@ -63,6 +66,17 @@ class DistrictPublication:
             "published": self.published is not None,
             "error": self.trouble.as_json() if self.trouble else None,
         }
+
+
+def merge_inputs(roster: Roster, school_year: str) -> list[Input]:
+    """What the merge of a school year rests on now: per integration the age and verdict of its last good snapshot."""
+    return inputs_of(
+        roster.integrations,
+        roster.snapshots,
+        SchoolYear.parse(school_year),
+        current=today(roster.settings),
+        fresh_hours=roster.settings.fresh_hours,
+    )
 
 
 def merge_districts(roster: Roster, school_year: str, run_id: str, say: Say) -> list[DistrictMerge]:
@@ -117,7 +131,8 @@ def _prove_nobody_lost(inputs: DistrictInputs, merged: MergedRoster) -> None:
     lost = lost_records(inputs, merged)
     if lost:
         raise InternalError(
-            f"The merge of {inputs.district} for {inputs.school_year} lost {lost:,} student records; it is not published."
+            f"The merge of {inputs.district} for {inputs.school_year} lost {lost:,} student records; it is not published.",
+            code="internal.lost_records",
         )
 
 
@@ -139,13 +154,23 @@ def lost_records(inputs: DistrictInputs, merged: MergedRoster) -> int:
 
 def publish_districts(roster: Roster, school_year: str, run_id: str, say: Say) -> list[DistrictPublication]:
     """Publish the newest merge of every district that has one waiting; the others are described as they are."""
-    return [_published(roster, one, school_year, run_id, say) for one in roster.merges.districts_of(school_year)]
+    stale = set(roster.merges.stale_districts(school_year))
+    return [
+        _published(roster, one, school_year, run_id, say, stale=one in stale)
+        for one in roster.merges.districts_of(school_year)
+    ]
 
 
-def _published(roster: Roster, district: str, school_year: str, run_id: str, say: Say) -> DistrictPublication:
-    operation = roster.merges.newest(district, school_year)
+def _published(
+    roster: Roster, district: str, school_year: str, run_id: str, say: Say, *, stale: bool
+) -> DistrictPublication:
+    """`stale`: what is published is not made from the inputs of now. Else no merge is waiting: a newer one that was left
+    by a killed process is of inputs that have gone again."""
+    operation = roster.merges.newest(district, school_year, None if stale else "published")
     if operation is None or operation.status in {"merging", "failed"}:
-        said = Trouble("internal", f"{district} has no merge that could be published.", "See what its merge says.")
+        said = Trouble(
+            "internal.no_merge", f"{district} has no merge that could be published.", "See what its merge says."
+        )
         return DistrictPublication(district, operation, trouble=said)
     if operation.status == "published":
         return _described(roster, operation, None)

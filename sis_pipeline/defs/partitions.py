@@ -66,7 +66,9 @@ def read_roster_key(key: str | dg.MultiPartitionKey) -> tuple[str, SchoolYear]:
     """(integration, school year) of a partition key, by dimension name, checked again: whoever reaches the UI can add
     any text as a partition, and these become folder names. Raises ConfigError."""
     if not isinstance(key, dg.MultiPartitionKey):
-        raise ConfigError("The run has no integration and school year.", advice="Choose a partition of both.")
+        raise ConfigError(
+            "The run has no integration and school year.", code="config.partition", advice="Choose a partition of both."
+        )
     dimensions = key.keys_by_dimension
     return check_key(dimensions[INTEGRATION]), check_school_year(dimensions[SCHOOL_YEAR])
 
@@ -75,4 +77,4 @@ def check_school_year(key: str) -> SchoolYear:
     try:
         return SchoolYear.parse(key)
     except ValueError as error:
-        raise ConfigError(str(error), advice="Write it as 2025-2026.") from None
+        raise ConfigError(str(error), code="config.school_year", advice="Write it as 2025-2026.") from None

@@ -4,7 +4,7 @@ Nothing is configured in Dagster: settings come from the environment, an integra
 # No `from __future__ import annotations` here: Dagster reads the resources' annotations and wants the classes themselves.
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -15,8 +15,10 @@ from sqlalchemy import Engine
 from sis_pipeline.connect import log
 from sis_pipeline.connect.contract import Answer, Request, Source
 from sis_pipeline.connect.errors import ConfigError, InternalError
-from sis_pipeline.connect.source import HttpSource, open_source
-from sis_pipeline.connect.vault import Keys, Vault
+from sis_pipeline.connect.keys import Keys
+from sis_pipeline.connect.retry import RetryBudget
+from sis_pipeline.connect.source import HttpSource, Report, open_source, report
+from sis_pipeline.connect.vault import Vault
 from sis_pipeline.db import migrate
 from sis_pipeline.db.engine import open_database
 from sis_pipeline.providers import registry
@@ -77,18 +79,49 @@ class Roster(dg.ConfigurableResource):
         self.close()
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What went through an integration's doors so far; see HttpSource. Seconds are summed over all doors."""
+
+    calls: int
+    token_calls: int
+    throttled: int
+    waited_seconds: float
+
+
 @dataclass(frozen=True)
 class Connection:
-    """An integration that is open: who it is, its provider with its settings, and the door to its system."""
+    """An integration that is open: who it is, its provider with its settings, and the door to its system.
+
+    `others` are further doors to it, one for each collection that is read at the same time: a door serves one thread,
+    and doors share tokens and limits through the database, as processes do.
+    """
 
     integration: Integration
     provider: Provider
     source: Source
+    others: tuple[Source, ...] = ()
 
     @property
-    def http(self) -> HttpSource | None:
-        """The counters of the door; None for a source that is read without HTTP (files)."""
-        return self.source if isinstance(self.source, HttpSource) else None
+    def traffic(self) -> Traffic | None:
+        """None for a source that is read without HTTP (files)."""
+        doors = self._doors
+        if not doors:
+            return None
+        return Traffic(
+            calls=sum(door.calls for door in doors),
+            token_calls=sum(door.token_calls for door in doors),
+            throttled=sum(door.throttled for door in doors),
+            waited_seconds=sum(door.waited_seconds for door in doors),
+        )
+
+    def report(self) -> Report | None:
+        """What the doors saw, and the shared limit and breakers; None for a source that is read without HTTP."""
+        return report(self._doors) if self._doors else None
+
+    @property
+    def _doors(self) -> list[HttpSource]:
+        return [door for door in (self.source, *self.others) if isinstance(door, HttpSource)]
 
 
 class NoDoor:
@@ -98,7 +131,10 @@ class NoDoor:
         self._integration = integration
 
     def send(self, request: Request) -> Answer:  # noqa: ARG002 the contract's signature
-        raise InternalError(f"The provider of {self._integration} has no HTTP settings, yet made an HTTP request.")
+        raise InternalError(
+            f"The provider of {self._integration} has no HTTP settings, yet made an HTTP request.",
+            code="internal.plugin",
+        )
 
 
 class ProviderResource(dg.ConfigurableResource):
@@ -113,10 +149,13 @@ class ProviderResource(dg.ConfigurableResource):
         if integration.provider != self.provider.name:
             raise ConfigError(
                 f"{key} is a {integration.provider} integration, not {self.provider.name}.",
+                code="config.other_provider",
                 advice=f"Run sync_{integration.provider} for it.",
             )
         if integration.paused:
-            raise ConfigError(f"{key} is paused.", advice=f"Run `sis integration resume {key}` first.")
+            raise ConfigError(
+                f"{key} is paused.", code="config.paused", advice=f"Run `sis integration resume {key}` first."
+            )
         return integration
 
     @contextmanager
@@ -127,17 +166,25 @@ class ProviderResource(dg.ConfigurableResource):
         if not isinstance(settings, HttpSettings):
             yield Connection(integration, provider, NoDoor(integration.key))
             return
-        with open_source(
-            integration.key,
-            provider=provider.name,
-            settings=settings,
-            oauth=provider.authentication(),
-            requests_per_minute=provider.rate,
-            vault=self.roster.vault,
-            engine=self.roster.engine,
-            snapshot_id=snapshot_id,
-        ) as source:
-            yield Connection(integration, provider, source)
+        with ExitStack() as doors:
+            budget = RetryBudget()
+            source, *others = [
+                doors.enter_context(
+                    open_source(
+                        integration.key,
+                        provider=provider.name,
+                        settings=settings,
+                        oauth=provider.authentication(),
+                        requests_per_minute=provider.rate,
+                        vault=self.roster.vault,
+                        engine=self.roster.engine,
+                        snapshot_id=snapshot_id,
+                        budget=budget,
+                    )
+                )
+                for _ in range(settings.concurrency)
+            ]
+            yield Connection(integration, provider, source, tuple(others))
 
 
 def provider_resource(provider: type[Provider]) -> type[ProviderResource]:

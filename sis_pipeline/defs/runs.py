@@ -19,9 +19,10 @@ import psutil
 import sis_pipeline
 from sis_pipeline.connect.errors import POLICIES, ConfigError, ErrorClass
 from sis_pipeline.db.engine import dagster_storage_url
-from sis_pipeline.defs import loading
+from sis_pipeline.defs import identity, loading
 from sis_pipeline.defs.assembly import build_defs
 from sis_pipeline.defs.assets import PUBLISHED, raw_key, roster_asset_key
+from sis_pipeline.defs.deltas import FULL_TAG
 from sis_pipeline.defs.failures import LAUNCHED_BY, Trouble
 from sis_pipeline.defs.jobs import MERGE_JOB, sync_job_name
 from sis_pipeline.defs.partitions import check_school_year, integrations_name, roster_key, school_year_partitions
@@ -30,6 +31,7 @@ from sis_pipeline.defs.resources import ProviderResource, Roster, provider_resou
 from sis_pipeline.defs.sensors import UNDER_WAY
 from sis_pipeline.providers.registry import load_providers
 from sis_pipeline.settings import Settings
+from sis_pipeline.store.integrations import Integration
 
 HOST, PID, PROCESS_STARTED = "sis/host", "sis/pid", "sis/process_started"
 CONFIGURATION = "dagster.yaml"
@@ -39,7 +41,8 @@ CLOCK_TOLERANCE = 2.0
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What a sync gave. `rows`, `quarantined`: by entity. `error`: None for success."""
+    """What a sync gave. `rows`, `quarantined`: by entity. `unknown_codes`: values by column and code that the provider's
+    tables do not know. `error`: None for success."""
 
     integration: str
     school_year: str
@@ -50,6 +53,7 @@ class SyncResult:
     snapshot_id: str | None = None
     rows: Mapping[str, int] = field(default_factory=dict)
     quarantined: Mapping[str, int] = field(default_factory=dict)
+    unknown_codes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     api_calls: int = 0
     token_calls: int = 0
     planned_calls: int = 0
@@ -103,7 +107,9 @@ def _configure(home: Path, *, ours: bool) -> None:
             part.replace(there)
     if not there.exists():
         raise ConfigError(
-            f"There is no {CONFIGURATION} in {home}.", advice="Copy the one from the repository of sis_pipeline there."
+            f"There is no {CONFIGURATION} in {home}.",
+            code="config.dagster_home",
+            advice="Copy the one from the repository of sis_pipeline there.",
         )
 
 
@@ -127,8 +133,10 @@ def run_sync(
     instance: dg.DagsterInstance | None = None,
     launched_by: str = "sis",
     on_event: Listener | None = None,
+    full: bool = False,
 ) -> SyncResult:
-    """Read and validate one integration's school year, here and now.
+    """Read and validate one integration's school year, here and now; `full`: everything, even where its settings ask for
+    changes only.
 
     Raises ConfigError for an unknown integration or year; what goes wrong in the run is the result's `error`.
     Settings are those of the environment. `on_event` is told of the plan and of every page, see progress.Listener.
@@ -138,7 +146,8 @@ def run_sync(
     with _opened(instance) as opened:
         opened.add_dynamic_partitions(integrations_name(provider), [integration])
         with told_to(on_event):
-            done = _execute(opened, sync_job_name(provider), roster_key(integration, year), launched_by)
+            key, more = roster_key(integration, year), {FULL_TAG: "true"} if full else {}
+            done = _execute(opened, sync_job_name(provider), key, launched_by, more)
     raw, roster = _materialised(done, raw_key(provider)), _materialised(done, roster_asset_key(provider))
     return SyncResult(
         integration=integration,
@@ -150,6 +159,7 @@ def run_sync(
         snapshot_id=raw.get("snapshot_id"),
         rows=roster.get("rows_per_entity", {}),
         quarantined=roster.get("quarantined_per_entity", {}),
+        unknown_codes=roster.get("unknown_codes_per_column", {}),
         **{
             name: raw.get(name, 0)
             for name in ("api_calls", "token_calls", "planned_calls", "seconds", "waited_seconds")
@@ -173,13 +183,24 @@ def run_merge(
 
 
 def check_integration(settings: Settings, key: str) -> str:
-    """One cheap call that proves an integration's settings and credentials; what it found, in a sentence."""
+    """Prove with a few cheap calls an integration's settings and credentials; what was found, in a sentence."""
+    with _resource_of(settings, key) as (resource, integration):
+        return loading.check_integration(resource, integration)
+
+
+def districts_behind(settings: Settings, key: str) -> frozenset[str]:
+    """The districts whose data an integration's credentials reach now, as ids; empty where its system can't tell."""
+    with _resource_of(settings, key) as (resource, integration):
+        return identity.districts_behind(resource, integration)
+
+
+@contextmanager
+def _resource_of(settings: Settings, key: str) -> Iterator[tuple[ProviderResource, Integration]]:
     roster = Roster()
     roster.__dict__["settings"] = settings
     try:
         integration = roster.integrations.get(key)
-        resource: ProviderResource = _resource(integration.provider)(roster=roster)
-        return loading.check_integration(resource, integration)
+        yield _resource(integration.provider)(roster=roster), integration
     finally:
         roster.close()
 
@@ -207,7 +228,9 @@ def fail_orphaned_runs(instance: dg.DagsterInstance) -> list[OrphanedRun]:
 
 
 def _orphans(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    mine = dg.RunsFilter(statuses=UNDER_WAY, tags={HOST: socket.gethostname()})
+    # Killed before its first event, a run is not even started, and nobody is there to start it.
+    open_ones = [dg.DagsterRunStatus.NOT_STARTED, *UNDER_WAY]
+    mine = dg.RunsFilter(statuses=open_ones, tags={HOST: socket.gethostname()})
     return [run for run in instance.get_runs(mine) if PID in run.tags and not _is_running(run.tags)]
 
 
@@ -247,6 +270,7 @@ def _known_year(school_year: str) -> str:
     if key not in known:
         raise ConfigError(
             f"School year {key} can't be loaded: {known[0]} to {known[-1]} can.",
+            code="config.school_year",
             advice="SIS_FIRST_SCHOOL_YEAR sets the first.",
         )
     return key
@@ -261,14 +285,20 @@ def _registered_provider(integration: str) -> str:
 
 
 def _execute(
-    instance: dg.DagsterInstance, job: str, partition: str | dg.MultiPartitionKey, launched_by: str
+    instance: dg.DagsterInstance,
+    job: str,
+    partition: str | dg.MultiPartitionKey,
+    launched_by: str,
+    more: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
+    """`more`: tags beside those that say who runs it."""
     process = psutil.Process()
     tags = {
         LAUNCHED_BY: launched_by,
         HOST: socket.gethostname(),
         PID: str(process.pid),
         PROCESS_STARTED: f"{process.create_time():.2f}",
+        **(more or {}),
     }
     found = _definitions().resolve_job_def(job)
     return found.execute_in_process(instance=instance, partition_key=partition, tags=tags, raise_on_error=False)
@@ -295,12 +325,13 @@ def _error(done: dg.ExecuteInProcessResult) -> Trouble | None:
         if event.is_step_failure and event.step_failure_data.user_failure_data is not None:
             shown = event.step_failure_data.user_failure_data.metadata
             said = {name: str(value.value) for name, value in shown.items()}
-            return Trouble(**said) if said.keys() == Trouble.__dataclass_fields__.keys() else _internal()
+            fields = Trouble.__dataclass_fields__.keys()
+            return Trouble(**{name: said[name] for name in fields}) if fields <= said.keys() else _internal()
     failed = [check.description or check.check_name for check in done.get_asset_check_evaluations() if _blocks(check)]
     if not failed:
         return _internal()
     advice = POLICIES[ErrorClass.DATA].advice
-    return Trouble("data", f"The snapshot is rejected and will not be merged. {'; '.join(failed)}.", advice)
+    return Trouble("data.rejected", f"The snapshot is rejected and will not be merged. {'; '.join(failed)}.", advice)
 
 
 def _blocks(check: dg.AssetCheckEvaluation) -> bool:
@@ -309,11 +340,15 @@ def _blocks(check: dg.AssetCheckEvaluation) -> bool:
 
 def _internal() -> Trouble:
     policy = POLICIES[ErrorClass.INTERNAL]
-    return Trouble("internal", "The run failed for a reason it could not tell.", policy.advice)
+    return Trouble("internal.unexpected", "The run failed for a reason it could not tell.", policy.advice)
 
 
 def _resource(provider: str) -> type[ProviderResource]:
     found = load_providers().providers.get(provider)
     if found is None:
-        raise ConfigError(f"The provider {provider} is not installed.", advice="`sis providers` lists what is.")
+        raise ConfigError(
+            f"The provider {provider} is not installed.",
+            code="config.no_provider",
+            advice="`sis providers` lists what is.",
+        )
     return provider_resource(found)

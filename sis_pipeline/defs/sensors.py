@@ -70,7 +70,7 @@ def reconcile_sensor(providers: Collection[str]) -> dg.SensorDefinition:
         try:
             registered = roster.integrations.list()
         except UNREADABLE as error:
-            return dg.SkipReason(f"The registry of integrations can't be read; nothing is changed. {_why(error)}")
+            return dg.SkipReason(f"The registry of integrations can't be read; nothing is changed. {why(error)}")
         busy = _busy_integrations(context.instance)
         requests: list[Any] = []
         said: list[str] = []
@@ -179,7 +179,7 @@ def merge_sensor() -> dg.SensorDefinition:
         try:
             stale = stale_years(roster)
         except UNREADABLE as error:
-            return dg.SensorResult(skip_reason=f"The store can't be read. {_why(error)}", cursor=context.cursor)
+            return dg.SensorResult(skip_reason=f"The store can't be read. {why(error)}", cursor=context.cursor)
         syncing, merging = _years_under_way(context.instance)
         now = time.time()
         found = plan_merges(
@@ -262,5 +262,6 @@ def _years_under_way(instance: dg.DagsterInstance) -> tuple[set[str], set[str]]:
     return syncing, merging
 
 
-def _why(error: BaseException) -> str:
+def why(error: BaseException) -> str:
+    """An error of UNREADABLE, in words."""
     return str(error) if isinstance(error, DatabaseUnavailable) else trouble(error).message

@@ -5,6 +5,7 @@ It needs pytest and a source (or recorded pages); what is right for one vendor o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 import pandas as pd
@@ -145,6 +146,21 @@ class ProviderConformance:
             for _, body in raw.bodies(resource):
                 with pytest.raises(SisError):
                     provider.decode(resource, body[: len(body) // 2])
+
+    def test_changes_are_asked_for_of_the_same_collections(
+        self, provider: Provider, source: Source | None, school_year: SchoolYear, plan: Plan, raw: MemorySnapshot
+    ) -> None:
+        """And every page that a delta makes of them can be written and read again."""
+        if source is None or not provider.capabilities.delta:
+            pytest.skip("it can't be asked for changes")
+        rows = {name: sum(len(provider.decode(name, body)) for _, body in raw.bodies(name)) for name in raw.resources}
+        delta = provider.plan_delta(source, school_year, datetime.now(UTC) - timedelta(days=1), rows)
+        assert {one.name for one in delta.resources} == {one.name for one in plan.resources}
+        changing = [one for one in delta.resources if one.modified]
+        assert delta.delta == (delta.since is not None) == bool(changing), "a delta says from when on, others do not"
+        for resource in changing:
+            records = [one for _, body in raw.bodies(resource.name) for one in provider.decode(resource.name, body)]
+            assert list(provider.decode(resource.name, provider.encode(resource.name, records))) == records
 
     # --- standard frames ---------------------------------------------------------------------------------------------
 

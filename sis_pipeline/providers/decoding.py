@@ -4,7 +4,8 @@ What the records mean is the mapping's business; which envelope a vendor uses is
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from sis_pipeline.connect.errors import ContractError
@@ -19,9 +20,16 @@ def json_body(body: bytes, what: str) -> Json:
     HTML, a cut-off answer, NaN and Infinity (not JSON), nesting beyond reason.
     """
     try:
-        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse)
+        return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
-        raise ContractError(f"{what} is not JSON: {_looks_like(body)}, {len(body)} bytes.") from None
+        raise ContractError(
+            f"{what} is not JSON: {_looks_like(body)}, {len(body)} bytes.", code="contract.not_json"
+        ) from None
+
+
+def _finite(written: str) -> float:
+    number = float(written)
+    return number if math.isfinite(number) else _refuse(written)
 
 
 def _refuse(_constant: str) -> NoReturn:
@@ -49,7 +57,7 @@ def member(document: Json, keys: Sequence[str], what: str) -> Json:
             if key in document:
                 return document[key]
     expected = " or ".join(repr(key) for key in keys)
-    raise ContractError(f"{what} has no {expected}: it is {shape(document)}.")
+    raise ContractError(f"{what} has no {expected}: it is {shape(document)}.", code="contract.shape")
 
 
 def records(value: Json, what: str) -> list[dict[str, Any]]:
@@ -62,8 +70,16 @@ def records(value: Json, what: str) -> list[dict[str, Any]]:
     elements = value if isinstance(value, list) else [value]
     for element in elements:
         if not isinstance(element, dict):
-            raise ContractError(f"{what} holds {shape(element)} where a record was expected.")
+            raise ContractError(f"{what} holds {shape(element)} where a record was expected.", code="contract.shape")
     return elements
+
+
+def identity_of(record: Mapping[str, Any], path: Sequence[str]) -> str | None:
+    """The value at a path of a record, as text; None where it has none, or an empty one."""
+    value: Any = record
+    for step in path:
+        value = value.get(step) if isinstance(value, Mapping) else None
+    return None if value is None or value == "" else str(value)
 
 
 def shape(document: Json) -> str:

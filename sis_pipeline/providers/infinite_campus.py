@@ -60,7 +60,7 @@ class InfiniteCampus(OneRoster):
     def capabilities(self) -> Capabilities:
         rest = super().capabilities
         return Capabilities(
-            rest.entities, historical_years=False, delta=False, tombstones=rest.tombstones, counts=rest.counts
+            rest.entities, historical_years=False, delta=rest.delta, tombstones=rest.tombstones, counts=rest.counts
         )
 
     @property

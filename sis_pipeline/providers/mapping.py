@@ -80,11 +80,11 @@ class Mapping:
     field names with dots; a number picks an element of a list, `*` all of them. Paths that start with `/` name one
     field whose name has dots.
 
-    `unknown_codes` counts, per (entity, column), the values that a code table does not know.
+    `unknown_codes` counts, per (entity, column, code as the source spells it), what a code table does not know.
     """
 
     entities: Facts[str, EntityMap]
-    unknown_codes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    unknown_codes: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     @classmethod
     def load(cls, package_file: str | Path, custom: Facts[str, Facts[str, str]] | None = None) -> Self:
@@ -102,11 +102,12 @@ class Mapping:
         return self.entities[entity].resources
 
     def annotate(self, frames: Facts[str, pd.DataFrame]) -> None:
-        """Leave the counts of unknown codes with the frames, as `attrs["unknown_codes"]`: column -> values."""
+        """Leave the counts of unknown codes with the frames, as `attrs["unknown_codes"]`: column -> code -> values."""
         for entity, frame in frames.items():
-            counts = {
-                column: count for (of, column), count in sorted(self.unknown_codes.items()) if of == entity and count
-            }
+            counts: dict[str, dict[str, int]] = {}
+            for (of, column, code), count in sorted(self.unknown_codes.items()):
+                if of == entity:
+                    counts.setdefault(column, {})[code] = count
             frame.attrs["unknown_codes"] = counts
 
     def frame(self, entity: str, records: Sequence[Record], **about: str) -> pd.DataFrame:
@@ -128,10 +129,10 @@ class Mapping:
         if column.required and column.paths and rows and not any(value not in NOTHING for value in rows):
             _require_field(entity, column, batches)
         if column.codes is None:
-            return _converted(rows, _CONVERSIONS[column.kind])
+            return _converted(rows, _identifier if column.column == "sis_id" else _CONVERSIONS[column.kind])
         values, unknown = _coded(rows, column.kind, column.codes)
-        if unknown:
-            self.unknown_codes[entity, column.column] += unknown
+        for code, count in unknown.items():
+            self.unknown_codes[entity, column.column, code] += count
         return values
 
 
@@ -159,6 +160,11 @@ def _number(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def _identifier(value: Any) -> str | None:
+    """A record's own id: a text or a number. Objects, lists and flags are none, so that their row is quarantined."""
+    return None if isinstance(value, bool | dict | list) else text(value)
 
 
 _DATE_FORMATS = ("%Y-%m-%d", "%m/%d/%Y", "%Y%m%d")
@@ -258,10 +264,10 @@ def _converted(rows: Sequence[Any], convert: Convert) -> list[str | None]:
     return out
 
 
-def _coded(rows: Sequence[Any], kind: Kind, table: CodeTable) -> tuple[list[str | None], int]:
-    """Every value through a code table, equal ones once, and how many the table does not know."""
-    known: dict[str | int, tuple[str | None, int]] = {}
-    unknown = 0
+def _coded(rows: Sequence[Any], kind: Kind, table: CodeTable) -> tuple[list[str | None], Counter[str]]:
+    """Every value through a code table, equal ones once, and how often which code came that the table does not know."""
+    known: dict[str | int, tuple[str | None, list[str]]] = {}
+    unknown: Counter[str] = Counter()
     out: list[str | None] = []
     for value in rows:
         if type(value) is str or type(value) is int:
@@ -269,16 +275,17 @@ def _coded(rows: Sequence[Any], kind: Kind, table: CodeTable) -> tuple[list[str 
                 known[value] = _meaning(value, kind, table)
             meaning, strange = known[value]
         else:
-            meaning, strange = (None, 0) if value is None else _meaning(value, kind, table)
+            meaning, strange = (None, []) if value is None else _meaning(value, kind, table)
         out.append(meaning)
-        unknown += strange
+        if strange:
+            unknown.update(strange)
     return out, unknown
 
 
-def _meaning(value: Any, kind: Kind, table: CodeTable) -> tuple[str | None, int]:
-    looked_up = [table(element) for element in _elements(value)]
-    meanings = [meaning for meaning, _ in looked_up if meaning is not None]
-    strange = sum(not found for _, found in looked_up)
+def _meaning(value: Any, kind: Kind, table: CodeTable) -> tuple[str | None, list[str]]:
+    looked_up = [(element, *table(element)) for element in _elements(value)]
+    meanings = [meaning for _, meaning, _ in looked_up if meaning is not None]
+    strange = [element for element, _, found in looked_up if not found]
     return (list_text(meanings) if kind == "list" else next(iter(meanings), None)), strange
 
 
@@ -324,7 +331,8 @@ def _require_field(entity: str, column: ColumnMap, batches: Sequence[Batch]) -> 
     wanted = " or ".join(".".join(path) for path in column.paths)
     raise ContractError(
         f"Mapping {entity}: no record has {wanted}, from which {column.column} comes. Fields there are: "
-        f"{', '.join(available[:60]) or 'none'}."
+        f"{', '.join(available[:60]) or 'none'}.",
+        code="contract.missing_field",
     )
 
 
@@ -418,7 +426,9 @@ def _path(written: str) -> Path_:
 def _overridden(spec: EntityMap, columns: Facts[str, str]) -> EntityMap:
     unknown = sorted(set(columns) - set(ENTITIES[spec.entity].names))
     if unknown:
-        raise ConfigError(f"Setting custom_fields: {spec.entity} have no column {', '.join(unknown)}.")
+        raise ConfigError(
+            f"Setting custom_fields: {spec.entity} have no column {', '.join(unknown)}.", code="config.custom_field"
+        )
     mapped = {column.column: column for column in spec.columns}
     for name, path in columns.items():
         blank = ColumnMap(name, kind=ENTITIES[spec.entity][name].kind)

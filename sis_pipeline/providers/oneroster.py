@@ -3,7 +3,9 @@ What the records mean is in `oneroster_records`; a vendor's own rules live in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -24,9 +26,18 @@ from sis_pipeline.providers.base import (
     Request,
     Resource,
     Source,
+    district_id,
 )
 from sis_pipeline.providers.decoding import json_body, member, records
-from sis_pipeline.providers.oneroster_records import ENTITIES, Delivered, RosterSettings, session_years, standard_frames
+from sis_pipeline.providers.deltas import OVERLAP, changes_of
+from sis_pipeline.providers.oneroster_records import (
+    ENTITIES,
+    PEOPLE,
+    Delivered,
+    RosterSettings,
+    session_years,
+    standard_frames,
+)
 from sis_pipeline.providers.pagers import HeldPages, OffsetPager
 from sis_pipeline.roster.school_year import SchoolYear
 
@@ -38,6 +49,8 @@ NOT_OFFERED = frozenset({401, 403, 404})
 SCOPE_PREFIX = "https://purl.imsglobal.org/spec/or/{version}/scope/"
 ROSTER_SCOPES = ("roster-core.readonly", "roster.readonly")
 DEMOGRAPHICS_SCOPE = "roster-demographics.readonly"
+
+DISTRICT_TYPES = frozenset({"district", "local"})
 
 ENVELOPES: dict[str, tuple[str, ...]] = {
     "orgs": ("orgs", "schools"),
@@ -87,14 +100,12 @@ class OneRoster(Provider):
     @property
     def capabilities(self) -> Capabilities:
         entities = ENTITIES if self.settings.people == "users" else ENTITIES - {"contacts"}
-        return Capabilities(entities=entities, historical_years=True, delta=False, tombstones=True, counts=True)
+        return Capabilities(entities=entities, historical_years=True, delta=True, tombstones=True, counts=True)
 
     def authentication(self) -> OAuth:
         scope, fallbacks = self._scopes()
-        return OAuth(
+        return self.settings.oauth(
             token_url=self.token_url,
-            client_id=self.settings.client_id,
-            client_auth=self.settings.client_auth,
             scope=scope,
             scope_fallbacks=fallbacks,
             refused_token_statuses=self.refused_token_statuses,
@@ -141,6 +152,34 @@ class OneRoster(Provider):
             basis="last_snapshot" if last_rows else "first_read",
         )
 
+    def plan_delta(
+        self, source: Source, school_year: SchoolYear, since: datetime, last_rows: Mapping[str, int]
+    ) -> Plan:
+        """Everything by `dateLastModified` but the sessions, which are few and say which year is active."""
+        asked = since - OVERLAP
+        whole = self.plan(source, school_year, last_rows)
+        return replace(
+            whole,
+            resources=tuple(self._changes(resource, asked) for resource in whole.resources),
+            notes=(*whole.notes, "academicSessions are read whole, everything else by dateLastModified."),
+            delta=True,
+            since=asked,
+        )
+
+    def _changes(self, resource: Resource, asked: datetime) -> Resource:
+        """`>` and not `>=`, which not every vendor documents; within the overlap a second makes no difference. People
+        say that they are changes: a tombstone among them counts even where it attends nothing."""
+        if resource.name == "academicSessions":
+            return resource
+        moment = asked.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        params = {**resource.request.params, "filter": f"dateLastModified>'{moment}'"}
+        about = {"delta": "true"} if resource.name in PEOPLE else {}
+        named = replace(resource, about={**resource.about, **about})
+        return changes_of(named, replace(resource.request, params=params), ("dateLastModified",))
+
+    def encode(self, resource: str, records: Sequence[Record]) -> bytes:
+        return json.dumps({ENVELOPES[resource][0]: list(records)}).encode()
+
     def decode(self, resource: str, body: bytes) -> Sequence[Record]:
         what = f"The {resource} page"
         return records(member(json_body(body, what), ENVELOPES[resource], what), what)
@@ -151,9 +190,11 @@ class OneRoster(Provider):
         return {entity: frame for entity, frame in frames.items() if entity in self.capabilities.entities}
 
     def check(self, source: Source) -> str:
-        answer = source.send(self._request("orgs", limit="1"))
-        self.decode("orgs", answer.body)
+        next(self._pages(source, "orgs"))
         return f"{self.title}: the key works and the organisations can be read."
+
+    def whose(self, source: Source) -> frozenset[str]:
+        return districts_among(record for page in self._pages(source, "orgs") for record in page.records)
 
     @cached_property
     def _pager(self) -> OffsetPager:
@@ -172,8 +213,21 @@ class OneRoster(Provider):
             shown = ", ".join(year.key for year in sorted(exposed)) or "no school year at all"
             raise ConfigError(
                 f"Planning the school year {school_year}: {self.title} at this address shows {shown}.",
+                code="config.school_year",
                 advice="Choose a year the system shows; a district may have to open others to this key.",
             )
+
+
+def districts_among(orgs: Iterable[Record]) -> frozenset[str]:
+    """The organisations that are districts (OneRoster 1.2 also calls one `local`), by sourcedId and identifier.
+
+    A consortium has several. Both ids, because a sourcedId is often just a number that the next district has as well.
+    """
+    return frozenset(
+        district_id(org.get("sourcedId"), org.get("identifier"))
+        for org in orgs
+        if str(org.get("type")).casefold() in DISTRICT_TYPES and org.get("status") != "tobedeleted"
+    )
 
 
 def active_year(exposed: Mapping[SchoolYear, date | None], today: date) -> SchoolYear:

@@ -64,10 +64,11 @@ class Bundle:
         twice = sorted(name for name, times in Counter(names).items() if times > 1)
         if twice:
             raise ContractError(
-                f"Reading the CSV set {self.path.name}: {', '.join(twice)}.csv is there more than once."
+                f"Reading the CSV set {self.path.name}: {', '.join(twice)}.csv is there more than once.",
+                code="contract.csv_damaged",
             )
         if not found:
-            raise ConfigError(f"Reading the CSV set {self.path.name}: it holds no CSV file.")
+            raise ConfigError(f"Reading the CSV set {self.path.name}: it holds no CSV file.", code="config.csv_missing")
         return dict(zip(names, found, strict=True))
 
     def read(self, name: str) -> bytes:
@@ -79,12 +80,14 @@ class Bundle:
             with zipfile.ZipFile(self.path) as archive:
                 if archive.getinfo(place).file_size > LARGEST:
                     raise ContractError(
-                        f"Reading {place} of {self.path.name}: it unpacks to more than {LARGEST} bytes."
+                        f"Reading {place} of {self.path.name}: it unpacks to more than {LARGEST} bytes.",
+                        code="contract.csv_damaged",
                     )
                 return archive.read(place)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise ContractError(
                 f"Reading {place} of {self.path.name}: the zip is damaged, cut or encrypted ({type(error).__name__}).",
+                code="contract.csv_damaged",
                 advice="Have the set delivered again; nothing of this one was used.",
             ) from None
 
@@ -99,7 +102,9 @@ class Bundle:
             return {}
         header, rows = _parse(self.read(MANIFEST), f"{MANIFEST}.csv")
         if [column.strip() for column in header[:2]] != ["propertyName", "value"]:
-            raise ContractError("Reading manifest.csv: its columns must be propertyName and value.")
+            raise ContractError(
+                "Reading manifest.csv: its columns must be propertyName and value.", code="contract.csv_manifest"
+            )
         return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1}
 
     @cached_property
@@ -107,7 +112,10 @@ class Bundle:
         """As set, else as the manifest says, else by what only 1.2 has (roles.csv)."""
         said = self.version_setting or self.manifest.get("oneroster.version")
         if said not in (None, "1.1", "1.2"):
-            raise ConfigError(f"Reading manifest.csv: OneRoster version {said} is not supported; 1.1 and 1.2 are.")
+            raise ConfigError(
+                f"Reading manifest.csv: OneRoster version {said} is not supported; 1.1 and 1.2 are.",
+                code="config.csv_version",
+            )
         if said is not None:
             return "1.2" if said == "1.2" else "1.1"
         return "1.2" if "roles" in self.members else "1.1"
@@ -127,11 +135,15 @@ class Bundle:
             name for name in promised.files if name not in self.members and self._mode(name) in {"bulk", "delta"}
         ]
         if missing:
-            raise ContractError(f"Reading the CSV set {self.path.name}: manifest.csv promises {_listed(missing)}.")
+            raise ContractError(
+                f"Reading the CSV set {self.path.name}: manifest.csv promises {_listed(missing)}.",
+                code="contract.csv_incomplete",
+            )
         needed = [name for name in promised.files if name not in promised.optional_files and name not in present]
         if needed and not self.delta:
             raise ContractError(
-                f"Reading the CSV set {self.path.name}: {_listed(needed)} missing, and without it no roster is complete."
+                f"Reading the CSV set {self.path.name}: {_listed(needed)} missing, and without it no roster is complete.",
+                code="contract.csv_incomplete",
             )
         return present
 
@@ -158,7 +170,9 @@ class Bundle:
     def _mode(self, name: str) -> str | None:
         mode = self.manifest.get(f"file.{name}")
         if mode not in {None, "bulk", "delta", "absent"}:
-            raise ContractError(f"Reading manifest.csv: file.{name} must be bulk, delta or absent.")
+            raise ContractError(
+                f"Reading manifest.csv: file.{name} must be bulk, delta or absent.", code="contract.csv_manifest"
+            )
         return mode
 
     def _places(self) -> list[str]:
@@ -167,6 +181,7 @@ class Bundle:
         if not self.path.is_file():
             raise ConfigError(
                 f"Reading the CSV set {self.path.name}: no such folder or zip.",
+                code="config.csv_missing",
                 advice="Set `path` to the folder or .zip that holds the set, readable by the pipeline.",
             )
         try:
@@ -179,6 +194,7 @@ class Bundle:
         except zipfile.BadZipFile:
             raise ContractError(
                 f"Reading the CSV set {self.path.name}: it is not a whole zip file.",
+                code="contract.csv_damaged",
                 advice="It may still have been uploading, or was cut; have it delivered again. Nothing of it was used.",
             ) from None
 
@@ -217,7 +233,9 @@ def encoding_of(body: bytes, name: str) -> str:
         except UnicodeDecodeError:
             continue
         return encoding
-    raise ContractError(f"Reading {name}: it is neither UTF-8, UTF-16 nor Windows-1252 text.")
+    raise ContractError(
+        f"Reading {name}: it is neither UTF-8, UTF-16 nor Windows-1252 text.", code="contract.csv_damaged"
+    )
 
 
 def header_of(body: bytes, name: str, version: Version) -> list[str]:
@@ -225,11 +243,14 @@ def header_of(body: bytes, name: str, version: Version) -> list[str]:
     header, _ = _parse(body, f"{name}.csv")
     twice = sorted(column for column, times in Counter(header).items() if times > 1 and column)
     if twice:
-        raise ContractError(f"Reading {name}.csv: column {', '.join(twice)} is there more than once.")
+        raise ContractError(
+            f"Reading {name}.csv: column {', '.join(twice)} is there more than once.", code="contract.csv_columns"
+        )
     missing = [column for column in contract(version).files[name]["required"] if column not in header]
     if missing:
         raise ContractError(
             f"Reading {name}.csv: required column {', '.join(missing)} is missing (OneRoster {version}).",
+            code="contract.csv_columns",
             advice="Names are case-sensitive. Have the export corrected, or set `version` if it is of another version.",
         )
     return [column for column in header if column]
@@ -243,11 +264,12 @@ def records_of(body: bytes, name: str) -> list[Record]:
     """
     header, lines = _parse(body, f"{name}.csv")
     if "sourcedId" not in header:
-        raise ContractError(f"Reading {name}.csv: required column sourcedId is missing.")
+        raise ContractError(f"Reading {name}.csv: required column sourcedId is missing.", code="contract.csv_columns")
     rows = [row for row in lines if row]
     if rows and len(rows[-1]) < len(header):
         raise ContractError(
             f"Reading {name}.csv: its last line has {len(rows[-1])} of {len(header)} columns, so the file was cut.",
+            code="contract.csv_columns",
             advice="Have the set delivered again; nothing of this one was used.",
         )
     width = _width(header, rows)
@@ -277,12 +299,16 @@ def _cell(column: str, cell: str) -> str | list[str] | None:
 def _parse(body: bytes, name: str) -> tuple[list[str], Iterator[list[str]]]:
     text, _ = _text(body, name)
     if "\0" in text:
-        raise ContractError(f"Reading {name}: it holds NUL characters, so it is not a text file.")
+        raise ContractError(
+            f"Reading {name}: it holds NUL characters, so it is not a text file.", code="contract.csv_damaged"
+        )
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = _strict(reader, name)
     header = next(rows, None)
     if not header:
-        raise ContractError(f"Reading {name}: it is empty; even a file without rows has a header.")
+        raise ContractError(
+            f"Reading {name}: it is empty; even a file without rows has a header.", code="contract.csv_damaged"
+        )
     return [column.strip() for column in header], rows
 
 
@@ -293,6 +319,7 @@ def _strict(reader: Iterator[list[str]], name: str) -> Iterator[list[str]]:
         line = getattr(reader, "line_num", 0)
         raise ContractError(
             f"Reading {name}: the quotes do not pair up near line {line}; the file is cut or not CSV.",
+            code="contract.csv_damaged",
             advice="Have the set delivered again; nothing of this one was used.",
         ) from None
 
@@ -302,7 +329,9 @@ def _text(body: bytes, name: str) -> tuple[str, str]:
     try:
         return body.decode(encoding), encoding
     except UnicodeDecodeError:
-        raise ContractError(f"Reading {name}: it is marked as {encoding} but is not.") from None
+        raise ContractError(
+            f"Reading {name}: it is marked as {encoding} but is not.", code="contract.csv_damaged"
+        ) from None
 
 
 def _all_names(version: Version) -> Iterator[str]:

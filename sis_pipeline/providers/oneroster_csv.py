@@ -23,7 +23,7 @@ from sis_pipeline.providers.base import (
     Resource,
     Source,
 )
-from sis_pipeline.providers.oneroster import active_year
+from sis_pipeline.providers.oneroster import active_year, districts_among
 from sis_pipeline.providers.oneroster_bundle import Bundle, WholeFile, records_of
 from sis_pipeline.providers.oneroster_records import ENTITIES, Delivered, RosterSettings, session_years, standard_frames
 from sis_pipeline.roster.school_year import SchoolYear
@@ -90,6 +90,10 @@ class OneRosterCsv(Provider):
         kind = "delta" if bundle.delta else "bulk"
         return f"{self.title} {bundle.version}: a {kind} set of {len(bundle.names)} files can be read. {notes}".rstrip()
 
+    def whose(self, source: Source) -> frozenset[str]:  # noqa: ARG002 files
+        bundle = self._bundle()
+        return districts_among(records_of(bundle.read("orgs"), "orgs")) if "orgs" in bundle.names else frozenset()
+
     def _bundle(self) -> Bundle:
         return Bundle(self.settings.path, self.settings.version)
 
@@ -103,6 +107,7 @@ class OneRosterCsv(Provider):
             shown = ", ".join(year.key for year in sorted(exposed)) or "no school year at all"
             raise ConfigError(
                 f"Planning the school year {school_year}: the CSV set {bundle.path.name} holds {shown}.",
+                code="config.school_year",
                 advice="Choose a year the set holds, or have the set of that year delivered.",
             )
         return active_year(exposed, today) if exposed else SchoolYear.on(today)

@@ -21,6 +21,7 @@ from sis_pipeline.roster.model import ENTITIES as MODEL
 from sis_pipeline.roster.school_year import SchoolYear
 
 ENTITIES = frozenset(MODEL) - {"departments"}
+UNKNOWN_ROLE = "other"
 STUDENT_ROLE = "student"
 CONTACT_ROLES = frozenset({"guardian", "parent", "relative"})
 PEOPLE = ("users", "students", "teachers")
@@ -238,7 +239,9 @@ class _Roster:
             "section_enrollments": self.section_enrollments,
             "contacts": self.contacts(),
         }
-        return {name: frame.reset_index(drop=True) for name, frame in frames.items()}
+        finished = {name: frame.reset_index(drop=True) for name, frame in frames.items()}
+        self.mapping.annotate(finished)
+        return finished
 
     def frame(self, entity: str, records: Iterable[Record]) -> pd.DataFrame:
         """One entity by the mapping. A row without a status is active, as in bulk CSV files."""
@@ -398,15 +401,17 @@ class _Roster:
 
     def students_placed(self) -> pd.DataFrame:
         """The students with the school and status of their primary enrollment, and their homeroom."""
-        homerooms = self.sections[self.sections["kind"] == "homeroom"].set_index("sis_id")["title"]
+        homerooms = self.sections[self.sections["kind"] == "homeroom"].drop_duplicates("sis_id", keep="last")
+        titles = homerooms.set_index("sis_id")["title"]
         seats = self.seats[self.seats["record_status"] == "active"]
-        seats = seats[seats["section_sis_id"].isin(set(homerooms.index))].drop_duplicates("person_sis_id")
-        homeroom_of = seats.set_index("person_sis_id")["section_sis_id"].map(homerooms)
+        seats = seats[seats["section_sis_id"].isin(set(titles.index))].drop_duplicates("person_sis_id")
+        homeroom_of = seats.set_index("person_sis_id")["section_sis_id"].map(titles)
         students = rostering.placed_students(self.students, self.enrollments)
         return students.assign(homeroom=students["sis_id"].map(homeroom_of).astype("str"))
 
     def staff(self) -> pd.DataFrame:
-        teaching = self.section_enrollments[self.section_enrollments["role"] != STUDENT_ROLE]
+        # A role that the table does not know makes nobody a member of the staff: it may be a new word for student.
+        teaching = self.section_enrollments[~self.section_enrollments["role"].isin({STUDENT_ROLE, UNKNOWN_ROLE})]
         users = self.people(self.staff_memberships, teaching["person_sis_id"])
         staff = self.frame("staff", users).assign(state_staff_id=self.state_ids(users))
         return rostering.placed_staff(staff, self.staff_memberships, teaching, code_table("staff_roles"))

@@ -8,10 +8,22 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from sis_pipeline.connect.errors import ContractError
-from sis_pipeline.providers.base import Answer, Decode, End, Page, Pager, Record, Request, Send
+from sis_pipeline.providers.base import (
+    Answer,
+    Decode,
+    End,
+    Origin,
+    Page,
+    Pager,
+    Record,
+    Request,
+    Send,
+    fingerprint,
+)
 from sis_pipeline.providers.decoding import Json, json_body
 
 __all__ = [
@@ -21,6 +33,9 @@ __all__ = [
 
 PAGE_CAP = 20_000
 """Pages after which a reading stops unproven: a source that never ends must not be read for ever."""
+
+PAGING_HEADERS = frozenset({"link", "x-total-count", "date"})
+"""The headers of an answer that are kept with its page: where the next one is, how many there are, and as of when."""
 
 _LINK = re.compile(r"""<?\s*([^\s<>]+?)\s*>?\s*((?:;\s*[\w*-]+\s*=\s*(?:"[^"]*"|'[^']*'|[^\s;,"']*)\s*)+)""")
 _NEXT = re.compile(r""";\s*rel\s*=\s*["']?\s*next\s*["']?\s*(?:;|$)""", re.IGNORECASE)
@@ -49,6 +64,7 @@ def total_count(headers: Mapping[str, str]) -> int | None:
 class _Got:
     """One answer, decoded."""
 
+    request: Request
     headers: Mapping[str, str]
     body: bytes
     records: Sequence[Record]
@@ -57,6 +73,11 @@ class _Got:
     @property
     def rows(self) -> int:
         return len(self.records)
+
+    @property
+    def origin(self) -> Origin:
+        kept = {name: value for name, value in self.headers.items() if name in PAGING_HEADERS}
+        return Origin(fingerprint(self.request), kept)
 
 
 class _Position(ABC):
@@ -80,6 +101,10 @@ class _Walker(Pager):
 
     page_cap: int = PAGE_CAP
 
+    @property
+    def resumes(self) -> Literal["same_token", "any_token"]:
+        return "any_token"
+
     @abstractmethod
     def begin(self, request: Request) -> _Position: ...
 
@@ -89,24 +114,26 @@ class _Walker(Pager):
         for number in range(1, self.page_cap + 1):
             got, repeated = self._fetch(send, decode, position, seen)
             end = End.UNPROVEN if repeated else position.learn(got)
+            hollow = end is None and not got.rows
             if end is None and number == self.page_cap:
                 end = End.UNPROVEN
-            yield Page(number, got.body, got.records, position.total, end, repeated)
+            yield Page(number, got.body, got.records, position.total, end, repeated, hollow, got.origin)
             if end is not None:
                 return
             seen.add(got.digest)
 
     def _fetch(self, send: Send, decode: Decode, position: _Position, seen: set[bytes]) -> tuple[_Got, bool]:
         """The next answer and whether it repeats an earlier one; a doubtful answer is asked for once more."""
-        got = _got(send(position.request), decode)
+        got = _got(position.request, send, decode)
         if _repeats(got, seen) or position.doubts(got):
-            got = _got(send(position.request), decode)
+            got = _got(position.request, send, decode)
         return got, _repeats(got, seen)
 
 
-def _got(answer: Answer, decode: Decode) -> _Got:
+def _got(request: Request, send: Send, decode: Decode) -> _Got:
+    answer: Answer = send(request)
     records = decode(answer.body)
-    return _Got(answer.headers, answer.body, records, hashlib.blake2b(answer.body, digest_size=16).digest())
+    return _Got(request, answer.headers, answer.body, records, hashlib.blake2b(answer.body, digest_size=16).digest())
 
 
 def _repeats(got: _Got, seen: set[bytes]) -> bool:
@@ -123,9 +150,13 @@ class SinglePage(Pager):
 
     end: End = End.WHOLE_FILE
 
+    @property
+    def resumes(self) -> Literal["any_token"]:
+        return "any_token"
+
     def pages(self, send: Send, request: Request, decode: Decode) -> Iterator[Page]:
-        got = _got(send(request), decode)
-        yield Page(1, got.body, got.records, total_count(got.headers), self.end)
+        got = _got(request, send, decode)
+        yield Page(1, got.body, got.records, total_count(got.headers), self.end, origin=got.origin)
 
     def calls_for(self, rows: int) -> int:  # noqa: ARG002
         return 1
@@ -291,6 +322,10 @@ class CursorPager(_Walker):
     cursor_param: str = "paging.cursor"
     link_names: tuple[str, ...] = ("cursor", "paging.cursor")
 
+    @property
+    def resumes(self) -> Literal["same_token"]:
+        return "same_token"
+
     def begin(self, request: Request) -> _Position:
         return _Cursor(self, request)
 
@@ -305,9 +340,15 @@ class _Cursor(_Position):
         self.linked = False
         self.request = _with(request, **{pager.limit_param: str(pager.limit), pager.cursor_param: ""})
 
-    def learn(self, got: _Got) -> End | None:
+    def doubts(self, got: _Got) -> bool:
+        return not got.rows and self._next(got) is not None
+
+    def _next(self, got: _Got) -> str | None:
         link = next_link(got.headers.get("link")) or {}
-        cursor = next((link[name] for name in self.pager.link_names if link.get(name)), None)
+        return next((link[name] for name in self.pager.link_names if link.get(name)), None)
+
+    def learn(self, got: _Got) -> End | None:
+        cursor = self._next(got)
         if cursor is None:
             return End.LAST_LINK if self.linked or got.rows < self.pager.limit else End.UNPROVEN
         if cursor in self.visited:
@@ -345,6 +386,9 @@ class _NextPath(_Position):
         self.visited = {request.path}
         self.linked = False
 
+    def doubts(self, got: _Got) -> bool:
+        return not got.rows and self._following(got.body) not in {None, self.request.path}
+
     def learn(self, got: _Got) -> End | None:
         following = self._following(got.body)
         if following is None or following == self.request.path:
@@ -367,5 +411,7 @@ class _NextPath(_Position):
         stem = ours[: -self.pager.moving]
         named = [segment for segment in stem if segment]
         if theirs[: -self.pager.moving][-len(named) :] != named:
-            raise ContractError("The next page that the answer names is not a page of the same collection.")
+            raise ContractError(
+                "The next page that the answer names is not a page of the same collection.", code="contract.wrong_page"
+            )
         return "/".join([*stem, *theirs[-self.pager.moving :]])

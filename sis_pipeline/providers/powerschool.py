@@ -3,9 +3,10 @@ What the records mean is in `powerschool_records`; the plugin the district insta
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Literal
 
 import pandas as pd
@@ -25,7 +26,10 @@ from sis_pipeline.providers.base import (
     Request,
     Resource,
     Source,
+    district_id,
 )
+from sis_pipeline.providers.decoding import json_body, member
+from sis_pipeline.providers.deltas import OVERLAP, changes_of
 from sis_pipeline.providers.mapping import text
 from sis_pipeline.providers.pagers import HeldPages, PageNumberPager
 from sis_pipeline.providers.powerschool_records import Rules, decode, standard_frames
@@ -50,6 +54,9 @@ QUERY_COLUMNS = {
 }  # fmt: skip
 """PowerQuery -> the columns it must give."""
 
+CHANGE_COLUMNS = (*QUERY_COLUMNS["section_enrollments"], "transaction_date")
+"""The columns of the PowerQuery of changed section enrollments. A date, not an instant."""
+
 TABLE_COLUMNS = {
     "cc": ("dcid", "studentid", "sectionid", "termid", "dateenrolled", "dateleft"),
     "reenrollments": (
@@ -63,6 +70,7 @@ TABLE_COLUMNS = {
 QUERIED_FIELDS = {
     "schools": ("dcid", "school_number"),
     "terms": ("schoolid", "isyearrec", "yearid", "firstday", "lastday"),
+    "cc": ("transaction_date",),
 }
 """What the PowerQueries read beyond the tables above. Both together are the access request of the plugin."""
 
@@ -97,6 +105,11 @@ class PowerSchoolSettings(HttpSettings):
     school_enrollments_query: str = Field(
         "org.sis_pipeline.roster.school_enrollments", description="name of the PowerQuery", pattern=r"^[\w.]+$"
     )
+    changed_section_enrollments_query: str = Field(
+        "org.sis_pipeline.roster.section_enrollments_changed",
+        description="name of the PowerQuery that `reads: delta` uses",
+        pattern=r"^[\w.]+$",
+    )
     skip_school_numbers: tuple[str, ...] = Field(
         ("999999", "0"), description="numbers of schools that are none: graduated students, the district office"
     )
@@ -122,16 +135,27 @@ class PowerSchool(Provider):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(entities=ENTITIES, historical_years=True, delta=False, tombstones=False, counts=True)
+        return Capabilities(entities=ENTITIES, historical_years=True, delta=True, tombstones=False, counts=True)
 
     def authentication(self) -> OAuth:
-        token_url = self.settings.token_url or f"{self.settings.base_url.rstrip('/')}/oauth/access_token"
-        return OAuth(token_url=token_url, client_id=self.settings.client_id, client_auth=self.settings.client_auth)
+        settings = self.settings
+        return settings.oauth(settings.token_url or f"{settings.base_url.rstrip('/')}/oauth/access_token")
 
     def plan(self, source: Source, school_year: SchoolYear, last_rows: Mapping[str, int]) -> Plan:
         """Metadata and schools are read while planning and held. Section enrollments and earlier school enrollments are
         asked for their count first, which also shows whether the plugin may read them."""
         return _Planning(self.settings, source, school_year, last_rows).plan()
+
+    def plan_delta(
+        self, source: Source, school_year: SchoolYear, since: datetime, last_rows: Mapping[str, int]
+    ) -> Plan:
+        """Section enrollments by the plugin's PowerQuery of changes; all else whole, because /ws/v1 can't be asked for
+        changes. Without that query it is a full reading."""
+        return _Planning(self.settings, source, school_year, last_rows, since=_day_before(since)).plan()
+
+    def encode(self, resource: str, records: Sequence[Record]) -> bytes:
+        """Only what comes from a PowerQuery is ever written."""
+        return json.dumps({"name": resource, "record": list(records)}).encode()
 
     def decode(self, resource: str, body: bytes) -> Sequence[Record]:
         return decode(resource, body)
@@ -159,8 +183,31 @@ class PowerSchool(Provider):
         version = text(metadata.get("powerschool_version")) or "of an unknown version"
         return f"PowerSchool {version} answers; {_sizes(metadata).in_words()}."
 
+    def whose(self, source: Source) -> frozenset[str]:
+        """The district's uuid, which the metadata name that planning reads anyway; older servers name it elsewhere."""
+        metadata = next(iter(decode("metadata", source.send(METADATA).body)), {})
+        known = text(metadata.get("district_uuid"))
+        if known is None:
+            try:
+                answer = source.send(_get("/ws/v1/district"))
+            except SisError as error:
+                if error.context.get("status") not in REFUSED:
+                    raise
+                return frozenset()
+            what = "The district page"
+            about = member(json_body(answer.body, what), ("district",), what)
+            known = text(about.get("uuid") or about.get("district_number")) if isinstance(about, dict) else None
+        return frozenset() if known is None else frozenset({district_id(known)})
+
 
 METADATA = Request("/ws/v1/metadata", headers=JSON_ONLY, template="/ws/v1/metadata")
+
+
+def _day_before(moment: datetime) -> datetime:
+    """The day before, as its midnight in UTC: transaction_date is a date of the server's own zone, which is a day behind
+    or ahead at most."""
+    day = (moment - OVERLAP).astimezone(UTC) - timedelta(days=1)
+    return day.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +245,8 @@ class _Planning:
     last_rows: Mapping[str, int]
     notes: list[str] = field(default_factory=list)
     sizes: PageSizes = field(default_factory=lambda: PageSizes({}))
+    since: datetime | None = None
+    """From which day on changes are asked for; None for a full reading."""
 
     def plan(self) -> Plan:
         metadata = self._metadata()
@@ -214,10 +263,13 @@ class _Planning:
             *self._school_enrollments(),
             *self._section_enrollments(ids),
         ]
+        delta = any(resource.modified for resource in resources)
         return Plan(
             resources=tuple({resource.name: resource for resource in resources}.values()),
             basis="last_snapshot" if self.last_rows else "source_counts",
             notes=tuple(self.notes),
+            delta=delta,
+            since=self.since if delta else None,
         )
 
     # --- what is read in any case ------------------------------------------------------------------------------------
@@ -287,6 +339,7 @@ class _Planning:
             raise ConfigError(
                 f"Planning the school year {self.year}: this plugin may read neither the PowerQuery "
                 f"{self.settings.school_enrollments_query} nor the table reenrollments, which alone tell earlier years.",
+                code="config.plugin_access",
                 advice="Install the plugin of docs/powerschool_plugin, or sync the current school year only.",
             )
         self.notes.append(
@@ -297,7 +350,9 @@ class _Planning:
     def _section_enrollments(self, schools: Sequence[str]) -> list[Resource]:
         via = self.settings.section_enrollments_via
         if via in {"auto", "powerquery"}:
-            query = self._queried("section_enrollments", self.settings.section_enrollments_query)
+            query = self._changed_seats() or self._queried(
+                "section_enrollments", self.settings.section_enrollments_query
+            )
             if query is not None:
                 return [query]
         if via in {"auto", "table"}:
@@ -312,8 +367,21 @@ class _Planning:
             return list(self._seats_per_section(schools))
         raise ConfigError(
             f"Planning section enrollments: section_enrollments_via is {via}, but this plugin may not read them so.",
+            code="config.plugin_access",
             advice="Install the plugin of docs/powerschool_plugin, or set section_enrollments_via to auto.",
         )
+
+    def _changed_seats(self) -> Resource | None:
+        """The section enrollments that changed, or None where that is not asked for or the plugin has no such query."""
+        if self.since is None:
+            return None
+        since = self.since.date().isoformat()
+        query = self._queried("section_enrollments", self.settings.changed_section_enrollments_query, since=since)
+        if query is None:
+            self.notes.append("The plugin has no PowerQuery of changes (docs/powerschool_plugin): everything is read.")
+            return None
+        self.notes.append("Section enrollments are read by their transaction_date, everything else whole.")
+        return changes_of(query, query.request, ("transaction_date",), rows=query.expected_rows)
 
     def _seats_from_table(self) -> list[Resource]:
         """Two filters, because a dropped class has negative ids."""
@@ -352,15 +420,16 @@ class _Planning:
             if resource is None:
                 raise ConfigError(
                     f"Planning the tables: the plugin may read section or school enrollments but not the table {table}.",
+                    code="config.plugin_access",
                     advice="Install the plugin of docs/powerschool_plugin; it asks for all fields that are needed.",
                 )
             yield resource
 
     # --- resources ---------------------------------------------------------------------------------------------------
 
-    def _queried(self, name: str, query: str) -> Resource | None:
+    def _queried(self, name: str, query: str, **arguments: str) -> Resource | None:
         """A PowerQuery, or None where the plugin does not have it."""
-        path, body = f"/ws/schema/query/{query}", {"yearid": str(year_id(self.year))}
+        path, body = f"/ws/schema/query/{query}", {"yearid": str(year_id(self.year)), **arguments}
         request = Request(path, method="POST", json=body, headers=JSON_ONLY, template=path)
         return self._probed(name, request, Request(f"{path}/count", method="POST", json=body, headers=JSON_ONLY))
 

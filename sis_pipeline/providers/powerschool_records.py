@@ -63,7 +63,9 @@ def _inside(document: Json, plural: str, singular: str, what: str) -> list[Recor
     if wrapper in (None, "", []):
         return []
     if not isinstance(wrapper, dict):
-        raise ContractError(f"{what} has {shape(wrapper)} under {plural!r} where an object was expected.")
+        raise ContractError(
+            f"{what} has {shape(wrapper)} under {plural!r} where an object was expected.", code="contract.shape"
+        )
     return records(wrapper.get(singular), what)
 
 
@@ -342,9 +344,11 @@ class _Roster:
     def _student(self, record: Record) -> Record:
         block = record.get("ethnicity_race")
         codes = _races(block.get("races")) if isinstance(block, dict) else []
-        looked_up = [code_table("powerschool_races")(code) for code in codes]
-        self.mapping.unknown_codes["students", "races"] += sum(not known for _, known in looked_up)
-        held = {flag for flag, known in looked_up if known}
+        looked_up = {code: code_table("powerschool_races")(code) for code in codes}
+        self.mapping.unknown_codes.update(
+            ("students", "races", code) for code, (_, known) in looked_up.items() if not known
+        )
+        held = {flag for flag, known in looked_up.values() if known}
         return {**record, "race_flags": {flag: flag in held for flag in RACE_FLAGS}} if held else record
 
     # --- values ------------------------------------------------------------------------------------------------------

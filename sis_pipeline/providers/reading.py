@@ -1,20 +1,31 @@
-"""Reading everything a plan lists, page by page into a sink, and saying per collection whether it is proven complete.
-How pages are walked is `pagers`' business, where they are kept the sink's; what an absence then means the guard's."""
+"""Reading everything a plan lists, page by page into a sink, going on behind what an interrupted reading had kept, and
+saying per collection whether it is proven complete. How pages are walked is `pagers`' business, where they are kept the
+sink's, several collections at once `crew`'s; what an absence then means the guard's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
+
+from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from sis_pipeline.connect.errors import ContractError, SisError
 from sis_pipeline.providers.base import Answer, End, Page, Plan, Record, Resource, Send
-from sis_pipeline.providers.decoding import json_body, shape
+from sis_pipeline.providers.crew import HandOver, together
+from sis_pipeline.providers.decoding import identity_of, json_body, shape
 from sis_pipeline.providers.pagers import total_count
+from sis_pipeline.providers.resuming import Kept, KeptOf, ResumingDoor, StartOver
 from sis_pipeline.roster.school_year import SchoolYear
 
+__all__ = [
+    "ATTEMPTS", "Kept", "KeptOf", "MemorySnapshot", "OnPage", "Reading", "Sink", "count_in", "read", "verdict",
+]  # fmt: skip
+
 Sink = Callable[[Resource, Page], None]
-"""Keeps a page. Page number 1 of a resource it already has starts that resource over: drop what was kept of it."""
+"""Keeps a page. Page number 1 of a resource it already has starts that resource over: drop what was kept of it, unless
+the page says that it is `kept`."""
 
 OnPage = Callable[[str, int, int, int | None], None]
 """(resource, page number, rows so far, rows expected), for progress."""
@@ -31,8 +42,10 @@ class Reading:
     """What came of one resource. `complete` only by proof; `reason` says in words what proved it or what is missing.
 
     `distinct` and `duplicates` count records by their id, records without one as distinct. `total_before` and
-    `total_after` are the source's own counts. `attempts` is how often the resource was read; all else is about the
-    last attempt. `skipped` is the HTTP status of a resource that is not offered to us.
+    `total_after` are the source's own counts. `hollow_pages` held nothing although others followed. `kept` counts the
+    pages taken over from an interrupted reading, `restarted` says why they were not. `attempts` is how often the
+    resource was read; all else is about the last attempt. `skipped` is the HTTP status of a resource that is not
+    offered to us.
     """
 
     resource: str
@@ -44,20 +57,42 @@ class Reading:
     total_after: int | None = None
     end: End = End.UNPROVEN
     repeated_pages: int = 0
+    hollow_pages: int = 0
+    kept: int = 0
+    restarted: str = ""
     skipped: int | None = None
     attempts: int = 1
     complete: bool = False
     reason: str = ""
 
 
-def read(plan: Plan, send: Send, decode: DecodeOf, sink: Sink, on_page: OnPage | None = None) -> list[Reading]:
-    """Read every resource of a plan in order; `decode` is the provider's.
+def read(
+    plan: Plan,
+    send: Send,
+    decode: DecodeOf,
+    sink: Sink,
+    on_page: OnPage | None = None,
+    *,
+    kept: KeptOf | None = None,
+    say: Callable[[str], object] | None = None,
+    others: Sequence[Send] = (),
+) -> list[Reading]:
+    """Read every resource of a plan; the readings are in its order. `decode` is the provider's.
 
     A resource whose count moved, that repeats a page or that shows another sign of having moved is read again, up to
-    two more times. Raises what `send` and `decode` raise, except the statuses that a resource calls optional.
+    two more times. `kept` gives the pages that an interrupted reading left: as far as the pager allows, a resource goes
+    on behind them, else it starts anew and `say` is told why. `others` are further doors to the same source: with them
+    that many more resources are read at once, while `sink`, `on_page` and `say` are called by the caller's thread only.
+    Raises what `send` and `decode` raise, except the statuses that a resource calls optional.
     """
-    reader = _Reader(send, decode, sink, on_page)
-    return [reader.read(resource) for resource in plan.resources]
+    reader = _Reader(send, decode, sink, on_page, kept, say or _unheard)
+    if not others:
+        return [reader.read(resource) for resource in plan.resources]
+    return together([send, *others], [partial(reader.read_apart, resource) for resource in plan.resources])
+
+
+def _unheard(_line: str) -> None:
+    """Nobody listens."""
 
 
 def verdict(readings: Iterable[Reading]) -> Literal["complete", "partial"]:
@@ -75,6 +110,8 @@ class _Tally:
     rows: int = 0
     across: int = 0
     repeated: int = 0
+    hollow: int = 0
+    kept: int = 0
     end: End = End.UNPROVEN
     first_total: int | None = None
     last_total: int | None = None
@@ -85,11 +122,13 @@ class _Tally:
         self.pages += 1
         self.rows += len(page.records)
         self.repeated += page.repeated
+        self.hollow += page.hollow
+        self.kept += page.kept
         self.end = page.end or End.UNPROVEN
         self.first_total = page.total if self.first_total is None else self.first_total
         self.last_total = self.last_total if page.total is None else page.total
         for record in page.records:
-            key = _identity(record, self.identity)
+            key = identity_of(record, self.identity)
             if key is None:
                 self.unidentified += 1
             elif self.seen.setdefault(key, page.number) != page.number:
@@ -100,13 +139,6 @@ class _Tally:
         return len(self.seen) + self.unidentified
 
 
-def _identity(record: Record, path: tuple[str, ...]) -> str | None:
-    value: Any = record
-    for step in path:
-        value = value.get(step) if isinstance(value, Mapping) else None
-    return None if value is None or value == "" else str(value)
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
     """What one sync reads with."""
@@ -115,23 +147,46 @@ class _Reader:
     decode: DecodeOf
     sink: Sink
     on_page: OnPage | None
+    kept: KeptOf | None
+    say: Callable[[str], object]
 
     def read(self, resource: Resource) -> Reading:
-        reading, again = self._attempt(resource)
+        resumes = self.kept is not None and resource.pager.resumes != "never"
+        reading, again = self._attempt(resource, self.kept(resource.name) if self.kept and resumes else ())
+        restarted = reading.restarted
         while again and reading.attempts < ATTEMPTS:
             attempts = reading.attempts + 1
             reading, again = self._attempt(resource)
-            reading = replace(reading, attempts=attempts)
+            reading = replace(reading, attempts=attempts, restarted=restarted)
         return reading
 
-    def _attempt(self, resource: Resource) -> tuple[Reading, bool]:
-        """One reading from the first page on, and whether another might come out better."""
+    def read_apart(self, resource: Resource, send: Send, hand_over: HandOver) -> Reading:
+        """`read` in another thread, with a door of its own; what others would notice is left to the first thread."""
+        on_page = self.on_page
+        apart = replace(
+            self,
+            send=send,
+            sink=lambda *page: hand_over(lambda: self.sink(*page)),
+            on_page=None if on_page is None else lambda *facts: hand_over(lambda: on_page(*facts)),
+            say=lambda line: hand_over(lambda: self.say(line)),
+        )
+        return apart.read(resource)
+
+    def _attempt(self, resource: Resource, kept: Sequence[Kept] = ()) -> tuple[Reading, bool]:
+        """One reading from the first page on, and whether another might come out better. `kept`: the first pages, as
+        an interrupted reading left them."""
         tally = _Tally(resource.identity)
+        door = ResumingDoor(resource, kept, self.send, self.decode)
         try:
-            before = self._walk(resource, tally)
+            with bound_contextvars(entity=resource.name, page=1):
+                before = self._walk(resource, tally, door)
+        except StartOver as why:
+            self.say(f"{resource.name}: read anew, because {why}.")
+            return Reading(resource.name, restarted=str(why)), True
         except SisError as error:
             status = error.context.get("status")
             if tally.pages or status not in resource.optional:
+                error.at(resource.name, tally.pages + 1)
                 raise
             return _skipped(resource, int(str(status))), False
         after = before
@@ -139,21 +194,23 @@ class _Reader:
             after = count_in(self.send(resource.count))
         return _judged(resource, tally, _first(before, tally.first_total), _first(after, tally.last_total))
 
-    def _walk(self, resource: Resource, tally: _Tally) -> int | None:
+    def _walk(self, resource: Resource, tally: _Tally, door: ResumingDoor) -> int | None:
         """Walk the pages into the sink. The source's count is asked for once the first page turns out not to be the
         last, and ends the walk when reached; returns it, or None if it was not needed."""
         count: int | None = None
-        for page in resource.pager.pages(self.send, resource.request, lambda body: self.decode(resource.name, body)):
+        for page in resource.pager.pages(door.send, resource.request, lambda body: self.decode(resource.name, body)):
             if page.number == 1 and page.end is None and resource.count is not None:
                 count = count_in(self.send(resource.count))
             reached = count is not None and tally.rows + len(page.records) >= count
-            taken = replace(page, end=End.TOTAL) if page.end is None and reached else page
+            counted = replace(page, total=_first(page.total, count))
+            taken = door.marked(replace(counted, end=End.TOTAL) if page.end is None and reached else counted)
             tally.take(taken)
             self.sink(resource, taken)
             if self.on_page is not None:
                 self.on_page(resource.name, page.number, tally.rows, _first(count, page.total, resource.expected_rows))
             if taken.end is not None:
                 break
+            bind_contextvars(page=page.number + 1)
         return count
 
 
@@ -169,6 +226,8 @@ def _judged(resource: Resource, tally: _Tally, before: int | None, after: int | 
         total_after=after,
         end=tally.end,
         repeated_pages=tally.repeated,
+        hollow_pages=tally.hollow,
+        kept=tally.kept,
         complete=not reason,
         reason=reason or _proof(tally, after),
     )
@@ -191,6 +250,7 @@ def _shortfall(resource: Resource, tally: _Tally, before: int | None, after: int
     findings = (
         (tally.repeated, f"page {tally.pages} repeated an earlier page", True),
         (tally.end is End.UNPROVEN, f"reading stopped after {tally.pages} pages without a proven end", False),
+        (tally.hollow, f"{tally.hollow} pages held nothing although others followed", True),
         (before != after, f"the source counted {before} rows before and {after} after", True),
         (tally.across, f"{tally.across} records came on two pages: the list moved while it was read", True),
         (missing, f"the source counts {after} rows, but {tally.rows} came", True),
@@ -227,7 +287,7 @@ def count_in(answer: Answer) -> int:
     said = inner.get("count") if isinstance(inner, dict) else None
     if str(said).isdecimal():
         return int(str(said))
-    raise ContractError(f"The count holds no number: it is {shape(document)}.")
+    raise ContractError(f"The count holds no number: it is {shape(document)}.", code="contract.no_count")
 
 
 def _only(document: Any) -> Any:

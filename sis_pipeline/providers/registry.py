@@ -70,12 +70,14 @@ def make(provider_name: str, settings: Mapping[str, Any], registry: Registry | N
     that is not installed and for settings it does not accept."""
     registry = registry or load_providers()
     if provider_name not in registry.providers:
-        raise ConfigError(_not_installed(provider_name, registry))
+        raise ConfigError(_not_installed(provider_name, registry), code="config.no_provider")
     provider = registry.providers[provider_name]
     try:
         return provider(provider.Settings.model_validate(dict(settings)))
     except ValidationError as error:
-        raise ConfigError(f"The settings for {provider_name} are not valid: {in_words(error)}.") from None
+        raise ConfigError(
+            f"The settings for {provider_name} are not valid: {in_words(error)}.", code="config.setting"
+        ) from None
 
 
 def _not_installed(name: str, registry: Registry) -> str:

@@ -4,6 +4,7 @@ The OneRoster flavor is `oneroster`'s; the others are in `skyward_sms` and `skyw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import ClassVar
 
@@ -54,6 +55,14 @@ class Skyward(Provider):
     def plan(self, source: Source, school_year: SchoolYear, last_rows: Mapping[str, int]) -> Plan:
         return self.flavor.plan(source, school_year, last_rows)
 
+    def plan_delta(
+        self, source: Source, school_year: SchoolYear, since: datetime, last_rows: Mapping[str, int]
+    ) -> Plan:
+        return self.flavor.plan_delta(source, school_year, since, last_rows)
+
+    def encode(self, resource: str, records: Sequence[Record]) -> bytes:
+        return self.flavor.encode(resource, records)
+
     def decode(self, resource: str, body: bytes) -> Sequence[Record]:
         return self.flavor.decode(resource, body)
 
@@ -62,3 +71,7 @@ class Skyward(Provider):
 
     def check(self, source: Source) -> str:
         return self.flavor.check(source)
+
+    def whose(self, source: Source) -> frozenset[str]:
+        """SMS 2.0 names no district anywhere; its address does (`API{district}STU`), and an address is a setting."""
+        return self.flavor.whose(source)

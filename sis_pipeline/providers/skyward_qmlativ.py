@@ -3,9 +3,12 @@ enrollments. Settings and the choice of flavor are in `skyward`."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -25,8 +28,10 @@ from sis_pipeline.providers.base import (
     Request,
     Resource,
     Source,
+    district_id,
 )
 from sis_pipeline.providers.decoding import json_body, member, records
+from sis_pipeline.providers.deltas import OVERLAP, REFUSED, ZONELESS, changes_of
 from sis_pipeline.providers.mapping import boolean_text, code_table, date_text, day_after, text
 from sis_pipeline.providers.pagers import NextPathPager
 from sis_pipeline.providers.skyward_settings import SkywardSettings
@@ -39,6 +44,7 @@ METADATA = "/Custom/GetSystemMetadata"
 HEADERS = {"Suppress-Development-Permissions": "true"}
 """Sent by the vendor's own connectors."""
 NOT_OFFERED = frozenset({400, 401, 403, 404})
+MODIFIED = "ModifiedTime"
 ENTITIES = frozenset(
     {
         "schools", "academic_sessions", "courses", "students", "staff", "sections", "enrollments", "section_enrollments",
@@ -48,12 +54,14 @@ ENTITIES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One object to read: its name (`Module/Object`), the fields asked for, and whether it is kept by school year."""
+    """One object to read: its name (`Module/Object`), the fields asked for, whether it is kept by school year, and
+    whether it grows with the students and can be asked for what was modified."""
 
     name: str
     fields: tuple[str, ...]
     yearly: bool
     optional: bool
+    modified: bool = False
 
     @property
     def key(self) -> str:
@@ -76,7 +84,13 @@ def objects() -> tuple[Object, ...]:
     )
     listed: dict[str, Any] = yaml.safe_load(content)
     return tuple(
-        Object(name, tuple(about["fields"]), about.get("year", False), about.get("optional", False))
+        Object(
+            name,
+            tuple(about["fields"]),
+            about.get("year", False),
+            about.get("optional", False),
+            about.get("modified", False),
+        )
         for name, about in listed.items()
     )
 
@@ -92,16 +106,10 @@ class SkywardQmlativ(Provider):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(ENTITIES, historical_years=True, delta=False, tombstones=False, counts=False)
+        return Capabilities(ENTITIES, historical_years=True, delta=True, tombstones=False, counts=False)
 
     def authentication(self) -> OAuth:
-        return OAuth(
-            token_url=self.settings.token_url,
-            client_id=self.settings.client_id,
-            client_auth=self.settings.client_auth,
-            scope=self.settings.scope or None,
-            refused_token_statuses=frozenset({401, 403}),
-        )
+        return self.settings.oauth(refused_token_statuses=frozenset({401, 403}))
 
     def plan(self, source: Source, school_year: SchoolYear, last_rows: Mapping[str, int]) -> Plan:
         """One call for the metadata, one more for the list of school years where an earlier year is asked for."""
@@ -112,6 +120,23 @@ class SkywardQmlativ(Provider):
             tuple(self._resource(found, entity, year_id, last_rows.get(found.resource)) for found in objects()),
             "last_snapshot" if last_rows else "first_read",
         )
+
+    def plan_delta(
+        self, source: Source, school_year: SchoolYear, since: datetime, last_rows: Mapping[str, int]
+    ) -> Plan:
+        """What grows with the students by ModifiedTime, which has no zone. The condition's type and operator are as
+        others of this API are written; where the server refuses them, everything is read."""
+        asked = since - OVERLAP - ZONELESS
+        whole = self.plan(source, school_year, last_rows)
+        able = {found.resource for found in objects() if found.modified and last_rows.get(found.resource)}
+        if not able:
+            return whole
+        resources = tuple(_changes(one, asked) if one.name in able else one for one in whole.resources)
+        note = f"{len(able)} of {len(resources)} objects are read by ModifiedTime, the others whole."
+        return replace(whole, resources=resources, notes=(*whole.notes, note), delta=True, since=asked)
+
+    def encode(self, resource: str, records: Sequence[Record]) -> bytes:  # noqa: ARG002 one envelope for all
+        return json.dumps({"Objects": list(records)}).encode()
 
     def decode(self, resource: str, body: bytes) -> Sequence[Record]:
         what = f"The {resource} page"
@@ -129,6 +154,10 @@ class SkywardQmlativ(Provider):
         year = current.get("Description") or current.get("NumericYear")
         return f"{self.title}: the key works; the current school year there is {year}."
 
+    def whose(self, source: Source) -> frozenset[str]:
+        district = self._district(source)
+        return frozenset({district_id(district.get("Code"), district.get("DistrictID"))})
+
     def _district(self, source: Source) -> Record:
         """The district of the settings, or the only one. Raises ConfigError where that is not one."""
         what = "The system metadata"
@@ -140,6 +169,7 @@ class SkywardQmlativ(Provider):
             codes = ", ".join(str(district.get("Code")) for district in listed) or "none"
             raise ConfigError(
                 f"Reading the system metadata: the system holds the districts {codes}.",
+                code="config.district_code",
                 advice="Set `district_code` to the code of the district to read.",
             )
         return found[0]
@@ -160,6 +190,7 @@ class SkywardQmlativ(Provider):
         shown = ", ".join(sorted(str(year.get("Description") or year.get("NumericYear")) for year in years)) or "none"
         raise ConfigError(
             f"Planning the school year {school_year}: {self.title} holds the school years {shown}.",
+            code="config.school_year",
             advice="Choose a school year the system holds.",
         )
 
@@ -182,6 +213,23 @@ class SkywardQmlativ(Provider):
             expected_rows=expected,
             optional=NOT_OFFERED if found.optional else frozenset(),
         )
+
+
+def _changes(resource: Resource, asked: datetime) -> Resource:
+    """A refused condition (400) must not pass for an object that is not offered."""
+    fields = resource.request.params["searchFields"]
+    condition = {
+        "FieldName": MODIFIED,
+        "ConditionType": "GreaterEqual",
+        "Value": asked.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    request = replace(
+        resource.request,
+        method="POST",
+        params={**resource.request.params, "searchFields": list(dict.fromkeys([*fields, MODIFIED]))},
+        json={"SearchCondition": {"DateTimeSearchCondition": condition}},
+    )
+    return changes_of(replace(resource, optional=resource.optional - REFUSED), request, (MODIFIED,))
 
 
 class _Roster:
@@ -209,7 +257,9 @@ class _Roster:
                 self.frame("section_enrollments", [*self._seats(), *self._teaching()]), "end_date"
             ),
         }
-        return {name: frame.reset_index(drop=True) for name, frame in frames.items()}
+        finished = {name: frame.reset_index(drop=True) for name, frame in frames.items()}
+        self.mapping.annotate(finished)
+        return finished
 
     def frame(self, entity: str, rows: Iterable[Record]) -> pd.DataFrame:
         return self.mapping.frame(entity, list(rows), school_year=self.school_year.key)
@@ -222,7 +272,7 @@ class _Roster:
 
     def by(self, name: str, key: str, keep: Callable[[Record], bool] = lambda _: True) -> dict[str, Record]:
         """Objects by one of their ids; of several the first, by Rank where they have one."""
-        ranked = sorted(filter(keep, self.rows(name)), key=lambda row: int(text(row.get("Rank")) or 0))
+        ranked = sorted(filter(keep, self.rows(name)), key=_rank)
         found: dict[str, Record] = {}
         for row in ranked:
             found.setdefault(text(row.get(key)) or "", row)
@@ -299,7 +349,8 @@ class _Roster:
     def _teaching(self) -> Iterator[Record]:
         for section, staff in self.teachers.items():
             for row in staff:
-                about = {"id": f"staff-meet-{row.get('StaffMeetID')}", "role": "teacher", "person": row.get("StaffID")}
+                meet = text(row.get("StaffMeetID"))
+                about = {"id": meet and f"staff-meet-{meet}", "role": "teacher", "person": row.get("StaffID")}
                 yield {**row, **about, "school": self._school_of(self.sections.get(section, {}))}
 
     # --- people ---
@@ -428,6 +479,12 @@ def _hispanic(ethnicity: str | None) -> bool | None:
         return None
     said = ethnicity.casefold()
     return "hispanic" in said and not said.startswith(("not ", "non"))
+
+
+def _rank(row: Record) -> int:
+    """An object's place among several of its kind; one that has none, or none that is a number, comes first."""
+    said = text(row.get("Rank")) or ""
+    return int(said) if re.fullmatch(r"\d{1,9}", said, re.ASCII) else 0
 
 
 def _races(named: str | None) -> dict[str, bool]:

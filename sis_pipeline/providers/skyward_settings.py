@@ -3,7 +3,7 @@ What a flavor does with a setting is in the flavor's module."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,9 +20,9 @@ class SkywardSettings(OneRosterSettings):
     api_flavor: Literal["oneroster", "sms", "qmlativ"] = Field(
         "oneroster", description="which of Skyward's APIs: oneroster (default), sms (SMS 2.0) or qmlativ"
     )
-    token_grant: Literal["client_credentials", "password"] = Field(
+    grant: Literal["client_credentials", "authorization_code", "password"] = Field(  # type: ignore[assignment]
         "client_credentials",
-        description="sms: the grant the API server takes; older ones want password (key and secret)",
+        description="as the API server takes it; older ones of sms want password (key and secret)",
     )
     excluded_schools: tuple[str, ...] = Field(
         (), description="sms: SchoolIds of entities that are no schools (Census), left out with everything in them"
@@ -47,7 +47,13 @@ class SkywardSettings(OneRosterSettings):
         if not isinstance(values, dict) or values.get("api_flavor") not in TOKEN_PATHS:
             return values
         flavor = values["api_flavor"]
-        by_password = flavor == "sms" and values.get("token_grant") == "password"
+        by_password = flavor == "sms" and values.get("grant") == "password"
         token_url = f"{str(values.get('base_url', '')).rstrip('/')}{TOKEN_PATHS[flavor]}"
         defaults = {"token_url": token_url, "client_auth": "basic" if by_password else "post"}
         return defaults | {name: value for name, value in values.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _password_is_for_sms(self) -> Self:
+        if self.grant == "password" and self.api_flavor != "sms":
+            raise ValueError("the grant password goes with api_flavor sms only")
+        return self

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -67,19 +67,14 @@ class SkywardSms(Provider):
         return Capabilities(entities=entities, historical_years=False, delta=False, tombstones=False, counts=False)
 
     def authentication(self) -> OAuth:
-        return OAuth(
-            token_url=self.settings.token_url,
-            client_id=self.settings.client_id,
-            grant=self.settings.token_grant,
-            client_auth=self.settings.client_auth,
-            scope=self.settings.scope or None,
-        )
+        return self.settings.oauth()
 
     def plan(self, source: Source, school_year: SchoolYear, last_rows: Mapping[str, int]) -> Plan:
         current = SchoolYear.on(datetime.now(UTC).date())
         if school_year != current:
             raise ConfigError(
                 f"Planning the school year {school_year}: {self.title} shows only what holds now, that is {current}.",
+                code="config.school_year",
                 advice="Choose the current school year; earlier ones need Skyward's OneRoster or Qmlativ API.",
             )
         pager = CursorPager(self.settings.page_size or PAGE_SIZE)
@@ -112,7 +107,7 @@ class SkywardSms(Provider):
         key = IDENTITIES[resource]
         if isinstance(document, list) or (isinstance(document, dict) and key in document):
             return records(document, what)
-        raise ContractError(f"{what} is not a list of records with {key}.")
+        raise ContractError(f"{what} is not a list of records with {key}.", code="contract.shape")
 
     def standardise(self, raw: RawSnapshot) -> dict[str, pd.DataFrame]:
         held = {
@@ -154,6 +149,10 @@ class EachStudent(Pager):
 
     requests: tuple[Request, ...]
     within: Pager
+
+    @property
+    def resumes(self) -> Literal["never", "same_token", "any_token"]:
+        return self.within.resumes
 
     def pages(self, send: Send, request: Request, decode: Decode) -> Iterator[Page]:  # noqa: ARG002 one request each
         number, end = 0, End.LAST_LINK
@@ -198,7 +197,9 @@ class _Roster:
             "section_enrollments": self.section_enrollments,
             "contacts": self.frame("contacts", self._contacts()),
         }
-        return {name: frame.reset_index(drop=True) for name, frame in frames.items()}
+        finished = {name: frame.reset_index(drop=True) for name, frame in frames.items()}
+        self.mapping.annotate(finished)
+        return finished
 
     def frame(self, entity: str, rows: Iterable[Record]) -> pd.DataFrame:
         return self.mapping.frame(entity, list(rows))
@@ -323,10 +324,10 @@ class _Roster:
         students = set(self.students["sis_id"])
         for record in self.rows("guardians"):
             for child in records(record.get("Students"), "The students of a guardian"):
-                student = text(child.get("StudentNameId"))
+                student, guardian = text(child.get("StudentNameId")), text(record.get("GuardianNameId"))
                 if student in students:
                     contact = {
-                        "id": f"{student}:{text(record.get('GuardianNameId'))}",
+                        "id": guardian and f"{student}:{guardian}",
                         "student": student,
                         "relationship": child.get("RelationshipDesc"),
                     }

@@ -333,6 +333,8 @@ def _re_enter(day: Day, system: System) -> None:
         if away and record.gone < day.date and person.key not in day.touched:  # type: ignore[operator]
             last = person.stints[-1]
             back = replace(person, records=(replace(record, gone=None, modified=day.at),))
+            if system.leaving == "tombstone":  # what was marked as deleted with the student is there again
+                back = replace(back, seats=tuple(seat._replace(modified=day.at) for seat in back.seats))
             _start(day, back, day.world.schools[last.school], last.grade, kind="re_enter")
             return
 

@@ -23,7 +23,18 @@ INSTEAD = frozenset({"status", "html", "redirect", "reset", "token_answer"})
 PAGING = frozenset({"empty_page", "repeated_page", "shifted_page", "duplicate_ids", "wrong_count"})
 """Faults of what a collection delivers."""
 AFTER = frozenset(
-    {"truncate", "chunked_cut", "half_body", "drip", "gzip_bomb", "content_type", "missing_key", "empty_body"}
+    {
+        "truncate",
+        "chunked_cut",
+        "half_body",
+        "drip",
+        "gzip_bomb",
+        "content_type",
+        "missing_key",
+        "set_key",
+        "empty_body",
+    }
+    | {"slow", "lost_answer"}
 )
 """Faults of how an answer is delivered."""
 KINDS = INSTEAD | PAGING | AFTER | {"expired_token"}
@@ -42,7 +53,9 @@ class Fault:
     status: status, headers, body, content_type · html: body · redirect: status (302), location ·
     token_answer: answer (`empty`, `html`, `no_error`, `no_token`) · shifted_page: change (`insert`, `delete`) ·
     wrong_count: by · drip: seconds (between bytes), bytes (before the rest follows at once) · gzip_bomb: megabytes ·
-    content_type: content_type · missing_key: key (the first list or object, if left out)
+    content_type: content_type · missing_key: key (the first list or object, if left out) · set_key: key, value ·
+    slow: seconds before the answer · lost_answer: what was asked for is done, but the connection breaks instead of the
+    answer
     """
 
     kind: str
@@ -171,6 +184,11 @@ def rewritten(fault: Fault, response: Response) -> Response | None:
         response.content_type = fault.with_.get("content_type", "text/json")
     elif fault.kind == "missing_key":
         response.set_data(_without_key(response.get_data(), fault.with_.get("key")))
+    elif fault.kind == "set_key":
+        content = json.loads(response.get_data())
+        response.set_data(json.dumps({**content, fault.with_["key"]: fault.with_.get("value")}))
+    elif fault.kind == "slow":
+        time.sleep(fault.with_.get("seconds", 1.0))
     elif fault.kind == "empty_body":
         response.set_data(b"")
     elif fault.kind == "gzip_bomb":
@@ -213,6 +231,8 @@ def deliver_badly(fault: Fault, response: Response, connection: socket.socket) -
         lines.append(f"Content-Length: {len(body)}")
         _send(connection, lines, b"")
         _drip(connection, body, fault.with_.get("seconds", 1.0), fault.with_.get("bytes"))
+    elif fault.kind == "lost_answer":
+        reset(connection)
 
 
 def _send(connection: socket.socket, lines: list[str], body: bytes) -> None:

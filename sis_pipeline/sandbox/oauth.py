@@ -1,5 +1,6 @@
 """Access tokens of one system: who may have one, how long it lives, which one is good.
-The shape of the token endpoint's answers differs by vendor and lives in the dialects."""
+The shape of the token endpoint's answers differs by vendor and lives in the dialects; grants by a person in
+`authorization`."""
 
 from __future__ import annotations
 
@@ -94,3 +95,9 @@ def posted(request: Request) -> Credentials | None:
     if "client_id" not in form:
         return None
     return Credentials(form["client_id"], form.get("client_secret", ""), "post")
+
+
+def public(request: Request) -> str | None:
+    """The client id of a public client, which proves nothing and must not try to."""
+    has_secret = "client_secret" in request.form or "Authorization" in request.headers
+    return None if has_secret else request.form.get("client_id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+from datetime import UTC, datetime, time
 from ipaddress import ip_address
 from threading import Lock, Thread
 from types import TracebackType
@@ -15,6 +16,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from werkzeug.wrappers import Request, Response
 
+from sis_pipeline.sandbox.authorization import OAUTH_METADATA, AuthorizationServer
 from sis_pipeline.sandbox.dialects import api_of
 from sis_pipeline.sandbox.dialects.api import Api, Call, json_answer
 from sis_pipeline.sandbox.faults import AFTER, INSTEAD, Fault, Faults, answer_instead, deliver_badly, reset, rewritten
@@ -25,6 +27,8 @@ from sis_pipeline.sandbox.truth import Truth
 from sis_pipeline.sandbox.world import World
 
 CONTROL = "/_sandbox/"
+NOON = time(12)
+"""The time of day in every system: what changed on a day was entered in its morning."""
 
 
 class Handle:
@@ -58,12 +62,25 @@ class Handle:
         return self.api.settings()
 
     def stats(self) -> dict[str, Any]:
-        """Calls by path template, refusals, tokens issued, the worst sliding minute, and times of first and last call."""
-        return self.meter.stats()
+        """Calls by path template, refusals, tokens issued, the worst sliding minute, and times of first and last call;
+        `oauth`: what happened at the authorization server, where there is one."""
+        server = self.api.authorization
+        return {**self.meter.stats(), **({"oauth": server.stats()} if server else {})}
 
     def expire_tokens(self) -> None:
         """End every access token of this system."""
         self.api.tokens.expire()
+
+    @property
+    def authorization(self) -> AuthorizationServer:
+        """The authorization server. Raises ValueError where the system has none."""
+        if self.api.authorization is None:
+            raise ValueError(f"{self.name} has no authorization server; set its option grant to authorization_code")
+        return self.api.authorization
+
+    def revoke_grant(self) -> int:
+        """Withdraw the consent: every token of this system ends. How many families of tokens there were."""
+        return self.authorization.revoke_grant()
 
 
 def _limit(system: System, requests_per_minute: float) -> Limit:
@@ -76,9 +93,15 @@ class _Connection(WSGIRequestHandler):
     """HTTP/1.1, silent, and known to the application, which may have to break it."""
 
     protocol_version = "HTTP/1.1"
+    now: datetime | None = None
+    """What the answer's `Date` says; this machine's time where None."""
 
     def make_environ(self) -> dict[str, Any]:
+        self.now = None
         return {**super().make_environ(), "sandbox.connection": self}
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(self.now.timestamp() if self.now else timestamp)
 
     def log(self, *_args: Any, **_more: Any) -> None:
         """Say nothing: requests are counted, and their paths may carry what tests look for in logs."""
@@ -179,6 +202,8 @@ class SandboxServer:
         return response(environ, start_response)
 
     def _answer(self, request: Request) -> Response:
+        if request.path.startswith(f"{OAUTH_METADATA}/"):
+            return self._metadata(request.path.removeprefix(f"{OAUTH_METADATA}/"))
         name, _, rest = request.path.lstrip("/").partition("/")
         handle = self._handles.get(name)
         if handle is None:
@@ -197,9 +222,10 @@ class SandboxServer:
             endpoint, arguments, template = "", {}, "unknown path"
             missing = handle.api.not_found() if isinstance(refused, NotFound) else Response("", refused.code or 405)
         instead = self._instead(call)
-        if endpoint == "token":
-            response = instead or handle.api.token(call)
-            handle.meter.token_call(issued=response.status_code == 200)
+        if endpoint == "token" or endpoint.startswith("oauth "):
+            response = instead or handle.api.oauth(call, endpoint) or handle.api.not_found()
+            if endpoint == "token":
+                handle.meter.token_call(issued=response.status_code == 200)
             return response
         wait = handle.meter.arrive(template)
         if instead is not None:
@@ -210,7 +236,16 @@ class SandboxServer:
             return missing
         if endpoint not in handle.api.open_endpoints and not self._authorised(handle, call):
             return handle.api.unauthorized()
+        # A system's clock is that of its day, as the modified times of its records are.
+        call.request.environ["sandbox.connection"].now = datetime.combine(call.view.date, NOON, tzinfo=UTC)
         return handle.api.respond(call, endpoint, arguments)
+
+    def _metadata(self, name: str) -> Response:
+        """Of the system whose issuer has that path (RFC 8414 3.1)."""
+        handle = self._handles.get(name)
+        if handle is None or handle.api.authorization is None:
+            return Response("Not found", 404, content_type="text/plain")
+        return handle.api.authorization.metadata("oauth")
 
     def _authorised(self, handle: Handle, call: Call) -> bool:
         value = bearer(call.request)
@@ -259,7 +294,7 @@ class SandboxServer:
             return Response("Not found", 404, content_type="text/plain")
         controls = {
             "day": self._control_day, "faults": self._control_faults, "stats": self._control_stats,
-            "truth": self._control_truth, "systems": self._control_systems,
+            "truth": self._control_truth, "systems": self._control_systems, "grants": self._control_grants,
         }  # fmt: skip
         control = controls.get(request.path.removeprefix(CONTROL))
         if control is None:
@@ -284,6 +319,12 @@ class SandboxServer:
 
     def _control_stats(self, _request: Request) -> Any:
         return {handle.name: handle.stats() for handle in self.systems}
+
+    def _control_grants(self, request: Request) -> Any:
+        """DELETE with `system`: withdraw the consent."""
+        if request.method != "DELETE":
+            return {one.name: one.stats()["oauth"] for one in self.systems if one.api.authorization}
+        return {"families_revoked": self.system(_body(request)["system"]).revoke_grant()}
 
     def _control_truth(self, request: Request) -> Any:
         return self.truth(request.args.get("day", type=int), request.args.get("school_year")).as_json()

@@ -81,7 +81,8 @@ class System:
     Beside them stand the rows that must be quarantined, and who left earlier. `options` bend the dialect; each
     dialect's module names its own. Options every dialect reads: `leaving` ("explicit", "vanish", "tombstone"),
     `dropping` ("dated", "vanish", "tombstone"), `requests_per_minute`, `enforce`, `token_lifetime` (seconds),
-    `bad_rows` (default true), `demographics` (OneRoster family, default true), `pre_registered` (how many).
+    `grant` (`authorization_code`: a person has to grant access; see `authorization` for what else can be set),
+    `forgets_modified` (0.0; the share of students whose modified times never move), `bad_rows` (default true), `demographics` (OneRoster family, default true), `pre_registered` (how many).
     """
 
     name: str

@@ -4,12 +4,14 @@ Still in the world's own words; a dialect turns them into the vendor's."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from sis_pipeline.sandbox.population import MISSING_SECTION
+from sis_pipeline.sandbox.school_calendar import stamp
 from sis_pipeline.sandbox.things import Course, Person, Record, School, Seat, Section, Stint, Teacher, ceds_grade
 
 if TYPE_CHECKING:
@@ -121,12 +123,36 @@ class View:
         rows = [row for person in self.world.people(self.day).values() for row in self._rows_of(person)]
         return sorted(rows, key=lambda row: row.record.order)
 
+    def forgets(self, person: Person) -> bool:
+        """Whether this system never moves the modified times of what belongs to a student, whatever changes."""
+        share = self.system.options.get("forgets_modified", 0.0)
+        return bool(crc32(f"{self.system.name}/{person.key}".encode()) % 100 < share * 100)
+
+    def _stamped(self, person: Person, moment: datetime) -> datetime:
+        return stamp(date(self.world.year, 7, 1)) if self.forgets(person) else moment
+
+    @cached_property
+    def families_modified(self) -> dict[int, datetime]:
+        """Per family when something of it last changed here: a child that came or went changes its guardian."""
+        found: dict[int, datetime] = {}
+        for person in self.world.people(self.day).values():
+            for record in person.records:
+                if record.system == self.system.name:
+                    moment = self._stamped(person, record.modified)
+                    found[person.family] = max(moment, found.get(person.family, moment))
+        return found
+
     def _rows_of(self, person: Person) -> Iterable[StudentRow]:
-        for record in person.records:
-            gone = record.gone is not None and self.system.leaving != "explicit"
-            if record.system != self.system.name or (gone and self.system.leaving == "vanish"):
+        for held in person.records:
+            gone = held.gone is not None and self.system.leaving != "explicit"
+            if held.system != self.system.name or (gone and self.system.leaving == "vanish"):
                 continue
-            stints = tuple(stint for stint in person.stints if stint.system == self.system.name)
+            record = replace(held, modified=self._stamped(person, held.modified))
+            stints = tuple(
+                stint._replace(modified=self._stamped(person, stint.modified))
+                for stint in person.stints
+                if stint.system == self.system.name
+            )
             yield StudentRow(
                 person,
                 record,
@@ -156,7 +182,8 @@ class View:
             yield SeatRow(
                 seat, student, self._school_of(seat, student), self.system.sis_id("seat", seat.order), seat.begin,
                 seat.dropped if seat.dropped is not None and dated and not never else seat.end,
-                max(seat.modified, student.record.modified) if student.tombstone else seat.modified,
+                max(self._stamped(student.person, seat.modified), student.record.modified)
+                if student.tombstone else self._stamped(student.person, seat.modified),
                 tombstone=student.tombstone or (early and self.system.dropping == "tombstone"), dropped=early, never=never,
             )  # fmt: skip
 

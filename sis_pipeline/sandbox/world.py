@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 from threading import RLock
+from zlib import crc32
 
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.sandbox.days import Day, live
@@ -61,6 +62,11 @@ class World:
         self._views: dict[tuple[str, int], View] = {}
         self._truths: dict[tuple[int, str], Truth] = {}
         self._lock = RLock()
+
+    @property
+    def district_number(self) -> int:
+        """The number its state gives the district."""
+        return 3_400_000 + crc32(self.district.encode()) % 90_000
 
     def date(self, day: int) -> date:
         return day_date(self.first_day, day)

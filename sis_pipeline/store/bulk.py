@@ -118,13 +118,21 @@ def _check(table: model.Table, frame: pl.DataFrame, scope: Scope) -> None:
         wrong = {n: str(t) for n, t in frame.schema.items() if expected.get(n) != t} | {
             n: "missing" for n in table.names if n not in frame.columns
         }
-        raise InternalError(f"The frame for {table.name} is not of that table: {wrong or 'columns in another order'}.")
+        raise InternalError(
+            f"The frame for {table.name} is not of that table: {wrong or 'columns in another order'}.",
+            code="internal.frame",
+        )
     outside = frame.filter(pl.any_horizontal(pl.col(name).ne_missing(value) for name, value in scope.items())).height
     if outside:
-        raise InternalError(f"{outside} rows for {table.name} are outside of {', '.join(map(str, scope.values()))}.")
+        raise InternalError(
+            f"{outside} rows for {table.name} are outside of {', '.join(map(str, scope.values()))}.",
+            code="internal.frame",
+        )
     doubled = frame.height - frame.select(pl.struct(table.key).n_unique()).item()
     if doubled:
-        raise InternalError(f"{doubled} rows for {table.name} repeat a key ({', '.join(table.key)}).")
+        raise InternalError(
+            f"{doubled} rows for {table.name} repeat a key ({', '.join(table.key)}).", code="internal.frame"
+        )
     _refuse_nul(table, frame)
 
 
@@ -133,7 +141,10 @@ def _refuse_nul(table: model.Table, frame: pl.DataFrame) -> None:
     found = frame.select(pl.col(texts).str.contains("\x00", literal=True).any())
     columns = [name for name, bad in zip(found.columns, found.row(0), strict=True) if bad]
     if columns:
-        raise DataError(f"PostgreSQL can't hold NUL characters: {table.name} has some in {', '.join(columns)}.")
+        raise DataError(
+            f"PostgreSQL can't hold NUL characters: {table.name} has some in {', '.join(columns)}.",
+            code="data.unstorable",
+        )
 
 
 @contextmanager
@@ -147,7 +158,8 @@ def _words(name: str, rows: int) -> Iterator[None]:
             raise
         column = f", column {cause.diag.column_name}" if cause.diag.column_name else ""
         raise DataError(
-            f"Writing {rows} rows to {name} failed{column}: {type(cause).__name__} ({cause.sqlstate or 'no SQLSTATE'})."
+            f"Writing {rows} rows to {name} failed{column}: {type(cause).__name__} ({cause.sqlstate or 'no SQLSTATE'}).",
+            code="data.unstorable",
         ) from None
 
 

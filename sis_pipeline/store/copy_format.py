@@ -63,13 +63,13 @@ def _json(series: pl.Series) -> Pieces:
 def _uuid(series: pl.Series) -> Pieces:
     data = series.str.replace_all("-", "", literal=True).str.decode("hex", strict=False)
     if wrong := int((series.is_not_null() & (data.is_null() | (data.bin.size() != 16))).sum()):
-        raise DataError(f"{wrong} values of {series.name} are no UUIDs.")
+        raise DataError(f"{wrong} values of {series.name} are no UUIDs.", code="data.unstorable")
     return _variable(data)
 
 
 def _int(series: pl.Series) -> Pieces:
     if wrong := int((~series.is_between(-(2**31), 2**31 - 1)).sum()):
-        raise DataError(f"{wrong} values of {series.name} are beyond 32 bits.")
+        raise DataError(f"{wrong} values of {series.name} are beyond 32 bits.", code="data.unstorable")
     return _fixed(series, ">i4")
 
 

@@ -7,14 +7,17 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from upath import UPath
 
-from sis_pipeline.connect.errors import DataError, InternalError
+from sis_pipeline.connect.errors import DataError, InternalError, TransientError
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
@@ -33,20 +36,29 @@ class DataFolder:
         self._local = Path(root.path).absolute() if root.protocol in {"", "file", "local"} else None
 
     def write(self, path: str, body: bytes, *, replace: bool = False) -> None:
-        """Write a whole file; readers never see a part of it. Raises InternalError if it exists, unless `replace`."""
+        """Write a whole file; readers never see a part of it.
+
+        Raises InternalError if it exists, unless `replace`, and TransientError where a local disk does not take it.
+        """
         if not replace and self.exists(path):
-            raise InternalError(f"{path} exists already; written files are never changed.")
+            raise InternalError(f"{path} exists already; written files are never changed.", code="internal.state")
         if self._local is None:
             (self._root / path).write_bytes(body)
             return
         target = self._local / path
-        _make_private(target.parent)
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
-        with open(part, "wb", opener=_private) as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        try:
+            _make_private(target.parent)
+            with open(part, "wb", opener=_private) as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except OSError as error:
+            with suppress(OSError):
+                part.unlink()
+            why = os.strerror(error.errno) if error.errno else "unknown reason"
+            raise TransientError(f"{path} could not be written: {why}.", code="transient.storage") from None
 
     def read(self, path: str) -> bytes:
         """Raises DataError where the file is gone."""
@@ -54,11 +66,30 @@ class DataFolder:
             return bytes((self._local / path if self._local else self._root / path).read_bytes())
         except FileNotFoundError:
             raise DataError(
-                f"{path} is missing in the data folder.", advice="Restore it from a backup, or sync again."
+                f"{path} is missing in the data folder.",
+                code="data.missing_file",
+                advice="Restore it from a backup, or sync again.",
             ) from None
 
     def exists(self, path: str) -> bool:
         return bool((self._local / path if self._local else self._root / path).exists())
+
+    def names(self, folder: str) -> list[str]:
+        """The files of a folder by name, in order; none where there is no such folder."""
+        try:
+            return sorted(file.name for file in (self._local or self._root).joinpath(folder).iterdir())
+        except FileNotFoundError:
+            return []
+
+    def drop_parts(self, older_than: timedelta) -> int:
+        """Delete what killed processes left half written, which nobody reads; how many files that were."""
+        if self._local is None:
+            return 0
+        before = time.time() - older_than.total_seconds()
+        parts = [part for part in self._local.rglob(".*.part") if part.stat().st_mtime < before]
+        for part in parts:
+            part.unlink(missing_ok=True)
+        return len(parts)
 
     def delete(self, path: str) -> None:
         (self._local / path if self._local else self._root / path).unlink()
@@ -81,7 +112,9 @@ class DataFolder:
         body = self.read(path)
         if expected is not None and digest(body) != expected:
             raise DataError(
-                f"{path} was changed after it was written.", advice="Restore it from a backup, or merge again."
+                f"{path} was changed after it was written.",
+                code="data.tampered",
+                advice="Restore it from a backup, or merge again.",
             )
         return pl.read_parquet(body)
 

@@ -78,13 +78,16 @@ class Holds:
     def _decide(self, hold_id: str, status: Status, actor: str, reason: str) -> StoredHold:
         if not (reason.strip() and actor.strip()):
             raise ConfigError(
-                "A decision about a hold needs who decides and why.", advice="Give both, and run it again."
+                "A decision about a hold needs who decides and why.",
+                code="config.hold_reason",
+                advice="Give both, and run it again.",
             )
         with self._engine.begin() as connection:
             found = _get(connection, hold_id, lock=True)
             if found.status == "applied" or found.decided_by == PIPELINE:
                 raise ConfigError(
                     f"Hold {hold_id} is {found.status} already ({found.decided_reason}).",
+                    code="config.hold_decided",
                     advice="`sis holds list` shows the open ones.",
                 )
             connection.execute(
@@ -113,21 +116,22 @@ def released(connection: Connection, district: str, school_year: str) -> frozens
 
 def record(
     connection: Connection, operation: Operation, held: Sequence[guard.Hold], let_through: frozenset[str]
-) -> None:
+) -> list[audit.Entry]:
     """Bring the holds of a district and school year to what its merge says, in the publication's transaction.
 
     Holds that were let through are applied, new ones opened, and open ones whose removals are no longer pending
     closed. A person's decision about the same removals stays; a closed or applied hold that comes up again is
-    reopened.
+    reopened. What it changed is returned for the audit log.
     """
     same = (holds.c.district == operation.district) & (holds.c.school_year == operation.school_year)
-    connection.execute(
+    applied = connection.scalars(
         update(holds)
         .where(same, holds.c.fingerprint.in_(let_through), holds.c.status == "released")
         .values(status="applied")
-    )
+        .returning(holds.c.hold_id)
+    ).all()
     current = [hold.fingerprint for hold in held]
-    connection.execute(
+    closed = connection.scalars(
         update(holds)
         .where(same, holds.c.status == "open", holds.c.fingerprint.not_in(current))
         .values(
@@ -136,12 +140,19 @@ def record(
             decided_reason="these removals are no longer pending",
             decided_at=NOW,
         )
-    )
-    for hold in held:
-        connection.execute(_raise(operation, hold))
+        .returning(holds.c.hold_id)
+    ).all()
+    raised = [(connection.scalar(_raise(operation, hold)), {"removals": hold.removals}) for hold in held]
+    by: dict[str, object] = {"operation_id": operation.operation_id}
+    return [
+        *(audit.Entry("hold.applied", hold_id, operation.district, by) for hold_id in applied),
+        *(audit.Entry("hold.closed", hold_id, operation.district, by) for hold_id in closed),
+        *(audit.Entry("hold.opened", hold_id, operation.district, by | size) for hold_id, size in raised if hold_id),
+    ]
 
 
 def _raise(operation: Operation, hold: guard.Hold) -> Any:
+    """A statement that gives the hold's id where it is open only since now, nothing where it was before."""
     statement = insert(holds).values(
         hold_id=str(uuid.uuid4()),
         district=operation.district,
@@ -172,14 +183,16 @@ def _raise(operation: Operation, hold: guard.Hold) -> Any:
             "decided_at": None,
         },
         where=again,
-    )
+    ).returning(holds.c.hold_id)
 
 
 def _get(connection: Connection, hold_id: str, *, lock: bool = False) -> StoredHold:
     query = select(holds).where(holds.c.hold_id == _uuid(hold_id))
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise ConfigError(f"There is no hold {hold_id}.", advice="`sis holds list` shows those there are.")
+        raise ConfigError(
+            f"There is no hold {hold_id}.", code="config.no_hold", advice="`sis holds list` shows those there are."
+        )
     return _stored(row)
 
 
@@ -188,7 +201,7 @@ def _uuid(hold_id: str) -> str:
         return str(uuid.UUID(hold_id))
     except ValueError:
         raise ConfigError(
-            f"{hold_id[:80]!r} is no hold id.", advice="`sis holds list` shows those there are."
+            f"{hold_id[:80]!r} is no hold id.", code="config.no_hold", advice="`sis holds list` shows those there are."
         ) from None
 
 

@@ -4,19 +4,20 @@ Their secrets are the vault's; what is read from them, and how, is not known her
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from sqlalchemy import Connection, Engine, Row, select, text, update
+from sqlalchemy import Connection, Engine, Row, Update, select, text, update
 
-from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.connect.errors import ConfigError, SisError
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import KEY_PATTERN, SCHEMA, integrations, oauth_tokens, snapshots
 from sis_pipeline.store.locks import is_syncing
+from sis_pipeline.store.status import STATUS_OF, Status, next_status, status_after_test
 
-Status = Literal["healthy", "degraded", "needs_reauth", "failing", "paused"]
 DISTRICT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
 """Districts name folders, too: LEA ids and slugs, nothing that could traverse or separate."""
 NOW = text(f"{SCHEMA}.clock()")
@@ -24,7 +25,11 @@ NOW = text(f"{SCHEMA}.clock()")
 
 @dataclass(frozen=True, slots=True)
 class Integration:
-    """One connection to one SIS. `priority`: lower wins. `organisations`: organisation sis_id -> district."""
+    """One connection to one SIS. `priority`: lower wins. `organisations`: organisation sis_id -> district.
+
+    What is below `priority` is noted by the pipeline, and not saved from here: `failures` are the syncs that failed since
+    the last good one, `source_identity` the ids of the districts whose data the system gives, as it names them itself.
+    """
 
     key: str
     provider: str
@@ -34,6 +39,10 @@ class Integration:
     priority: int = 100
     status: Status = "healthy"
     status_reason: str | None = None
+    status_since: datetime | None = None
+    failures: int = 0
+    last_success_at: datetime | None = None
+    source_identity: frozenset[str] = frozenset()
 
     @property
     def paused(self) -> bool:
@@ -50,6 +59,7 @@ def check_key(key: str) -> str:
     if not re.fullmatch(KEY_PATTERN.strip("^$"), key):
         raise ConfigError(
             f"{key[:80]!r} can't be the key of an integration.",
+            code="config.bad_name",
             advice="Use 1 to 63 lower-case letters, digits and hyphens, a letter or digit first, as in lincoln-ps.",
         )
     return key
@@ -60,6 +70,7 @@ def check_district(district: str) -> str:
     if not re.fullmatch(DISTRICT_PATTERN, district):
         raise ConfigError(
             f"{district[:80]!r} can't be the id of a district.",
+            code="config.bad_name",
             advice="Use 1 to 63 letters, digits, hyphens and underscores, a letter or digit first.",
         )
     return district
@@ -90,23 +101,24 @@ class Integrations:
             if before and not replace:
                 raise ConfigError(
                     f"There is an integration {integration.key} already ({before.provider}, {before.district}).",
+                    code="config.integration_exists",
                     advice="Choose another key, or add --replace to change it.",
                 )
             if before and before.provider != integration.provider:
                 raise ConfigError(
                     f"{integration.key} is a {before.provider} integration; it can't become {integration.provider}.",
+                    code="config.other_provider",
                     advice="Choose another key for the new system, and pause and remove this one if it is gone.",
                 )
             _check_settings(integration)
-            self._save(connection, integration, before)
-            audit.append(
-                connection,
+            healed = self._save(connection, integration, before)
+            done = audit.Entry(
                 "integration.replace" if before else "integration.add",
                 integration.key,
-                district=integration.district,
-                actor=actor,
-                details=_changes(integration, before),
+                integration.district,
+                _changes(integration, before),
             )
+            audit.append_all(connection, [*healed, done], actor=actor)
         return self.get(integration.key)
 
     def get(self, key: str) -> Integration:
@@ -135,20 +147,84 @@ class Integrations:
     def resume(self, key: str, actor: str | None = None) -> Integration:
         """Sync it again. Raises ConfigError where it is not paused."""
         if not self.get(key).paused:
-            raise ConfigError(f"{key} is not paused.", advice="Nothing needs to be done.")
+            raise ConfigError(f"{key} is not paused.", code="config.not_paused", advice="Nothing needs to be done.")
         return self._mark(key, "healthy", None, "integration.resume", actor)
 
     def set_status(self, key: str, status: Status, reason: str | None = None) -> None:
         """Note how the connection does. A paused integration stays paused: only `resume` ends that."""
         if status not in get_args(Status) or status == "paused":
-            raise ConfigError(f"{status!r} is no status of a connection; pause with `pause`.")
+            raise ConfigError(f"{status!r} is no status of a connection; pause with `pause`.", code="config.status")
         with self._engine.begin() as connection:
-            _get(connection, key)
-            connection.execute(
-                update(integrations)
-                .where(integrations.c.key == key, integrations.c.status != "paused")
-                .values(status=status, status_reason=reason)
-            )
+            found = _get(connection, key, lock=True)
+            if not found.paused:
+                _change_status(connection, found, status, reason)
+
+    def note_sync(self, key: str, error: SisError | None, *, counts: bool = True) -> Integration:
+        """Keep what a sync that came to its end (`error` None), or failed, says of the connection; see store.status.
+
+        `counts` is false for a sync that failed before and was tried again: it counts as one failure.
+        """
+        with self._engine.begin() as connection:
+            found = _get(connection, key, lock=True)
+            failures = 0 if error is None else found.failures + counts
+            counted: dict[str, Any] = {"failures": failures}
+            if error is None:
+                counted["last_success_at"] = NOW
+            connection.execute(update(integrations).where(integrations.c.key == key).values(**counted))
+            status = next_status(found.status, failures, error.error_class if error else None)
+            _change_status(connection, found, status, _reason(found, status, error))
+        return self.get(key)
+
+    def note_test(self, key: str, error: SisError | None) -> Integration:
+        """Keep what a test of the credentials says of the connection; it heals what only credentials can cause."""
+        with self._engine.begin() as connection:
+            found = _get(connection, key, lock=True)
+            status = status_after_test(found.status, error.error_class if error else None)
+            if status != found.status:
+                _change_status(connection, found, status, _reason(found, status, error))
+        return self.get(key)
+
+    def credentials_changed(self, key: str) -> Integration:
+        """New credentials were stored: what was refused before is tried again. What else is wrong stays as it is."""
+        with self._engine.begin() as connection:
+            found = _get(connection, key, lock=True)
+            if found.status == "needs_reauth":
+                _change_status(connection, found, "healthy", None)
+        return self.get(key)
+
+    def recognise(self, key: str, districts: frozenset[str]) -> None:
+        """Compare whose data a system gives (see Provider.whose) with whose it gave first; keep it the first time.
+
+        Nothing to compare (`districts` empty) is accepted. Raises ConfigError `config.wrong_district` for a district
+        that was not there before: its students would be taken for this integration's. One that is missing is no harm.
+        """
+        if not districts:
+            return
+        with self._engine.begin() as connection:
+            found = _get(connection, key, lock=True)
+            known = found.source_identity
+            if not known:
+                _keep_identity(connection, found, districts, None)
+            elif not districts <= known:
+                raise ConfigError(
+                    f"Integration {key!r} answers with the data of district {in_words(districts - known)}; until now it was "
+                    f"{in_words(known)}. Nothing was read.",
+                    code="config.wrong_district",
+                    integration=key,
+                )
+
+    def trust(self, key: str, districts: frozenset[str], actor: str | None = None) -> Integration:
+        """A person says that these districts are the right ones; earlier ones that are not among them no longer are."""
+        with self._engine.begin() as connection:
+            found = _get(connection, key, lock=True)
+            if districts != found.source_identity:
+                _keep_identity(connection, found, districts, actor)
+        return self.get(key)
+
+    def check_removable(self, key: str) -> Integration:
+        """Raises ConfigError as `remove`: for whoever has something to do before, which could not be undone."""
+        with self._engine.begin() as connection:
+            return _removable(connection, key, force=False)
 
     def remove(self, key: str, actor: str | None = None, *, force: bool = False) -> None:
         """Forget a paused integration and delete its secrets and tokens, for good.
@@ -158,14 +234,7 @@ class Integrations:
         is not paused, or is being synced right now (unless `force`).
         """
         with self._engine.begin() as connection:
-            found = _get(connection, key, lock=True)
-            if not found.paused:
-                raise ConfigError(f"{key} is not paused.", advice=f"Run `sis integration pause {key}` first.")
-            if not force and (years := _syncing(connection, key)):
-                raise ConfigError(
-                    f"{key} is being synced for {', '.join(years)} right now.",
-                    advice="Wait for the sync to end, then remove it again.",
-                )
+            found = _removable(connection, key, force=force)
             tokens = connection.execute(oauth_tokens.delete().where(oauth_tokens.c.integration == key)).rowcount
             connection.execute(integrations.delete().where(integrations.c.key == key))
             audit.append(
@@ -180,15 +249,14 @@ class Integrations:
     def _mark(self, key: str, status: Status, reason: str | None, action: str, actor: str | None) -> Integration:
         with self._engine.begin() as connection:
             found = _get(connection, key, lock=True)
-            connection.execute(
-                update(integrations).where(integrations.c.key == key).values(status=status, status_reason=reason)
-            )
+            connection.execute(_status_values(found, status, reason).values(failures=0))
             details = {"reason": reason} if reason else {}
             audit.append(connection, action, key, district=found.district, actor=actor, details=details)
         return self.get(key)
 
     @staticmethod
-    def _save(connection: Connection, integration: Integration, before: Integration | None) -> None:
+    def _save(connection: Connection, integration: Integration, before: Integration | None) -> Sequence[audit.Entry]:
+        """What the audit log is to say of its status: in the chain of the district it had before."""
         values = {
             "district": integration.district,
             "organisations": dict(integration.organisations),
@@ -199,16 +267,68 @@ class Integrations:
             connection.execute(
                 integrations.insert().values(key=integration.key, provider=integration.provider, **values)
             )
-            return
-        status = {} if before.paused else {"status": "healthy", "status_reason": None}
+            return []
         connection.execute(
-            update(integrations).where(integrations.c.key == integration.key).values(**values, **status, updated_at=NOW)
+            update(integrations).where(integrations.c.key == integration.key).values(**values, updated_at=NOW)
         )
+        if before.paused:
+            return []
+        connection.execute(update(integrations).where(integrations.c.key == integration.key).values(failures=0))
+        return _write_status(connection, before, "healthy", None)
 
 
 def all_of(connection: Connection) -> list[Integration]:
     """Every integration, by key."""
     return [_integration(row) for row in connection.execute(select(integrations).order_by(integrations.c.key))]
+
+
+def in_words(districts: frozenset[str]) -> str:
+    """The ids of districts as a person reads them; a state-wide system has hundreds."""
+    shown = ", ".join(sorted(districts)[:5])
+    return f"{shown} and {len(districts) - 5} more" if len(districts) > 5 else shown
+
+
+def _reason(found: Integration, status: Status, error: SisError | None) -> str | None:
+    """Why the status is what it is: the newest error, unless an older and graver one or a person still decides."""
+    stays = status == found.status
+    if status == "paused" or (stays and error is not None and STATUS_OF[error.error_class] != status):
+        return found.status_reason
+    return error.message if error else None
+
+
+def _change_status(connection: Connection, found: Integration, status: Status, reason: str | None) -> None:
+    audit.append_all(connection, _write_status(connection, found, status, reason))
+
+
+def _write_status(connection: Connection, found: Integration, status: Status, reason: str | None) -> list[audit.Entry]:
+    """Write a status and its reason; what the audit log is to say of it, which is nothing but a change of status."""
+    if (status, reason) == (found.status, found.status_reason):
+        return []
+    connection.execute(_status_values(found, status, reason))
+    if status == found.status:
+        return []
+    details = {"from": found.status, "to": status} | ({"reason": reason} if reason else {})
+    return [audit.Entry("integration.status", found.key, found.district, details)]
+
+
+def _status_values(found: Integration, status: Status, reason: str | None) -> Update:
+    since = {"status_since": NOW} if status != found.status else {}
+    values = {"status": status, "status_reason": reason, **since}
+    return update(integrations).where(integrations.c.key == found.key).values(**values)
+
+
+def _keep_identity(connection: Connection, found: Integration, districts: frozenset[str], actor: str | None) -> None:
+    kept = " ".join(sorted(districts)) or None
+    connection.execute(update(integrations).where(integrations.c.key == found.key).values(source_identity=kept))
+    old = in_words(found.source_identity) or None
+    audit.append(
+        connection,
+        "integration.trust" if found.source_identity else "integration.identity",
+        found.key,
+        district=found.district,
+        actor=actor,
+        details={"from": old, "to": in_words(districts) or None},
+    )
 
 
 def _check_settings(integration: Integration) -> None:
@@ -241,7 +361,24 @@ def _get(connection: Connection, key: str, *, lock: bool = False) -> Integration
         known = list(connection.scalars(select(integrations.c.key).order_by(integrations.c.key)))
         near = get_close_matches(key, known, n=3, cutoff=0.5)
         advice = f"Did you mean {' or '.join(near)}?" if near else "`sis integration list` shows those there are."
-        raise ConfigError(f"There is no integration {key}.", advice=advice)
+        raise ConfigError(f"There is no integration {key}.", code="config.no_integration", advice=advice)
+    return found
+
+
+def _removable(connection: Connection, key: str, *, force: bool) -> Integration:
+    found = _get(connection, key, lock=True)
+    if not found.paused:
+        raise ConfigError(
+            f"{key} is not paused.",
+            code="config.not_paused",
+            advice=f"Run `sis integration pause {key}` first.",
+        )
+    if not force and (years := _syncing(connection, key)):
+        raise ConfigError(
+            f"{key} is being synced for {', '.join(years)} right now.",
+            code="config.syncing",
+            advice="Wait for the sync to end, then remove it again.",
+        )
     return found
 
 
@@ -264,4 +401,8 @@ def _integration(row: Row[Any]) -> Integration:
         priority=row.priority,
         status=row.status,
         status_reason=row.status_reason,
+        status_since=row.status_since,
+        failures=row.failures,
+        last_success_at=row.last_success_at,
+        source_identity=frozenset((row.source_identity or "").split()),
     )

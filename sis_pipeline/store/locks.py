@@ -36,6 +36,8 @@ select set_config('application_name', :name, true), set_config('idle_in_transact
 class AlreadyRunningError(TransientError):
     """Another process syncs the same integration and school year."""
 
+    default_code = "transient.already_running"
+
 
 def lock_key(*names: str) -> int:
     """The advisory lock number of a name: 64 bits of its hash."""

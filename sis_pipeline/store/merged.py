@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, Row, func, select, text, update
 
 from sis_pipeline import __version__
 from sis_pipeline.connect.errors import ConfigError, InternalError
+from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import SCHEMA, holds, quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
 from sis_pipeline.roster.guard import Hold, Thresholds
@@ -109,6 +110,7 @@ class MergeStore:
         if not found:
             raise ConfigError(
                 f"No integration of {district} has a good snapshot for {school_year}.",
+                code="config.no_snapshot",
                 advice="Run `sis sync` first, and see `sis integration list` for what failed.",
             )
         rules = [rule for rule in (policies, thresholds) if rule is not None]
@@ -158,6 +160,7 @@ class MergeStore:
                 "stats": asdict(merged.stats),
             },
         )
+        crash_point("merge.frames_written")
         self._mark(operation, "merged", merged.stats)
         return self.get(operation.operation_id)
 
@@ -266,11 +269,18 @@ class MergeStore:
         with self._engine.begin() as connection:
             marked = connection.execute(
                 update(sync_operations)
-                .where(sync_operations.c.operation_id == operation.operation_id, sync_operations.c.status == "merging")
+                .where(
+                    sync_operations.c.operation_id == operation.operation_id,
+                    # A later merge was published meanwhile: the publication of this one will say so.
+                    sync_operations.c.status.in_(("merging", "superseded")),
+                )
                 .values(status=status, **values)
             )
         if marked.rowcount != 1:
-            raise InternalError(f"Operation {operation.operation_id} is not being merged; it can't become {status}.")
+            raise InternalError(
+                f"Operation {operation.operation_id} is not being merged; it can't become {status}.",
+                code="internal.state",
+            )
 
 
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:
@@ -295,7 +305,7 @@ def read_operation(connection: Connection, operation_id: str, *, lock: bool = Fa
     query = select(sync_operations).where(sync_operations.c.operation_id == operation_id)
     row = connection.execute(query.with_for_update() if lock else query).one_or_none()
     if row is None:
-        raise ConfigError(f"There is no operation {operation_id}.")
+        raise ConfigError(f"There is no operation {operation_id}.", code="config.no_operation")
     return _operation(row)
 
 
@@ -357,7 +367,9 @@ def _quarantined(connection: Connection, found: Sequence[Snapshot]) -> dict[str,
 
 def _input(integration: Integration, snapshot: Snapshot) -> IntegrationInput:
     if snapshot.verdict not in {"complete", "partial", "delta"}:
-        raise InternalError(f"Snapshot {snapshot.snapshot_id} is {snapshot.verdict}; it can't be merged.")
+        raise InternalError(
+            f"Snapshot {snapshot.snapshot_id} is {snapshot.verdict}; it can't be merged.", code="internal.state"
+        )
     return IntegrationInput(
         priority=integration.priority,
         completeness=snapshot.verdict,

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select, text, update
 
 from sis_pipeline.connect.errors import InternalError, TransientError
+from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
@@ -24,6 +25,8 @@ TIMEOUTS = {"statement_timeout": "30min", "idle_in_transaction_session_timeout":
 
 class SupersededError(TransientError):
     """The merge started from a state that is no longer the published one: gather and merge again."""
+
+    default_code = "transient.superseded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Published:
 def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: str | None = None) -> Published:
     """Apply a merged operation to the tables of its district; readers see the state before it or after it.
 
-    Rows, ledger, holds, audit row and the operation's own mark are one transaction. Publishing an operation that is
+    Rows, ledger, holds, audit entries and the operation's own mark are one transaction. Publishing an operation that is
     published already does nothing. Raises SupersededError when the district published something else since the merge
     read it, or a hold it lets through was taken back.
     """
@@ -63,8 +66,21 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         outdated = _outdated(connection, found, released)
         if outdated:
             _mark(connection, found, "superseded", {**(found.summary or {}), "superseded": outdated})
+            details = {"school_year": found.school_year, "epoch": found.epoch, "reason": outdated}
+            audit.append(
+                connection,
+                "roster.superseded",
+                found.operation_id,
+                district=found.district,
+                actor=actor,
+                details=details,
+            )
         else:
-            return _publish(connection, found, merged, released, actor)
+            published = _publish(connection, found, merged, released, actor)
+            crash_point("publish.before_commit")
+    if not outdated:
+        crash_point("publish.after_commit")
+        return published
     raise SupersededError(
         f"The merge of {operation.district} for {operation.school_year} is out of date: {outdated}.",
         advice="Nothing was changed. Merge the district again; the next merge starts from what is published now.",
@@ -76,7 +92,8 @@ def _outdated(connection: Connection, operation: Operation, released: frozenset[
     """Why an operation may not be published, None where it may."""
     if operation.status not in {"merged", "superseded"}:
         raise InternalError(
-            f"Operation {operation.operation_id} is {operation.status}; only a merged one is published."
+            f"Operation {operation.operation_id} is {operation.status}; only a merged one is published.",
+            code="internal.state",
         )
     now = published_epochs(connection, operation.district)
     if now != dict(operation.published_before):
@@ -92,7 +109,7 @@ def _publish(
 ) -> Published:
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
     applied = {name: _apply(connection, operation, merged, name) for name in MERGED if name in merged.frames}
-    holds.record(connection, operation, merged.held, released)
+    decided = holds.record(connection, operation, merged.held, released)
     changes = _new_changes(connection, operation, started)
     held = sum(hold.removals for hold in merged.held)
     summary = {
@@ -101,16 +118,12 @@ def _publish(
         "changes": changes,
         "held": held,
     }
-    audit.append(
-        connection,
-        "roster.publish",
-        operation.operation_id,
-        district=operation.district,
-        actor=actor,
-        details={"school_year": operation.school_year, "epoch": operation.epoch, "changes": changes, "held": held}
-        | {"written": sum(one.written for one in applied.values())},
-    )
     _mark(connection, operation, "published", summary)
+    _supersede_earlier(connection, operation)
+    details = {"school_year": operation.school_year, "epoch": operation.epoch, "changes": changes, "held": held}
+    written = {"written": sum(one.written for one in applied.values())}
+    published = audit.Entry("roster.publish", operation.operation_id, operation.district, details | written)
+    audit.append_all(connection, [published, *decided], actor=actor)
     return Published(operation.operation_id, applied, changes, held)
 
 
@@ -140,6 +153,13 @@ def _new_changes(connection: Connection, operation: Operation, started: Any) -> 
         .order_by(ledger.kind)
     )
     return {row.kind: row.events for row in connection.execute(query)}
+
+
+def _supersede_earlier(connection: Connection, operation: Operation) -> None:
+    """Earlier merges that were not published never can be now: those of killed processes would stay open for ever."""
+    same = (sync_operations.c.district == operation.district) & (sync_operations.c.school_year == operation.school_year)
+    earlier = same & (sync_operations.c.epoch < operation.epoch) & sync_operations.c.status.in_(("merging", "merged"))
+    connection.execute(update(sync_operations).where(earlier).values(status="superseded"))
 
 
 def _mark(connection: Connection, operation: Operation, status: str, summary: Mapping[str, Any]) -> None:

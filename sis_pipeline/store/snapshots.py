@@ -1,5 +1,6 @@
 """Snapshots: the pages one reading of a SIS gave, what they prove, and the standard frames made of them.
-A snapshot is written once and never changed; which snapshots are merged, and how, is decided by their verdict and in `merged`."""
+A page is kept for good as it arrives, so that a reading that was interrupted can be gone on with; once it has come to its
+end it is never changed. Which snapshots are merged, and how, is decided by their verdict and in `merged`."""
 
 from __future__ import annotations
 
@@ -8,19 +9,21 @@ import io
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
 
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Engine, Row, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
-from sis_pipeline.db.tables import SCHEMA, integrations, snapshots
-from sis_pipeline.providers.base import RESOURCE_NAME
+from sis_pipeline.crashpoints import crash_point
+from sis_pipeline.db import audit
+from sis_pipeline.db.tables import SCHEMA, integrations, snapshot_pages, snapshots
+from sis_pipeline.providers.base import RESOURCE_NAME, Origin
 from sis_pipeline.roster.frames import empty, to_polars
 from sis_pipeline.roster.model import ENTITIES, Kind
 from sis_pipeline.roster.school_year import SchoolYear
@@ -56,6 +59,9 @@ class Snapshot:
 
     `verdict`: pending until the standard frames were checked; only complete, partial and delta are merged.
     `evidence`: by resource, the reading. `rows` and `quarantined`: by entity. `age`: since it started.
+    `resumed`: how often it was gone on with; `api_calls` and `seconds` are then those of the last time.
+    `base_snapshot_id`, `since`: of a reading of changes, what they are laid over and from when on they were asked for.
+    `watermark`: the source's time when it began; None where nothing can be built on it. `drift`: see defs.deltas.
     """
 
     integration: str
@@ -74,6 +80,12 @@ class Snapshot:
     bytes: int | None
     seconds: float | None
     run_id: str | None
+    base_snapshot_id: str | None
+    since: datetime | None
+    watermark: datetime | None
+    drift: Mapping[str, Any] | None
+    settings_hash: str | None
+    resumed: int
     started_at: datetime
     finished_at: datetime | None
     age: timedelta
@@ -102,14 +114,22 @@ class SnapshotStore:
     """The snapshots below `data_url` (a folder or any fsspec URL) and their rows in PostgreSQL."""
 
     def __init__(self, engine: Engine, data_url: str) -> None:
-        self._engine = engine
+        self.engine = engine
         self.files = DataFolder(data_url)
 
-    def begin(self, integration: str, provider: str, school_year: str, run_id: str | None = None) -> SnapshotWriter:
+    def begin(
+        self,
+        integration: str,
+        provider: str,
+        school_year: str,
+        run_id: str | None = None,
+        *,
+        settings_hash: str | None = None,
+    ) -> SnapshotWriter:
         """Start a snapshot; until `finish` it is a pending row, whatever happens to this process."""
         snapshot_id = str(uuid.uuid4())
         path = f"raw/{check_key(integration)}/{_year(school_year)}/{snapshot_id}"
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(
                 snapshots.insert().values(
                     integration=integration,
@@ -118,15 +138,60 @@ class SnapshotStore:
                     snapshot_id=snapshot_id,
                     path=path,
                     run_id=run_id,
+                    settings_hash=settings_hash,
                 )
             )
         return SnapshotWriter(self, self.get(snapshot_id))
+
+    def go_on(
+        self,
+        integration: str,
+        provider: str,
+        school_year: str,
+        run_id: str | None,
+        *,
+        settings_hash: str,
+        within: timedelta,
+    ) -> SnapshotWriter | None:
+        """The interrupted reading to go on with, or None. Only for who holds the integration's lock: then no other
+        process can be at it.
+
+        It must be the newest, have kept pages, be of the same provider and settings, and not have begun longer ago than
+        `within`: its first pages are that old. All others are given up for good.
+        """
+        going_on: SnapshotWriter | None = None
+        newest = select(*AGED).where(_of(integration, school_year), snapshots.c.finished_at.is_(None)).order_by(*NEWEST)
+        with self.engine.connect() as connection:
+            unfinished = [_snapshot(row) for row in connection.execute(newest)]
+            kept = {one.snapshot_id: _kept_pages(connection, one.snapshot_id) for one in unfinished[:1]}
+        for place, one in enumerate(unfinished):
+            if place:
+                reason = "a newer reading took its place"
+            elif (one.provider, one.settings_hash) != (provider, settings_hash):
+                reason = "the integration was changed since"
+            elif one.age > within:
+                reason = "it was too old to go on with"
+            elif not kept[one.snapshot_id]:
+                reason = "it was interrupted before it had kept a page"
+            else:
+                self._set(one.snapshot_id, run_id=run_id, resumed=snapshots.c.resumed + 1, evidence=None)
+                going_on = SnapshotWriter(self, self.get(one.snapshot_id), kept[one.snapshot_id])
+                continue
+            SnapshotWriter(self, one).abandon(reason)
+        return going_on
+
+    def unfinished(self, older_than: timedelta) -> list[Snapshot]:
+        """Readings that began longer ago and have not come to an end; somebody may still be at one of them."""
+        old = text(f"snapshots.started_at < {SCHEMA}.clock() - :age").bindparams(age=older_than)
+        query = select(*AGED).where(snapshots.c.finished_at.is_(None), old).order_by(*NEWEST)
+        with self.engine.connect() as connection:
+            return [_snapshot(row) for row in connection.execute(query)]
 
     def get(self, snapshot_id: str) -> Snapshot:
         """Raises ConfigError where there is none."""
         found = self._newest(snapshots.c.snapshot_id == snapshot_id)
         if found is None:
-            raise ConfigError(f"There is no snapshot {snapshot_id}.")
+            raise ConfigError(f"There is no snapshot {snapshot_id}.", code="config.no_snapshot")
         return found
 
     def latest(self, integration: str, school_year: str) -> Snapshot | None:
@@ -142,7 +207,7 @@ class SnapshotStore:
     def good_years(self) -> list[str]:
         """The school years that have a good snapshot."""
         query = select(snapshots.c.school_year).where(snapshots.c.verdict.in_(GOOD)).distinct()
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return sorted(connection.scalars(query))
 
     def latest_good(
@@ -155,7 +220,7 @@ class SnapshotStore:
         condition = (snapshots.c.school_year == school_year) & snapshots.c.verdict.in_(GOOD)
         newest = select(*AGED).ext(distinct_on(snapshots.c.integration)).where(condition).order_by(*NEWEST)
         registered = self._registered(district)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             found = [_snapshot(row) for row in connection.execute(newest)]
         return [
             one
@@ -163,23 +228,57 @@ class SnapshotStore:
             if one.integration in registered and (integrations is None or one.integration in integrations)
         ]
 
+    def head(self, integration: str, school_year: str, *, before: Snapshot | None = None) -> Snapshot | None:
+        """The newest good reading that changes can be laid over, a complete one or itself one of changes; `before`: the
+        newest that began before that one."""
+        fit = _of(integration, school_year) & snapshots.c.watermark.is_not(None)
+        fit &= snapshots.c.verdict.in_(("complete", "delta"))
+        return self._newest(fit if before is None else fit & (snapshots.c.started_at < before.started_at))
+
+    def chain(self, last: Snapshot | None) -> list[Snapshot]:
+        """A full reading and the readings of changes laid over it up to `last`, the oldest first; empty without one."""
+        found: list[Snapshot] = []
+        while last is not None:
+            found.insert(0, last)
+            last = self.get(last.base_snapshot_id) if last.base_snapshot_id else None
+        return found
+
+    def build_no_more(self, snapshot_id: str) -> None:
+        """Nothing is laid over this reading any more, nor over those that are laid over it."""
+        with self.engine.begin() as connection:
+            later = select(snapshots.c.snapshot_id).where(snapshots.c.snapshot_id == snapshot_id).cte(recursive=True)
+            later = later.union(
+                select(snapshots.c.snapshot_id).where(snapshots.c.base_snapshot_id == later.c.snapshot_id)
+            )
+            chained = snapshots.c.snapshot_id.in_(select(later.c.snapshot_id))
+            connection.execute(update(snapshots).where(chained).values(watermark=None))
+
+    def keep_drift(self, snapshot_id: str, drift: Mapping[str, Any]) -> Snapshot:
+        """Keep what the deltas before a full reading had missed: counts, no values."""
+        self._set(snapshot_id, drift=dict(drift))
+        return self.get(snapshot_id)
+
     def last_rows(self, integration: str, school_year: str) -> dict[str, int]:
-        """Rows per resource of the newest reading that came to its end; empty where there is none."""
+        """Rows per resource of the newest full reading that came to its end; empty where there is none."""
         return self._last(integration, school_year, "rows")
 
     def last_pages(self, integration: str, school_year: str) -> dict[str, int]:
-        """Pages per resource of the newest reading that came to its end; empty where there is none."""
+        """Pages per resource of the newest full reading that came to its end; empty where there is none."""
         return self._last(integration, school_year, "pages")
 
     def _last(self, integration: str, school_year: str, what: str) -> dict[str, int]:
-        read = self._newest(_of(integration, school_year) & snapshots.c.completeness.is_not(None))
+        ended = snapshots.c.completeness.is_not(None) & snapshots.c.base_snapshot_id.is_(None)
+        read = self._newest(_of(integration, school_year) & ended)
         return {name: int(reading[what]) for name, reading in read.evidence.items()} if read else {}
 
     def open_raw(self, snapshot_id: str) -> StoredPages:
         """The raw pages of a finished snapshot. Raises DataError where its manifest is not the one that was written."""
         snapshot = self.get(snapshot_id)
         if snapshot.completeness is None:
-            raise ConfigError(f"The reading of snapshot {snapshot_id} of {snapshot.integration} never came to its end.")
+            raise ConfigError(
+                f"The reading of snapshot {snapshot_id} of {snapshot.integration} never came to its end.",
+                code="config.no_snapshot",
+            )
         manifest = self.files.read_json(f"{snapshot.path}/manifest.json")
         kept = {
             name: [KeptPage(**page) for page in resource["pages"]] for name, resource in manifest["resources"].items()
@@ -208,7 +307,7 @@ class SnapshotStore:
         for entity, frame in lines.items():
             whole = _whole_rows(standard[entity], frame)
             self.files.write_frame(f"{snapshot.folder('quarantine')}/{entity}.parquet", whole, replace=True)
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(
                 text(f"delete from {SCHEMA}.quarantine where snapshot_id = :id"), {"id": snapshot.snapshot_id}
             )
@@ -241,24 +340,32 @@ class SnapshotStore:
         """Say what a snapshot is worth. Raises InternalError for more than its reading proved, or without frames."""
         snapshot = self.get(snapshot_id)
         if verdict in GOOD and snapshot.roster_hash is None:
-            raise InternalError(f"Snapshot {snapshot_id} has no standard frames; it can't be {verdict}.")
+            raise InternalError(
+                f"Snapshot {snapshot_id} has no standard frames; it can't be {verdict}.", code="internal.state"
+            )
         if verdict in {"complete", "delta"} and verdict != snapshot.completeness:
-            raise InternalError(f"Snapshot {snapshot_id} was read {snapshot.completeness}; it can't be {verdict}.")
-        self._set(snapshot_id, verdict=verdict)
+            raise InternalError(
+                f"Snapshot {snapshot_id} was read {snapshot.completeness}; it can't be {verdict}.",
+                code="internal.state",
+            )
+        with self.engine.begin() as connection:
+            connection.execute(update(snapshots).where(snapshots.c.snapshot_id == snapshot_id).values(verdict=verdict))
+            counts = {"rows": sum(snapshot.rows.values()), "quarantined": sum(snapshot.quarantined.values())}
+            _audit(connection, snapshot, "sync.verdict", {"verdict": verdict, **counts})
         return self.get(snapshot_id)
 
     def _set(self, snapshot_id: str, **values: Any) -> None:
-        with self._engine.begin() as connection:
+        with self.engine.begin() as connection:
             connection.execute(update(snapshots).where(snapshots.c.snapshot_id == snapshot_id).values(**values))
 
     def _newest(self, condition: ColumnElement[bool]) -> Snapshot | None:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             row = connection.execute(select(*AGED).where(condition).order_by(*NEWEST).limit(1)).one_or_none()
         return _snapshot(row) if row else None
 
     def _registered(self, district: str | None) -> set[str]:
         query = select(integrations.c.key, integrations.c.district, integrations.c.organisations)
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             return {
                 row.key
                 for row in connection.execute(query)
@@ -266,37 +373,165 @@ class SnapshotStore:
             }
 
 
-class SnapshotWriter:
-    """One reading as it is kept, page by page. Nothing is good before `finish`, and nothing is added after it."""
+def _audit(connection: Connection, snapshot: Snapshot, action: str, details: Mapping[str, object]) -> None:
+    """An entry about a reading, last in its transaction."""
+    about = {"snapshot_id": snapshot.snapshot_id, "school_year": snapshot.school_year, **details}
+    district = audit.district_of(connection, snapshot.integration)
+    audit.append(connection, action, snapshot.integration, district=district, details=about)
 
-    def __init__(self, store: SnapshotStore, snapshot: Snapshot) -> None:
+
+@dataclass(frozen=True, slots=True)
+class PageBefore:
+    """A page that an interrupted reading kept, as providers.reading takes it over (its `Kept`)."""
+
+    page: KeptPage
+    origin: Origin
+    total: int | None
+    _files: DataFolder
+    _snapshot: Snapshot
+
+    def body(self) -> bytes:
+        """Raises DataError where it is not the one that was written."""
+        return _body(self._files, self._snapshot, self.page)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A page with its row of snapshot_pages."""
+
+    page: KeptPage
+    origin: Origin | None
+    total: int | None
+
+
+@dataclass(slots=True)
+class _Collection:
+    """The pages of one resource. `sure`: how many of them belong to the reading; those behind are from before."""
+
+    rows: list[_Row] = field(default_factory=list)
+    sure: int = 0
+
+    @property
+    def pages(self) -> list[KeptPage]:
+        return [row.page for row in self.rows[: self.sure]]
+
+
+class SnapshotWriter:
+    """One reading as it is kept, page by page. Nothing is good before `finish`, and nothing is added after it.
+
+    A page counts as kept once its row is committed, which is after its file is on disk. What a killed process left
+    without a row is removed when the reading is gone on with.
+    """
+
+    def __init__(
+        self, store: SnapshotStore, snapshot: Snapshot, before: Mapping[str, list[_Row]] | None = None
+    ) -> None:
         self._store = store
         self.snapshot = snapshot
-        self._kept: dict[str, list[KeptPage]] = {}
+        self._resources = {name: _Collection(list(rows)) for name, rows in (before or {}).items()}
+        self._before = {name: tuple(rows) for name, rows in (before or {}).items()}
         self._closed = False
+        if before:
+            self._sweep()
 
-    def add_page(self, resource: str, about: Mapping[str, str], page_number: int, body: bytes, records: int) -> None:
-        """Keep one page. Page 1 of a resource that has pages starts it over: those are dropped."""
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more pages."""
+        return self._closed
+
+    @property
+    def pages_before(self) -> int:
+        """How many pages the interrupted reading had kept."""
+        return sum(map(len, self._before.values()))
+
+    def before(self, resource: str) -> list[PageBefore]:
+        """The pages that the interrupted reading kept of a resource, from the first on, as far as they can be taken
+        over. Safe to be asked by several threads."""
+        found = []
+        for row in self._before.get(resource, ()):
+            if row.origin is None:
+                break
+            found.append(PageBefore(row.page, row.origin, row.total, self._store.files, self.snapshot))
+        return found
+
+    def build_on(self, base: Snapshot | None, *, since: datetime | None, watermark: datetime | None) -> None:
+        """Say what the reading is laid over, None for a full one; and when it began by the source's clock, None where
+        nothing may be built on it. A reading that is gone on with began when it began."""
+        self._check_open()
+        self._store._set(  # noqa: SLF001
+            self.snapshot.snapshot_id,
+            base_snapshot_id=base.snapshot_id if base else None,
+            since=since,
+            watermark=watermark,
+        )
+
+    def add_page(
+        self,
+        resource: str,
+        about: Mapping[str, str],
+        page_number: int,
+        body: bytes,
+        records: int,
+        *,
+        origin: Origin | None = None,
+        total: int | None = None,
+        kept: bool = False,
+    ) -> None:
+        """Keep one page. Page 1 of a resource that has pages starts it over: those are dropped.
+
+        `origin` and `total` let a later process go on behind it. `kept`: it is one of `before`, and nothing is written.
+        """
         self._check_open()
         if not RESOURCE_NAME.fullmatch(resource):
             raise InternalError(
-                f"{resource[:80]!r} can't name a resource: letters, digits, hyphens and underscores only."
+                f"{resource[:80]!r} can't name a resource: letters, digits, hyphens and underscores only.",
+                code="internal.plugin",
             )
+        collection = self._resources.setdefault(resource, _Collection())
         if page_number == 1:
-            self._drop(resource)
-        file = f"{resource}/{len(self._kept.get(resource, [])) + 1:05d}.json.zst"
+            collection.sure = 0
+        if kept and collection.sure < len(collection.rows):
+            collection.sure += 1
+            return
+        crash_point("read.page_received")
+        self._drop(resource, collection)
+        file = f"{resource}/{collection.sure + 1:05d}.json.zst"
         self._store.files.write(f"{self.snapshot.path}/{file}", pa.compress(body, codec="zstd", asbytes=True))
+        crash_point("read.page_written")
         page = KeptPage(page_number, file, records, len(body), digest(body), dict(about))
-        self._kept.setdefault(resource, []).append(page)
+        row = _Row(page, origin, total)
+        with self._store.engine.begin() as connection:
+            connection.execute(snapshot_pages.insert().values(self._values(resource, collection.sure + 1, row)))
+        collection.rows.append(row)
+        collection.sure += 1
+        crash_point("read.page_committed")
+
+    def _values(self, resource: str, number: int, row: _Row) -> dict[str, Any]:
+        origin = row.origin or Origin("", {})
+        return {
+            **{name: value for name, value in asdict(row.page).items() if name != "number"},
+            "integration": self.snapshot.integration,
+            "snapshot_id": self.snapshot.snapshot_id,
+            "resource": resource,
+            "number": number,
+            "request": origin.request,
+            "headers": dict(origin.headers),
+            "token_version": origin.token_version,
+            "total": row.total,
+        }
 
     def finish(
         self, readings: Iterable[Reading], completeness: Completeness, api_calls: int, seconds: float
     ) -> Snapshot:
         """Write the manifest, then the row. `seconds`: what the reading took."""
         self._check_open()
+        crash_point("read.before_finish")
         evidence = {reading.resource: _plain(reading) for reading in readings}
-        whole = content_hash(self._kept)
-        size = sum(page.bytes for pages in self._kept.values() for page in pages)
+        for name, collection in self._resources.items():
+            self._drop(name, collection)
+        kept = {name: collection.pages for name, collection in self._resources.items() if collection.sure}
+        whole = content_hash(kept)
+        size = sum(page.bytes for pages in kept.values() for page in pages)
         self._store.files.write_json(
             f"{self.snapshot.path}/manifest.json",
             {
@@ -311,12 +546,13 @@ class SnapshotWriter:
                 "seconds": seconds,
                 "content_hash": whole,
                 "resources": {
-                    name: {"pages": [asdict(page) for page in self._kept.get(name, [])], "reading": evidence.get(name)}
-                    for name in sorted({*self._kept, *evidence})
+                    name: {"pages": [asdict(page) for page in kept.get(name, [])], "reading": evidence.get(name)}
+                    for name in sorted({*kept, *evidence})
                 },
             },
         )
-        return self._close(
+        crash_point("read.manifest_written")
+        snapshot = self._close(
             completeness=completeness,
             evidence=evidence,
             content_hash=whole,
@@ -324,6 +560,16 @@ class SnapshotWriter:
             bytes=size,
             seconds=seconds,
         )
+        crash_point("read.finished")
+        return snapshot
+
+    def interrupt(self, reason: str) -> int:
+        """Leave a reading to be gone on with by a later one; how many pages it has. `reason` as for `abandon`."""
+        self._check_open()
+        self._closed = True
+        pages = sum(len(collection.rows) for collection in self._resources.values())
+        self._store._set(self.snapshot.snapshot_id, evidence={"interrupted": reason, "pages": pages})  # noqa: SLF001
+        return pages
 
     def abandon(self, reason: str) -> Snapshot:
         """End a reading that failed; its pages stay for inspection. `reason` is for a person and holds no values."""
@@ -331,17 +577,52 @@ class SnapshotWriter:
         return self._close(verdict="rejected", evidence={"abandoned": reason})
 
     def _close(self, **values: Any) -> Snapshot:
+        """End the reading; from then on its pages are in the manifest, or nobody's."""
         self._closed = True
-        self._store._set(self.snapshot.snapshot_id, finished_at=text(f"{SCHEMA}.clock()"), **values)  # noqa: SLF001
-        return self._store.get(self.snapshot.snapshot_id)
+        mine = self.snapshot.snapshot_id
+        with self._store.engine.begin() as connection:
+            connection.execute(snapshot_pages.delete().where(snapshot_pages.c.snapshot_id == mine))
+            ended = {"finished_at": text(f"{SCHEMA}.clock()"), **values}
+            connection.execute(update(snapshots).where(snapshots.c.snapshot_id == mine).values(**ended))
+            told: dict[str, object] = {
+                name: values[name] for name in ("completeness", "api_calls", "bytes") if name in values
+            }
+            failed = values["evidence"] if "verdict" in values else {}
+            _audit(connection, self.snapshot, "sync.read", {**told, **failed})
+        return self._store.get(mine)
 
-    def _drop(self, resource: str) -> None:
-        for page in self._kept.pop(resource, []):
-            self._store.files.delete(f"{self.snapshot.path}/{page.file}")
+    def _drop(self, resource: str, collection: _Collection) -> None:
+        """Drop the pages behind those that are sure: first their rows, so that a row always has its file."""
+        gone = collection.rows[collection.sure :]
+        if not gone:
+            return
+        with self._store.engine.begin() as connection:
+            connection.execute(
+                snapshot_pages.delete().where(
+                    snapshot_pages.c.snapshot_id == self.snapshot.snapshot_id,
+                    snapshot_pages.c.resource == resource,
+                    snapshot_pages.c.number > collection.sure,
+                )
+            )
+        del collection.rows[collection.sure :]
+        for row in gone:
+            self._store.files.delete(f"{self.snapshot.path}/{row.page.file}")
+
+    def _sweep(self) -> None:
+        """Remove the files that have no row: a page or a manifest that a killed process had just written."""
+        files, path = self._store.files, self.snapshot.path
+        kept = {row.page.file for rows in self._before.values() for row in rows}
+        for name in files.names(path):
+            inside = [f"{name}/{file}" for file in files.names(f"{path}/{name}")] if _is_folder(name) else [name]
+            for file in inside:
+                if file not in kept:
+                    files.delete(f"{path}/{file}")
 
     def _check_open(self) -> None:
         if self._closed:
-            raise InternalError(f"Snapshot {self.snapshot.snapshot_id} is closed; it takes no more pages.")
+            raise InternalError(
+                f"Snapshot {self.snapshot.snapshot_id} is closed; it takes no more pages.", code="internal.state"
+            )
 
 
 class StoredPages:
@@ -361,14 +642,35 @@ class StoredPages:
         """(about, body) of every page, in order; nothing for a resource without pages. Raises DataError for a page that
         was changed after it was written."""
         for page in self._kept.get(resource, []):
-            packed = self._files.read(f"{self._snapshot.path}/{page.file}")
-            try:
-                body = pa.decompress(packed, decompressed_size=page.bytes, codec="zstd", asbytes=True)
-            except (OSError, pa.ArrowInvalid):
-                raise _tampered(self._snapshot, page.file) from None
-            if digest(body) != page.sha256:
-                raise _tampered(self._snapshot, page.file)
-            yield page.about, body
+            yield page.about, _body(self._files, self._snapshot, page)
+
+
+def _body(files: DataFolder, snapshot: Snapshot, page: KeptPage) -> bytes:
+    packed = files.read(f"{snapshot.path}/{page.file}")
+    try:
+        body = bytes(pa.decompress(packed, decompressed_size=page.bytes, codec="zstd", asbytes=True))
+    except (OSError, pa.ArrowInvalid):
+        raise _tampered(snapshot, page.file) from None
+    if digest(body) != page.sha256:
+        raise _tampered(snapshot, page.file)
+    return body
+
+
+def _is_folder(name: str) -> bool:
+    """Of what lies in a snapshot's folder: resources have no dot in their names, files always do."""
+    return RESOURCE_NAME.fullmatch(name) is not None
+
+
+def _kept_pages(connection: Connection, snapshot_id: str) -> dict[str, list[_Row]]:
+    """By resource, in order, the pages of a reading under way."""
+    table = snapshot_pages.c
+    query = select(snapshot_pages).where(table.snapshot_id == snapshot_id).order_by(table.resource, table.number)
+    found: dict[str, list[_Row]] = {}
+    for row in connection.execute(query):
+        page = KeptPage(row.number, row.file, row.records, row.bytes, row.sha256, row.about)
+        origin = Origin(row.request, row.headers, row.token_version) if row.request else None
+        found.setdefault(row.resource, []).append(_Row(page, origin, row.total))
+    return found
 
 
 def content_hash(kept: Mapping[str, Sequence[KeptPage]]) -> str:
@@ -450,11 +752,12 @@ def _year(school_year: str) -> str:
     try:
         return SchoolYear.parse(school_year).key
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(str(error), code="config.school_year") from None
 
 
 def _tampered(snapshot: Snapshot, what: str) -> DataError:
     return DataError(
         f"Snapshot {snapshot.snapshot_id} of {snapshot.integration} was changed after it was written: {what} is not as recorded.",
+        code="data.tampered",
         advice="Restore the data folder from a backup, or sync again.",
     )

@@ -47,6 +47,7 @@ def test_a_failure_is_told_in_words(fan):
     (outcome,) = fan.run([Job("a", "refuse", {})])
     assert outcome.error == {
         "class": "config",
+        "code": "config",
         "message": "integration x: no such school year.",
         "advice": "Choose another.",
     }

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL
 
 from sis_pipeline.db.engine import engine_for
 
-TABLES = "sis.oauth_tokens, sis.encryption_keys, sis.rate_limits, sis.api_calls"
+TABLES = "sis.oauth_tokens, sis.encryption_keys, sis.rate_limits, sis.api_calls, sis.circuit_breakers"
 
 
 @pytest.fixture(scope="session")

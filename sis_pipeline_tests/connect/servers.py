@@ -80,6 +80,8 @@ class Sis:
     lifetime: float = 3600.0
     calls_per_token: int | None = None
     """After so many good answers a token is turned down, although it has not expired."""
+    down_for: float = 0.0
+    """So many seconds from its first call on, /open fails with 503."""
     delay: float = 0.0
     """Seconds a token call takes: long enough for others to try the same."""
     tokens: list[str] = field(default_factory=list)
@@ -127,7 +129,8 @@ def serve(sis: Sis) -> Iterator[Sis]:
             if urlsplit(self.path).path == "/open":
                 with sis.lock:
                     sis.arrivals.append(time.monotonic())
-                self._send(200, {"rows": []})
+                    down = sis.arrivals[-1] < sis.arrivals[0] + sis.down_for
+                self._send(503 if down else 200, {"rows": []})
                 return
             bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
             good = sis.data(bearer)

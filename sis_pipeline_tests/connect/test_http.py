@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request as ServerRequest
 from werkzeug import Response as ServerResponse
 
-from sis_pipeline.connect.addresses import is_loopback_name
+from sis_pipeline.connect.addresses import is_loopback_name, origin
 from sis_pipeline.connect.errors import Call, ConfigError, ContractError, SisError, TransientError
-from sis_pipeline.connect.http import USER_AGENT, Door, Reply, checked_headers, expect_json, origin
+from sis_pipeline.connect.http import USER_AGENT, Door, Reply, checked_headers, expect_json
 from sis_pipeline.connect.wire import Timeouts
 from sis_pipeline_tests.connect.servers import Script, Sis, http_answer, raw_server, serve, writes
 
@@ -207,6 +208,88 @@ def test_names_that_lead_inside_are_refused(monkeypatch: pytest.MonkeyPatch, hos
     assert lookups == [host]
 
 
+INSIDE = [
+    "127.1", "127.0.1", "2130706433", "0x7f000001", "0x7f.0.0.1", "0177.0.0.1", "017700000001",
+    "0", "0.0.0.0", "10.0.0.1", "10.255.255.255", "167772161", "0xa000001", "012.0.0.1", "172.16.0.1", "172.31.255.255",
+    "192.168.0.1", "192.168.257", "100.64.0.1", "100.100.100.200", "169.254.169.254", "2852039166", "0xa9fea9fe",
+    "0251.0376.0251.0376", "168.63.129.16", "192.0.0.192", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255",
+    "[::]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[::ffff:a9fe:a9fe]", "[::10.0.0.1]", "[fe80::1]",
+    "[fd00::1]", "[fd00:ec2::254]", "[fc00::1]", "[ff02::1]", "[2002:7f00:1::1]", "[2002:a00:1::1]",
+    "[64:ff9b::7f00:1]", "[64:ff9b::a9fe:a9fe]", "[64:ff9b:1::1]", "[2001:db8::1]", "[2001::1]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", INSIDE)
+def test_no_spelling_of_an_inside_address_is_connected_to(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    def connect(_self: socket.socket, address: object) -> None:
+        pytest.fail(f"connected to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(ConfigError):
+        fetch(f"https://{host}")
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "2002:808:808::1"])
+def test_public_addresses_are_reached(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: [(2, 1, 6, "", (address, 443))])
+    assert Door(["https://sis.example.org"])._addresses("sis.example.org", 443) == [address]
+
+
+def test_a_name_is_looked_up_once_so_that_its_second_answer_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: the address that was checked is the one connected to."""
+    real, asked = socket.getaddrinfo, list[str]()
+
+    def resolve(host: str, port: int, *arguments: object, **more: object) -> object:
+        asked.append(host)
+        answer = "127.0.0.1" if asked.count("localhost") <= 1 else "127.9.9.9"
+        return real(answer if host == "localhost" else host, port, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with serve(Sis()) as sis:
+        door = Door([sis.url.replace("127.0.0.1", "localhost")])
+        for _ in range(3):
+            assert door.send(CALL, f"{sis.url.replace('127.0.0.1', 'localhost')}/open").status == 200
+        door.close()
+    assert asked.count("localhost") == 1
+    assert len(sis.arrivals) == 3
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "{scheme}://user:password@{host}/students",
+        "{scheme}://Bearer@{host}/students",
+        "{scheme}://{host}@{other}/students",
+        "{scheme}://{host}.{other}/students",
+        "{scheme}://x{host}/students",
+        "{scheme}://{other}#@{host}/students",
+        "{scheme}://{other}?@{host}/students",
+        "https://{host}/students",
+        "ftp://{host}/students",
+        "file://{host}/etc/passwd",
+        "gopher://{host}/students",
+        "{scheme}://127.0.0.1/students",
+        "{scheme}://127.0.0.1:1/students",
+        "{scheme}://127.0.0.2:{port}/students",
+        "{scheme}://2130706433:{port}/students",
+        "{scheme}://[::ffff:127.0.0.1]:{port}/students",
+    ],
+)
+def test_no_link_leads_elsewhere_or_brings_credentials(link: str) -> None:
+    with raw_server(writes(http_answer(BODY))) as own, raw_server(writes(http_answer(BODY))) as other:
+        host = own.url.removeprefix("http://")
+        url = link.format(
+            scheme="http", host=host, other=other.url.removeprefix("http://"), port=host.partition(":")[2]
+        )
+        with pytest.raises(SisError):
+            Door([own.url]).send(CALL, url, headers={"Authorization": "Bearer t"})
+    assert own.requests == other.requests == []
+
+
+def test_the_product_names_itself_with_its_version() -> None:
+    assert f"sis_pipeline/{version('sis_pipeline')}" == USER_AGENT
+
+
 def test_an_inside_address_can_be_allowed_but_not_the_metadata_service(monkeypatch: pytest.MonkeyPatch) -> None:
     def resolves_to(address: str) -> None:
         answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443))]
@@ -215,7 +298,7 @@ def test_an_inside_address_can_be_allowed_but_not_the_metadata_service(monkeypat
     door = Door(["https://sis.example.org"], private_addresses=True)
     resolves_to("10.1.2.3")
     assert door._addresses("sis.example.org", 443) == ["10.1.2.3"]
-    for address in ("169.254.169.254", "127.0.0.1", "224.0.0.1"):
+    for address in ("169.254.169.254", "127.0.0.1", "224.0.0.1", "192.0.0.192"):
         resolves_to(address)
         with pytest.raises(ConfigError):
             door._addresses("sis.example.org", 443)

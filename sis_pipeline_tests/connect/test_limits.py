@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL
 
-from sis_pipeline.connect.limits import SPARE, RateLimit
+from sis_pipeline.connect.errors import retry_after
+from sis_pipeline.connect.limits import SPARE, RateLimit, limit_key, listed, reset
 from sis_pipeline_tests.connect.servers import Sis, serve
 from sis_pipeline_tests.connect.workers import in_processes, send_many
 
@@ -50,6 +51,69 @@ def test_a_push_back_holds_everybody_and_never_shortens(database: Engine) -> Non
     limit.push_back("a", 1e9)
     assert 890 < other.reserve("a", 6000).wait < 900.1
     assert grants(database, "a") == 0
+
+
+def test_a_clock_that_is_set_back_holds_nobody(database: Engine) -> None:
+    """What the source asked for holds on all the same, and an even pace does from the next slot on."""
+    limit = RateLimit(database)
+    with database.connect() as connection:
+        ahead = connection.scalar(text("select sis.clock() + interval '10 minutes'"))
+    for pushed in (None, ahead):
+        limit.reserve("k", 60)
+        with database.begin() as connection:
+            change = text("update sis.rate_limits set next_free = :ahead, pushed_until = :pushed")
+            connection.execute(change, {"ahead": ahead, "pushed": pushed})
+        slot = limit.reserve("k", 60)
+        assert slot.granted == (pushed is None)
+        assert slot.wait == pytest.approx(0 if pushed is None else 600, abs=5)
+        if pushed is None:
+            assert limit.reserve("k", 60).wait == pytest.approx(60 / 60 * SPARE, abs=0.2)
+
+
+def test_a_person_sees_and_resets_it(database: Engine) -> None:
+    limit = RateLimit(database)
+    limit.reserve("a", 60)
+    limit.reserve("b", 90)
+    limit.push_back("a", 300)
+    limit.push_back("a", 20)
+    with database.begin() as connection:
+        one, other = listed(connection)
+        assert (one.key, one.per_minute, one.granted) == ("a", 60, 1)
+        assert 299 < one.pushed <= 300
+        assert one.next_free == pytest.approx(one.pushed, abs=0.1)
+        assert (other.key, other.per_minute, other.pushed) == ("b", 90, 0)
+        assert listed(connection, "b")[0].key == "b"
+        assert reset(connection, "a")
+        assert not reset(connection, "c")
+    with database.begin() as connection:
+        assert (listed(connection, "a")[0].pushed, listed(connection, "a")[0].next_free) == (0, 0)
+        assert not reset(connection, "a"), "nobody waits any more"
+    assert limit.reserve("a", 60).granted
+
+
+@pytest.mark.parametrize(
+    ("asked", "least", "most"),
+    [
+        ("3", 3, 3), ("0", 0, 0), ("1.5", 1.5, 1.5), ("-5", 0, 0), ("soon", 0, 0), ("1e9", 0, 0), ("", 0, 0),
+        ("1000000000", 900, 900), ("9" * 400, 900, 900), ("Fri, 31 Dec 1999 23:59:59 GMT", 0, 0),
+        ("Mon, 23 Nov 2026 10:00:30 GMT", 30, 30), ("Mon, 23 Nov 2099 10:00:30 GMT", 900, 900), ("٣", 0, 0),
+    ],
+)  # fmt: skip
+def test_whatever_is_asked_moves_the_row_by_a_sane_time(
+    database: Engine, asked: str, least: float, most: float
+) -> None:
+    """No wait, for forms that say none (the caller's own backoff applies); never longer than a quarter of an hour."""
+    seconds = retry_after({"retry-after": asked, "date": "Mon, 23 Nov 2026 10:00:00 GMT"}) or 0.0
+    RateLimit(database).push_back("a", seconds)
+    with database.connect() as connection:
+        pushed = listed(connection)[0].pushed
+    assert max(least - 1, 0) <= pushed <= most
+
+
+def test_what_shares_a_limit() -> None:
+    assert limit_key("powerschool", "https://A.example.org/ws", "c", None) == "powerschool https://a.example.org:443 c"
+    assert limit_key("powerschool", "https://a.example.org", None, None) == "powerschool https://a.example.org:443 -"
+    assert limit_key("powerschool", "https://a.example.org", "c", "county") == "group county"
 
 
 def test_a_slot_waited_for_moves_with_a_push_back(database: Engine) -> None:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sis_pipeline.connect.breaker import SourceLeftAloneError
 from sis_pipeline.connect.errors import AuthExpiredError, ConfigError, RateLimitedError, SisError, TransientError
-from sis_pipeline.connect.retry import Backoff, attempts
+from sis_pipeline.connect.retry import Backoff, Patience, RetryBudget, attempts
 
 FAST = Backoff(base=0.0001, cap=0.001)
 
@@ -35,14 +36,16 @@ def test_a_refused_token_is_replaced_at_once() -> None:
     assert Backoff().seconds(AuthExpiredError("x"), 1) == 0
 
 
-def _run(errors: list[Exception], backoff: Backoff = FAST) -> tuple[int, list[float]]:
+def _run(
+    errors: list[Exception], backoff: Backoff = FAST, budget: RetryBudget | None = None
+) -> tuple[int, list[float]]:
     tries, waits = 0, []
 
     def told(_error: SisError, seconds: float) -> float:
         waits.append(seconds)
         return seconds
 
-    for attempt in attempts(backoff, told):
+    for attempt in attempts(backoff, budget or RetryBudget(), told):
         with attempt:
             tries += 1
             assert attempt.num == tries
@@ -66,3 +69,52 @@ def test_the_fifth_failure_is_the_last() -> None:
 def test_what_is_not_worth_it_comes_through_at_once(error: Exception) -> None:
     with pytest.raises(type(error)):
         _run([error, TransientError("never raised")])
+
+
+def test_a_run_repeats_ten_calls_and_a_tenth_of_those_it_made() -> None:
+    budget = RetryBudget()
+    repeated = 0
+    for _ in range(200):
+        tries, _ = _run([TransientError("x")], budget=budget) if budget.retries < 10 else (1, [])
+        repeated += tries - 1
+    assert repeated == 10
+    with pytest.raises(TransientError, match="It was not tried again: this run has repeated 10 of its 11 calls"):
+        _run([TransientError("x")], budget=budget)
+    for _ in range(189):
+        _run([], budget=budget)
+    for _ in range(10):
+        assert _run([TransientError("x")], budget=budget)[0] == 2, "210 calls allow 21"
+
+
+@given(st.lists(st.booleans(), max_size=400))
+def test_however_much_fails_the_load_grows_by_a_tenth(failing: list[bool]) -> None:
+    budget = RetryBudget()
+    made = 0
+    for fails in failing:
+        budget.calls += 1
+        made += 1
+        while fails and budget.take(TransientError("x")):
+            made += 1
+    assert made <= max(len(failing) + 11, 1.1 * len(failing) + 1)
+
+
+@pytest.mark.parametrize("kind", [RateLimitedError, AuthExpiredError])
+def test_throttles_and_refused_tokens_are_not_in_the_budget(kind: type[SisError]) -> None:
+    budget = RetryBudget()
+    for _ in range(50):
+        assert _run([kind("x")], budget=budget)[0] == 2
+    assert budget.retries == 0
+
+
+def test_what_was_waited_for_already_is_not_tried_again() -> None:
+    with pytest.raises(SourceLeftAloneError):
+        _run([SourceLeftAloneError("x", breaker="a", retry_after=30.0)])
+
+
+def test_patience_ends() -> None:
+    patience = Patience.of(Backoff(cap=60))
+    assert patience.take(30)
+    assert not patience.take(61)
+    assert patience.take(58)
+    assert patience.take(30)
+    assert not patience.take(30)

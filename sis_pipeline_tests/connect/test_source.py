@@ -10,9 +10,12 @@ from email.utils import formatdate
 import pytest
 from pytest_httpserver import HTTPServer
 from sqlalchemy import Engine, text
+from structlog.contextvars import get_contextvars, merge_contextvars
+from structlog.testing import capture_logs
 from werkzeug import Request as ServerRequest
 from werkzeug import Response as ServerResponse
 
+from sis_pipeline.connect.breaker import SourceLeftAloneError
 from sis_pipeline.connect.contract import OAuth, Request, Source
 from sis_pipeline.connect.errors import (
     AuthRevokedError,
@@ -22,7 +25,8 @@ from sis_pipeline.connect.errors import (
     SisError,
     TransientError,
 )
-from sis_pipeline.connect.source import CallRecord, HttpSource, rate_key
+from sis_pipeline.connect.retry import Backoff
+from sis_pipeline.connect.source import CallRecord, HttpSource, percentile, purge_api_calls, rate_key, report
 from sis_pipeline.connect.vault import Keys, Vault
 from sis_pipeline_tests.connect.servers import Sis, http_answer, raw_server, serve, writes
 from sis_pipeline_tests.connect.workers import KEY, SECRET, Options, a_source
@@ -371,3 +375,152 @@ def test_records_are_written_in_batches_and_at_the_end(database: Engine) -> None
 def test_an_address_with_a_query_is_no_base(database: Engine) -> None:
     with pytest.raises(ConfigError, match="query"):
         a_source(database, "https://sis.example.org/api?tenant=1", authorised=False)
+
+
+def test_a_request_has_one_id_on_the_wire_in_the_table_and_in_the_log(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine
+) -> None:
+    vendor.answers = [answer(503)]
+    with capture_logs(processors=[merge_contextvars]) as lines, make() as source:
+        source.send(Request("/users", {"filter": "name='Rosalind'"}, template="/users"))
+        source.send(Request("/users"))
+    with database.connect() as connection:
+        ids = list(connection.scalars(text("select request_id from sis.api_calls order by call_id")))
+    assert ids[0] == ids[1] == ids[2] != ids[3], "token call, failed attempt and repeat belong to one request"
+    assert [request.headers["X-Request-Id"] for request in vendor.seen] == ids[1:]
+    called = [line for line in lines if line["event"] == "called"]
+    assert [line["request_id"] for line in called] == ids
+    assert [(line["template"], line["attempt"], line["status"]) for line in called] == [
+        ("/token", 1, 200),
+        ("/users", 1, 503),
+        ("/users", 2, 200),
+        ("/users", 1, 200),
+    ]
+    assert all(line["integration"] == "lincoln" and line["bytes"] > 0 and "milliseconds" in line for line in called)
+    assert "Rosalind" not in str(lines)
+    assert SECRET not in str(lines)
+    assert get_contextvars() == {}, "nothing of a call is left for the next"
+
+
+def test_an_error_says_which_request_it_was(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    vendor.answers = [answer(404)]
+    with make() as source, pytest.raises(ConfigError) as caught:
+        source.send(Request("/users"))
+    assert caught.value.context["request_id"] == vendor.seen[0].headers["X-Request-Id"]
+
+
+def test_a_system_that_keeps_failing_is_left_alone(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine
+) -> None:
+    vendor.answers = [answer(500)] * 99
+    with make() as source, make() as sibling:
+        with pytest.raises(TransientError):
+            source.send(Request("/users"))
+        granted = _granted(database)
+        for one in (source, sibling):
+            with pytest.raises(SourceLeftAloneError, match="left alone for another") as caught:
+                one.send(Request("/users"))
+        seen = report([source, sibling])
+    assert len(vendor.seen) == 5, "nothing more was sent"
+    assert caught.value.retry_after > 20
+    assert _granted(database) == granted, "and no slot was used up"
+    assert [state.state for state in seen.breakers] == ["open"]
+    assert len(rows(database)) == 6
+    with database.begin() as connection:
+        connection.execute(text("update sis.circuit_breakers set open_until = sis.clock()"))
+    vendor.answers = []
+    with make() as source:
+        assert source.send(Request("/users")).status == 200
+        assert source.shared_state()[1] == ()
+
+
+def _granted(database: Engine) -> int:
+    with database.connect() as connection:
+        return connection.scalar(text("select sum(granted) from sis.rate_limits")) or 0
+
+
+def test_a_short_time_alone_is_waited_for(make: Callable[..., HttpSource], vendor: Vendor, database: Engine) -> None:
+    vendor.answers = [answer(500)] * 5
+    with make() as source, pytest.raises(TransientError):
+        source.send(Request("/users"))
+    with database.begin() as connection:
+        connection.execute(text("update sis.circuit_breakers set open_until = sis.clock() + interval '0.3 s'"))
+    with make(backoff=Backoff(base=0.01, cap=1)) as source:
+        assert source.send(Request("/users")).status == 200
+    assert 0.05 < source.waited_seconds < 2
+    assert len(vendor.seen) == 6
+
+
+def test_a_token_endpoint_that_keeps_failing_is_left_alone_too(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine
+) -> None:
+    vendor.token_answers = [answer(500)] * 99
+    with make() as source:
+        with pytest.raises(TransientError):
+            source.send(Request("/users"))
+        with pytest.raises(SourceLeftAloneError, match="/token is left alone"):
+            source.send(Request("/users"))
+    assert (vendor.tokens, vendor.seen) == (5, [])
+    with database.connect() as connection:
+        keys = list(connection.scalars(text("select breaker_key from sis.circuit_breakers")))
+    assert keys == [f"oneroster {vendor.url}/token"]
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 429])
+def test_answers_that_are_no_failures_of_the_system_never_open_it(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine, status: int
+) -> None:
+    vendor.answers = [answer(status)] * 25
+    with make() as source:
+        for _ in range(5):
+            with pytest.raises(SisError):
+                source.send(Request("/users"))
+        assert source.shared_state()[1] == ()
+
+
+def test_a_run_of_failures_cannot_multiply_the_load(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    """Every third call fails once: too few for the breaker, and the budget ends it."""
+
+    def go_on() -> None:
+        for number in range(300):
+            vendor.answers = [answer(500)] if number % 3 == 0 else []
+            source.send(Request("/users"))
+
+    with make() as source, pytest.raises(TransientError, match=r"repeated 10 of its \d+ calls"):
+        go_on()
+    assert source.budget.retries == 10
+    assert len(vendor.seen) == source.budget.calls + 10
+
+
+def test_what_a_reading_saw_is_reported(make: Callable[..., HttpSource], vendor: Vendor) -> None:
+    vendor.answers = [answer(500), answer(200), answer(404)]
+    with make(requests_per_minute=6000) as source:
+        source.send(Request("/users"))
+        with pytest.raises(ConfigError):
+            source.send(Request("/users"))
+        seen = report([source])
+    assert seen.by_status == {200: 2, 500: 1, 404: 1}
+    assert seen.p50_ms is not None
+    assert 0 < seen.p50_ms <= (seen.p95_ms or 0)
+    assert seen.repeated == 1
+    assert seen.limit is not None
+    assert (seen.limit.per_minute, seen.limit.pushed) == (6000, 0)
+
+
+def test_percentiles_by_nearest_rank() -> None:
+    assert percentile([], 0.5) is None
+    assert percentile([7.0], 0.5) == percentile([7.0], 0.95) == 7.0
+    assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 2.0
+    assert percentile([float(n) for n in range(1, 101)], 0.95) == 95.0
+
+
+def test_old_calls_are_purged(make: Callable[..., HttpSource], vendor: Vendor, database: Engine) -> None:
+    with make() as source:
+        source.send(Request("/users"))
+    with database.begin() as connection:
+        connection.execute(
+            text("update sis.api_calls set at = sis.clock() - interval '31 days' where template = '/token'")
+        )
+    assert purge_api_calls(database, 30) == 1
+    assert [row[1] for row in rows(database)] == ["/users"]
+    assert purge_api_calls(database, 30) == 0

@@ -164,7 +164,7 @@ def test_foreseen_errors_keep_their_words_and_others_lose_theirs():
 )
 def test_only_what_may_pass_by_itself_is_retried_and_not_behind_a_persons_back(error, tags, retried):
     log: list[str] = []
-    context = SimpleNamespace(run=SimpleNamespace(tags=tags), log=SimpleNamespace(error=log.append))
+    context = SimpleNamespace(run=SimpleNamespace(tags=tags, run_id="r1"), log=SimpleNamespace(error=log.append))
     with pytest.raises(dg.Failure) as raised, explained(context):
         raise error
     assert raised.value.allow_retries is retried

@@ -63,6 +63,13 @@ def test_two_systems_are_read_merged_and_published(connected, instance, sandbox,
     assert plan["calls"] >= len({page["resource"] for page in pages})
     assert pages[-1]["calls"] <= read[0].api_calls
 
+    event = instance.get_latest_materialization_event(dg.AssetKey(["powerschool", "raw_roster"]))
+    shown = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    assert shown["calls_by_status"] == {"200": read[0].api_calls}
+    assert 0 < shown["p50_ms"] <= shown["p95_ms"]
+    assert shown["rate_limit"].startswith("6000 a minute (powerschool http://127.0.0.1:")
+    assert (shown["breakers"], shown["repeated_calls"]) == ("closed", 0)
+
     merged = run_merge(THIS_YEAR, instance=instance)
     (district,) = merged.districts
     assert merged.error is None
@@ -193,8 +200,9 @@ def test_a_key_that_is_no_slug_never_becomes_a_partition(installation, instance)
         run_merge("1999-2000", instance=instance)
 
 
-def test_the_settings_are_proven_with_one_call(connected, sandbox):
-    assert check_integration(connected.settings, "fern-or")
+def test_settings_and_district_are_proven_with_one_call(connected, sandbox):
+    district = sandbox.world.district_number
+    assert f"those of district district-000001/{district}." in check_integration(connected.settings, "fern-or")
     assert sum(sandbox.system("or").stats()["calls"].values()) == 1
 
 
@@ -223,12 +231,12 @@ def test_a_run_whose_process_was_killed_is_closed_by_the_next(connected, instanc
     assert run_sync("fern-or", THIS_YEAR, instance=instance).success  # its lock went with it
 
 
-def test_a_pid_that_went_to_another_process_counts_as_gone(instance):
+# Killed before its first event, a run is not started yet, and nobody is left who would.
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.NOT_STARTED])
+def test_a_pid_that_went_to_another_process_counts_as_gone(instance, status):
     mine = psutil.Process()
     tags = {"sis/host": socket.gethostname(), "sis/pid": str(mine.pid), "sis/process_started": "1.00"}
-    run = instance.create_run_for_job(
-        dg.GraphDefinition(name="empty").to_job(), status=dg.DagsterRunStatus.STARTED, tags=tags
-    )
+    run = instance.create_run_for_job(dg.GraphDefinition(name="empty").to_job(), status=status, tags=tags)
     assert [one.run_id for one in fail_orphaned_runs(instance)] == [run.run_id]
     elsewhere = instance.create_run_for_job(
         dg.GraphDefinition(name="empty").to_job(),

@@ -47,7 +47,7 @@ def refusal(provider: str = "oneroster", **changed: object) -> str:
 
 
 @pytest.mark.parametrize("provider", HTTP_PROVIDERS)
-@pytest.mark.parametrize("setting", ["base_url", "token_url"])
+@pytest.mark.parametrize("setting", ["base_url", "token_url", "authorize_url", "revoke_url", "issuer"])
 @pytest.mark.parametrize(("url", "words"), BAD_ADDRESSES.items())
 def test_a_bad_address_is_refused_by_every_provider(provider, setting, url, words):
     said = refusal(provider, **{setting: url})
@@ -85,6 +85,49 @@ def test_a_token_url_has_no_parameter_named_like_a_credential(parameter):
     assert "named like a credential" in said
 
 
+@pytest.mark.parametrize("provider", HTTP_PROVIDERS)
+def test_a_persons_grant_reaches_the_authentication_of_every_provider(provider):
+    urls = {
+        "authorize_url": "https://login.example/authorize?tenant=7",
+        "revoke_url": "https://login.example/revoke",
+        "issuer": "https://login.example/t",
+    }
+    oauth = make(provider, {**GOOD, "grant": "authorization_code", "client_auth": "none", **urls}).authentication()
+    assert (oauth.grant, oauth.client_auth) == ("authorization_code", "none")
+    assert (oauth.authorize_url, oauth.revoke_url, oauth.issuer) == tuple(urls.values())
+    assert oauth.urls == (GOOD["token_url"], urls["revoke_url"], urls["issuer"])
+    plain = make(provider, GOOD).authentication()
+    assert (plain.grant, plain.client_auth, plain.authorize_url) == ("client_credentials", "basic", None)
+
+
+@pytest.mark.parametrize("known", [{"authorize_url": "https://sis.example/a"}, {"issuer": "https://sis.example"}])
+def test_a_persons_grant_needs_a_place_to_go(known):
+    assert "needs authorize_url, or issuer" in refusal(grant="authorization_code")
+    assert HttpSettings(**GOOD, grant="authorization_code", **known).oauth().grant == "authorization_code"
+
+
+def test_a_public_client_goes_with_a_persons_grant_only():
+    assert "client_auth none goes with the grant authorization_code" in refusal(client_auth="none")
+
+
+def test_an_issuer_has_no_query():
+    assert "issuer: Value error, the address has a query" in refusal(issuer=f"https://sis.example?{CANARY}")
+
+
+@pytest.mark.parametrize("provider", HTTP_PROVIDERS)
+def test_the_password_grant_is_for_skyward_sms_alone(provider):
+    assert "grant" in refusal(provider, grant="password")
+    sms = {"base_url": "https://sis.example/api", "client_id": "key", "api_flavor": "sms", "grant": "password"}
+    assert make("skyward", sms).authentication().grant == "password"
+
+
+def test_the_secret_goes_nowhere_where_no_token_url_is_known():
+    settings = HttpSettings(base_url="https://sis.example", client_id="c", issuer="https://sis.example")
+    with pytest.raises(ConfigError, match="token_url is missing"):
+        settings.oauth()
+    assert settings.oauth("https://sis.example/token").token_url == "https://sis.example/token"
+
+
 @pytest.mark.parametrize("name", [*sorted(RESERVED_HEADERS), "Authorization", "HOST", "X A", "", f"x\r\n{CANARY}"])
 def test_reserved_and_malformed_headers_are_refused(name):
     said = refusal(extra_headers={"X-District": "lincoln", name: CANARY})
@@ -104,3 +147,21 @@ def test_header_values_that_http_cannot_carry_are_refused(value):
 
 def test_other_headers_are_kept():
     assert HttpSettings(**GOOD, extra_headers={"X-District": "lincoln"}).extra_headers == {"X-District": "lincoln"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("page_size", 0, "page_size: Input should be greater than or equal to 1"),
+        ("requests_per_minute", 0, "requests_per_minute: Input should be greater than or equal to 1"),
+        ("connect_timeout", float("nan"), "connect_timeout: "),
+        ("read_timeout", -1, "read_timeout: Input should be greater than 0"),
+        ("total_timeout", 86_400, "total_timeout: Input should be less than or equal to 3600"),
+        ("custom_fields", {"shoe_size": "x"}, "custom_fields: Value error, students have no column shoe_size"),
+        ("custom_fields", {"first_name": " "}, "first_name needs a path in the vendor's record"),
+        ("rate_group", "", "rate_group: "),
+        ("pagesize", 5, "pagesize: Extra inputs are not permitted"),
+    ],
+)
+def test_settings_are_refused_when_they_are_set(setting, value, words):
+    assert words in refusal(**{setting: value})

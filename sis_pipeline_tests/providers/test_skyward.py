@@ -43,7 +43,7 @@ class TestFlavors:
         ("flavor", "settings", "expected"),
         [
             ("sms", {}, ("/token", "client_credentials", "post", frozenset({401}))),
-            ("sms", {"token_grant": "password"}, ("/token", "password", "basic", frozenset({401}))),
+            ("sms", {"grant": "password"}, ("/token", "password", "basic", frozenset({401}))),
             ("qmlativ", {}, ("/oauth/token", "client_credentials", "post", frozenset({401, 403}))),
             (
                 "qmlativ",

@@ -140,6 +140,25 @@ def test_contents_can_be_wrong(sandbox: SandboxServer, roster: Client) -> None:
     assert [fault.fired for fault in faults] == [1, 1, 1]
 
 
+def test_a_value_can_be_another_and_an_answer_late(sandbox: SandboxServer, roster: Client) -> None:
+    changed = sandbox.faults.add("set_key", system="or12", path="/oauth/token", key="expires_in", value="-1")
+    assert roster.token().json()["expires_in"] == "-1"
+    late = sandbox.faults.add("slow", system="or12", path="/oauth/token", seconds=0.2)
+    begun = time.monotonic()
+    assert roster.token().status_code == 200
+    assert time.monotonic() - begun >= 0.2
+    assert (changed.fired, late.fired) == (1, 1)
+
+
+def test_an_answer_can_be_lost_after_the_work_is_done(sandbox: SandboxServer, roster: Client) -> None:
+    before = roster.handle.stats()["tokens_issued"]
+    fault = sandbox.faults.add("lost_answer", system="or12", path="/oauth/token")
+    with pytest.raises(requests.exceptions.ConnectionError):
+        roster.token()
+    assert fault.fired == 1
+    assert roster.handle.stats()["tokens_issued"] == before + 1
+
+
 def test_a_token_expires_in_the_middle(sandbox: SandboxServer, roster: Client) -> None:
     fault = sandbox.faults.add("expired_token", system="or12", path="/users", nth=2)
     assert [roster.get("/users", limit=5, offset=start).status_code for start in (0, 5, 10)] == [200, 401, 401]
@@ -199,7 +218,7 @@ def test_every_kind_of_fault_is_tested_here() -> None:
     tested = {
         "status", "html", "redirect", "token_answer", "truncate", "chunked_cut", "half_body", "reset", "drip",
         "gzip_bomb", "content_type", "missing_key", "empty_body", "expired_token", "empty_page", "repeated_page",
-        "shifted_page", "duplicate_ids", "wrong_count",
+        "shifted_page", "duplicate_ids", "wrong_count", "set_key", "slow", "lost_answer",
     }  # fmt: skip
     assert tested == KINDS
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from sqlalchemy import text
 
 from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.db import audit
 from sis_pipeline.db.tables import oauth_tokens
 from sis_pipeline.store.integrations import Integration, Integrations, check_district, check_key, district_of
 from sis_pipeline.store.locks import integration_lock
@@ -46,9 +49,33 @@ def test_an_existing_key_is_refused_unless_it_is_to_be_replaced(registry, databa
         registry.add(lincoln(priority=1))
     assert registry.get("lincoln-ps").priority == 100
     registry.set_status("lincoln-ps", "needs_reauth", "the client secret was refused")
-    replaced = registry.add(lincoln(priority=1), replace=True)
+    replaced = registry.add(lincoln(priority=1), replace=True, actor="ada")
     assert (replaced.priority, replaced.status, replaced.status_reason) == (1, "healthy", None)
-    assert [action for action, *_ in audited(database)] == ["integration.add", "integration.replace"]
+    assert audited(database)[1:] == [
+        ("integration.status", "lincoln-ps", "lincoln", audit.current_actor()),
+        ("integration.status", "lincoln-ps", "lincoln", "ada"),
+        ("integration.replace", "lincoln-ps", "lincoln", "ada"),
+    ]
+
+
+def test_a_move_to_another_district_locks_both_chains_in_the_order_of_all_others(registry, database):
+    """One after the other as it came, it would hold the old district's chain while it waits for the new one's."""
+    registry.add(lincoln(district="washington"))
+    registry.set_status("lincoln-ps", "needs_reauth", "the client secret was refused")
+    waiting = text("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+    with ThreadPoolExecutor(1) as pool, database.connect() as other:
+        audit.append(other, "a", "b", district="adams")
+        moved = pool.submit(registry.add, lincoln(district="adams"), replace=True, actor="ada")
+        while other.scalar(waiting) == 0:
+            assert not moved.done()
+        other.execute(text("set local lock_timeout = '2s'"))
+        audit.append(other, "c", "d", district="washington")  # nobody has it
+        other.commit()
+        assert moved.result(10).district == "adams"
+    assert set(audited(database)[-2:]) == {
+        ("integration.status", "lincoln-ps", "washington", "ada"),
+        ("integration.replace", "lincoln-ps", "adams", "ada"),
+    }
 
 
 def test_replacing_keeps_a_paused_one_paused_and_its_provider(registry):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +13,8 @@ import pyarrow as pa
 import pytest
 from sqlalchemy import text
 
-from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
-from sis_pipeline.providers.base import RawSnapshot
+from sis_pipeline.connect.errors import ConfigError, DataError, InternalError, TransientError
+from sis_pipeline.providers.base import Origin, RawSnapshot
 from sis_pipeline.roster.frames import empty
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.store.snapshots import SnapshotStore, fingerprint
@@ -282,3 +283,130 @@ def test_the_latest_reading_is_the_runs_own_where_it_has_one(snapshots):
     assert snapshots.good_years() == []
     good_snapshot(snapshots)
     assert snapshots.good_years() == [YEAR]
+
+
+# --- readings that were interrupted ----------------------------------------------------------------------------------
+
+
+def began(store, *pages, settings="s1", provider="powerschool"):
+    """A reading with some pages of `students`, left as a killed process leaves it."""
+    writer = store.begin("lincoln-ps", provider, YEAR, run_id="run-1", settings_hash=settings)
+    for number, body in enumerate(pages, 1):
+        origin = Origin(f"request-{number}", {"link": "<x>"}, 7)
+        writer.add_page("students", {"school": "1"}, number, body, 1, origin=origin, total=9)
+    return writer.snapshot
+
+
+def go_on(store, settings="s1", provider="powerschool", hours=6.0):
+    within = timedelta(hours=hours)
+    return store.go_on("lincoln-ps", provider, YEAR, "run-2", settings_hash=settings, within=within)
+
+
+def test_a_killed_reading_is_gone_on_with_behind_its_pages(snapshots, database):
+    left = began(snapshots, b"one", b"two")
+    writer = go_on(snapshots)
+    assert (writer.snapshot.snapshot_id, writer.snapshot.run_id, writer.snapshot.resumed) == (
+        left.snapshot_id,
+        "run-2",
+        1,
+    )
+    assert writer.pages_before == 2
+    first, second = writer.before("students")
+    assert (first.body(), second.body()) == (b"one", b"two")
+    assert (second.origin, second.total) == (Origin("request-2", {"link": "<x>"}, 7), 9)
+    for number, page in enumerate((first, second), 1):
+        writer.add_page("students", {"school": "1"}, number, page.body(), 1, kept=True)
+    writer.add_page("students", {"school": "1"}, 3, b"three", 1)
+    snapshot = writer.finish([Read("students", 3)], "complete", 1, 0.1)
+    whole = read_pages(snapshots, b"one", b"two", b"three")
+    assert snapshot.content_hash == whole.content_hash
+    assert [body for _, body in snapshots.open_raw(snapshot.snapshot_id).bodies("students")] == [
+        b"one",
+        b"two",
+        b"three",
+    ]
+    with database.connect() as connection:
+        assert connection.scalar(text("select count(*) from sis.snapshot_pages")) == 0
+    assert go_on(snapshots) is None
+
+
+def test_what_was_not_taken_over_is_not_in_the_snapshot(snapshots):
+    """A page that differs drops those behind it, and a resource that is not read any more is gone."""
+    writer = snapshots.begin("lincoln-ps", "powerschool", YEAR, settings_hash="s1")
+    for resource in ("students", "staff"):
+        for number in (1, 2, 3):
+            writer.add_page(resource, {}, number, b"old", 1, origin=Origin(f"{number}", {}))
+    writer = go_on(snapshots)
+    writer.add_page("students", {}, 1, b"old", 1, kept=True)
+    writer.add_page("students", {}, 2, b"new", 1)
+    snapshot = writer.finish([Read("students", 2)], "complete", 1, 0.1)
+    raw = snapshots.open_raw(snapshot.snapshot_id)
+    assert raw.resources == ["students"]
+    assert [body for _, body in raw.bodies("students")] == [b"old", b"new"]
+    files = snapshots.files
+    assert files.names(f"{snapshot.path}/students") == ["00001.json.zst", "00002.json.zst"]
+    assert files.names(f"{snapshot.path}/staff") == []
+
+
+def test_files_without_a_row_are_removed_before_going_on(snapshots):
+    left = began(snapshots, b"one")
+    orphans = ["students/00002.json.zst", "students/.00003.json.zst.77.part", "courses/00001.json.zst", "manifest.json"]
+    for name in orphans:
+        snapshots.files.write(f"{left.path}/{name}", b"left behind")
+    go_on(snapshots)
+    assert snapshots.files.names(f"{left.path}/students") == ["00001.json.zst"]
+    assert not any(snapshots.files.exists(f"{left.path}/{name}") for name in orphans)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"settings": "s2"}, "the integration was changed since"),
+        ({"provider": "oneroster"}, "the integration was changed since"),
+        ({"hours": 0.0}, "it was too old to go on with"),
+    ],
+)
+def test_a_reading_that_does_not_fit_is_given_up(snapshots, database, changed, reason):
+    left = began(snapshots, b"one")
+    assert go_on(snapshots, **changed) is None
+    after = snapshots.get(left.snapshot_id)
+    assert (after.verdict, after.evidence) == ("rejected", {"abandoned": reason})
+    with database.connect() as connection:
+        assert connection.scalar(text("select count(*) from sis.snapshot_pages")) == 0
+
+
+def test_only_the_newest_reading_with_pages_is_gone_on_with(snapshots):
+    old, newest = began(snapshots, b"one"), began(snapshots, b"other")
+    assert go_on(snapshots).snapshot.snapshot_id == newest.snapshot_id
+    assert snapshots.get(old.snapshot_id).evidence == {"abandoned": "a newer reading took its place"}
+    empty_one = began(snapshots)
+    assert go_on(snapshots) is None
+    assert snapshots.get(empty_one.snapshot_id).verdict == "rejected"
+
+
+def test_an_interrupted_reading_says_why_and_stays_open(snapshots):
+    writer = snapshots.begin("lincoln-ps", "powerschool", YEAR, settings_hash="s1")
+    writer.add_page("students", {}, 1, b"one", 1)
+    assert writer.interrupt("the source was down") == 1
+    left = snapshots.get(writer.snapshot.snapshot_id)
+    assert (left.verdict, left.finished_at) == ("pending", None)
+    assert left.evidence == {"interrupted": "the source was down", "pages": 1}
+    with pytest.raises(InternalError, match="takes no more pages"):
+        writer.add_page("students", {}, 2, b"", 0)
+    assert go_on(snapshots).before("students") == []  # nobody could tell what that page answers
+
+
+def test_a_page_that_was_changed_is_not_given_back(snapshots, tmp_path):
+    left = began(snapshots, b"one")
+    (tmp_path / "data" / left.path / "students" / "00001.json.zst").write_bytes(b"rubbish")
+    (page,) = go_on(snapshots).before("students")
+    with pytest.raises(DataError, match="changed after it was written"):
+        page.body()
+
+
+def test_a_disk_that_takes_nothing_is_a_passing_failure(snapshots, tmp_path):
+    snapshots.files.write("raw/file", b"")
+    with pytest.raises(TransientError, match=r"raw/file/x could not be written: ") as caught:
+        snapshots.files.write("raw/file/x", b"[]")
+    assert caught.value.code == "transient.storage"
+    assert list((tmp_path / "data").rglob("*.part")) == []

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, TypeVar
 from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Request, Response
 
+from sis_pipeline.sandbox.authorization import AUTHORIZE, OPENID, REVOKE, AuthorizationServer
 from sis_pipeline.sandbox.faults import PAGING, Faults, page_with
-from sis_pipeline.sandbox.oauth import Credentials, Token, TokenStore, basic, posted
+from sis_pipeline.sandbox.oauth import Credentials, Token, TokenStore, basic, posted, public
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.views import View
 
@@ -88,7 +89,8 @@ class Api(ABC):
         self.client_id = client_id
         self.client_secret = client_secret
         self.tokens = TokenStore(self.option("token_lifetime", self.token_lifetime))
-        rules = [Rule(self.token_route, endpoint="token", methods=["POST"]), *self.routes()]
+        self.authorization = self._authorization_server()
+        rules = [Rule(self.token_route, endpoint="token", methods=["POST"]), *self._oauth_routes(), *self.routes()]
         self._map = Map(rules, strict_slashes=False, redirect_defaults=False)
         self._adapter = self._map.bind("sandbox")
 
@@ -109,7 +111,50 @@ class Api(ABC):
     def settings(self) -> Json:
         """The provider settings that reach this system."""
         how = self.option("client_auth", None) or self.default_client_auth
-        return {"base_url": self.base_url, "token_url": self.token_url, "client_id": self.client_id, "client_auth": how}
+        grant = self.authorization.settings() if self.authorization else {}
+        return {
+            "base_url": self.base_url, "token_url": self.token_url, "client_id": self.client_id, "client_auth": how, **grant,
+        }  # fmt: skip
+
+    def granted(self, asked: frozenset[str]) -> frozenset[str] | None:
+        """The scopes given where these are asked for; None where one of them is unknown."""
+        return asked
+
+    def _authorization_server(self) -> AuthorizationServer | None:
+        """The server that a person's grant goes through, where the system is set up for it."""
+        if self.option("grant", "client_credentials") != "authorization_code":
+            return None
+        return AuthorizationServer(
+            self.system.options,
+            self.root,
+            self.token_url,
+            self.client_id,
+            self.tokens,
+            granted=self.granted,
+            authenticated=self.authenticated,
+        )
+
+    def _oauth_routes(self) -> list[Rule]:
+        if self.authorization is None:
+            return []
+        return [
+            Rule(AUTHORIZE, endpoint="oauth authorize", methods=["GET"]),
+            Rule(REVOKE, endpoint="oauth revoke", methods=["POST"]),
+            Rule(OPENID, endpoint="oauth openid", methods=["GET"]),
+        ]
+
+    def oauth(self, call: Call, endpoint: str) -> Response | None:
+        """The answer of the token endpoint, or of another one of the authorization server; None for data endpoints."""
+        server = self.authorization
+        if server is None:
+            return self.token(call) if endpoint == "token" else None
+        answers: dict[str, Callable[[], Response]] = {
+            "token": lambda: server.token(call.request),
+            "oauth authorize": lambda: server.authorize(call.request),
+            "oauth revoke": lambda: server.revoke(call.request),
+            "oauth openid": lambda: server.metadata("openid"),
+        }
+        return answers[endpoint]() if endpoint in answers else None
 
     def match(self, method: str, path: str) -> tuple[str, Mapping[str, Any], str]:
         """Endpoint, path arguments and path template of a request. Raises werkzeug's NotFound, MethodNotAllowed."""
@@ -147,6 +192,8 @@ class Api(ABC):
         ways = self.client_auth
         if "client_auth" in self.system.options:
             ways = frozenset({self.system.options["client_auth"]})
+        if "none" in ways:
+            return public(request) == self.client_id
         given: list[Credentials | None] = [basic(request) if "basic" in ways else None]
         given.append(posted(request) if "post" in ways else None)
         return any(

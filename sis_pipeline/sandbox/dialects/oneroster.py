@@ -120,7 +120,8 @@ class Words:
         schools = list(self._schools())
         children = [self._org_ref(school.number) for school in self.view.schools]
         about = {
-            "name": "Fernhollow District", "type": "district", "identifier": "3400001", "parent": None, "children": children,
+            "name": "Fernhollow District", "type": "district", "identifier": str(self.view.world.district_number),
+            "parent": None, "children": children,
         }  # fmt: skip
         return [self._entry(self.district_id, self._first, lambda: about), *schools]
 
@@ -248,7 +249,8 @@ class Words:
                 children.setdefault(student.person.family, []).append(student)
         for family in sorted(children):
             yield self._entry(
-                self.system.sis_id("guardian", family + 1), self._first, partial(self._guardian, family, children[family])
+                self.system.sis_id("guardian", family + 1), self.view.families_modified[family],
+                partial(self._guardian, family, children[family]),
             )  # fmt: skip
 
     def _guardian(self, family: int, children: Sequence[StudentRow]) -> Json:
@@ -458,13 +460,17 @@ class OneRosterApi(Api):
             return json_answer({"error": "unsupported_grant_type"}, 400)
         if not self.authenticated(call.request):
             return json_answer({"error": "invalid_client", "error_description": "Unknown client"}, 401)
-        asked = frozenset(form.get("scope", "").split())
+        granted = self.granted(frozenset(form.get("scope", "").split()))
+        if granted is None:
+            return json_answer({"error": "invalid_scope", "error_description": "Unknown or unauthorised scope"}, 400)
+        return self._token_answer(granted)
+
+    def granted(self, asked: frozenset[str]) -> frozenset[str] | None:
         known = {self._scope(name) for name in ("roster-core", "roster", "roster-demographics")}
         known -= {self._scope(name) for name in self.option("refuse_scopes", ())}
         if asked - known and self.option("scopes", self.scopes_enforced):
-            return json_answer({"error": "invalid_scope", "error_description": "Unknown or unauthorised scope"}, 400)
-        granted = asked or frozenset({self._scope("roster-core")})
-        return self._token_answer(granted)
+            return None
+        return asked or frozenset({self._scope("roster-core")})
 
     def _token_answer(self, granted: frozenset[str]) -> Response:
         token = self.tokens.issue(granted)

@@ -19,7 +19,7 @@ from sis_pipeline.sandbox.views import StudentRow, View
 
 QUERY_PREFIX = "org.sis_pipeline.roster."
 TABLES = ("cc", "reenrollments", "students", "sections", "terms", "courses", "schools", "schoolstaff", "users")
-QUERIES = ("section_enrollments", "school_enrollments")
+QUERIES = ("section_enrollments", "section_enrollments_changed", "school_enrollments")
 SEARCHABLE = frozenset({
     "student_username", "local_id", "name.last_name", "name.first_name", "state_province_id",
     "school_enrollment.enroll_status", "school_enrollment.enroll_status_code", "school_enrollment.entry_date", "id",
@@ -33,7 +33,8 @@ class PowerSchoolApi(Api):
     Options: `max_page_size` (100; a number, or a mapping of resource such as `student`, `schema_table_query`),
     `over_page_size` (`error`, `clamp`), `no_access` (names of tables and of PowerQueries the plugin may not use),
     `no_fields` (`table.column` it may not read), `refusal_status` (429) and `retry_after` for requests that come too
-    fast, `xml` (answer in XML without `Accept: application/json`, default true).
+    fast, `xml` (answer in XML without `Accept: application/json`, default true), `filters` (of changed rows: `honoured`,
+    `ignored`, `refused`).
     """
 
     token_route = "/oauth/access_token"  # noqa: S105 - a path
@@ -121,7 +122,7 @@ class PowerSchoolApi(Api):
         configured = self.option("max_page_size", 100)
         return int(configured.get(resource, 100) if isinstance(configured, Mapping) else configured)
 
-    def metadata(self, _call: Call) -> Response:
+    def metadata(self, call: Call) -> Response:
         resources = (
             "student",
             "section",
@@ -133,20 +134,22 @@ class PowerSchoolApi(Api):
             "schema_table_query",
         )
         sizes = {f"{resource}_max_page_size": self._maximum(resource) for resource in resources}
-        district = uuid.uuid5(uuid.NAMESPACE_URL, f"sandbox:{self.system.name}")
         return json_answer({"metadata": {
             **sizes, "plugin_id": 7, "powerschool_version": "24.7.0.1", "state": "NJ", "state_reporting_version": "24.7.0.0",
-            "district_timezone": "America/New_York", "district_uuid": str(district), "powerschool_uptime": 86_400,
+            "district_timezone": "America/New_York", "district_uuid": self._district_uuid(call), "powerschool_uptime": 86_400,
             "machine_uptime": 172_800,
         }})  # fmt: skip
 
     def time(self, call: Call) -> Response:
         return json_answer({"time": {"date": call.view.date.isoformat(), "zone": "America/New_York"}})
 
+    def _district_uuid(self, call: Call) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_URL, f"sandbox:{call.view.world.district}:{self.system.name}"))
+
     def district(self, call: Call) -> Response:
         return json_answer({"district": {
-            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sandbox:{self.system.name}")), "name": "Fernhollow District",
-            "district_number": 3_400_001, "addresses": "", "phones": {"main": {"number": 9_735_550_100}},
+            "uuid": self._district_uuid(call), "name": "Fernhollow District",
+            "district_number": call.view.world.district_number, "addresses": "", "phones": {"main": {"number": 9_735_550_100}},
             "schools": len(call.view.schools),
         }})  # fmt: skip
 
@@ -342,11 +345,19 @@ class PowerSchoolApi(Api):
         return None
 
     def _query_rows(self, call: Call, name: str) -> list[TextRow]:
-        """Raises BadParameter where the body is no object or names no year."""
+        """Raises BadParameter where the body is no object, or names no year or, for changes, no day."""
         body = call.request.get_json(force=True, silent=True)
         if not isinstance(body, dict) or not re.fullmatch(r"\d+", str(body.get("yearid", ""))):
             raise BadParameter("yearid")
-        return self._tables(call).query(name.removeprefix(QUERY_PREFIX), int(body["yearid"]))
+        asked = name.removeprefix(QUERY_PREFIX)
+        if not asked.endswith("_changed"):
+            return self._tables(call).query(asked, int(body["yearid"]))
+        since = str(body.get("since", ""))
+        if not re.fullmatch(r"\d{4}-\d\d-\d\d", since) or self.option("filters", "honoured") == "refused":
+            raise BadParameter("since")
+        rows = self._tables(call).query(asked.removesuffix("_changed"), int(body["yearid"]))
+        ignored = self.option("filters", "honoured") == "ignored"
+        return [row for row in rows if ignored or row["transaction_date"] >= since]
 
     # --- failures ----------------------------------------------------------------------------------------------------
 

@@ -246,6 +246,7 @@ class Tables:
             "sectionid": f"{sign}{row.seat.section}", "dateenrolled": row.begin.isoformat(), "dateleft": left.isoformat(),
             "course_number": section.course.code if section else "GONE01", "termid": f"{sign}{term_id(row.seat.year, code)}",
             "schoolid": row.school, "teacherid": str(teacher), "whenmodified": row.modified.date().isoformat(),
+            "transaction_date": row.modified.date().isoformat(),
         }  # fmt: skip
 
     # --- the same, by school -----------------------------------------------------------------------------------------

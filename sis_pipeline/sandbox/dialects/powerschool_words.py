@@ -49,7 +49,7 @@ class Words:
         row = self.tables.students_row(student)
         name = _present({key: row.get(key) for key in ("first_name", "middle_name", "last_name")})
         written: Json = _present({
-            "id": int(row["dcid"]), "local_id": as_json_guesses(row["student_number"]),
+            "id": int(row["dcid"]), "local_id": as_json_guesses(row.get("student_number")),
             "state_province_id": as_json_guesses(row.get("state_studentnumber")),
             "student_username": as_json_guesses(row.get("student_web_id")), "name": name,
         })  # fmt: skip
@@ -105,7 +105,7 @@ class Words:
         """What the search grammar may ask of a student."""
         row = self.tables.students_row(student)
         return _present({
-            "id": row["dcid"], "local_id": row["student_number"], "state_province_id": row.get("state_studentnumber"),
+            "id": row["dcid"], "local_id": row.get("student_number"), "state_province_id": row.get("state_studentnumber"),
             "student_username": row.get("student_web_id"), "name.last_name": row.get("last_name"),
             "name.first_name": row["first_name"], "school_enrollment.entry_date": row.get("entrydate"),
             "school_enrollment.enroll_status": STATUS_LETTERS[row["enroll_status"]],

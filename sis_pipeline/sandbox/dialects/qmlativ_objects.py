@@ -179,7 +179,8 @@ class Objects:
         for student in self.view.students:
             if student.values["email"]:
                 yield {"NameEmailID": student.record.order, "NameID": self._name_id(student),
-                       "EmailAddress": student.values["email"], "Rank": 1}  # fmt: skip
+                       "EmailAddress": student.values["email"], "Rank": 1,
+                       "ModifiedTime": student.record.modified}  # fmt: skip
         for row in self.view.staff:
             order = row.teacher.records[self.view.system.name]
             yield {
@@ -193,13 +194,15 @@ class Objects:
         for student in self.view.students:
             if student.values["phone"]:
                 yield {"NamePhoneID": student.record.order, "NameID": self._name_id(student),
-                       "PhoneNumber": student.values["phone"], "Rank": 1}  # fmt: skip
+                       "PhoneNumber": student.values["phone"], "Rank": 1,
+                       "ModifiedTime": student.record.modified}  # fmt: skip
 
     def _name_addresses(self) -> Iterable[Json]:
         for student in self.view.students:
             for offset, mailing in ((0, False), (1, True)):
                 yield {"NameAddressID": student.record.order * 2 + offset, "NameID": self._name_id(student),
-                       "AddressID": student.record.order * 2 + offset, "IsMailing": mailing, "IsPhysical": not mailing}  # fmt: skip
+                       "AddressID": student.record.order * 2 + offset, "IsMailing": mailing, "IsPhysical": not mailing,
+                       "ModifiedTime": student.record.modified}  # fmt: skip
 
     def _addresses(self) -> Iterable[Json]:
         for student in self.view.students:
@@ -207,12 +210,14 @@ class Objects:
                 values = student.values
                 yield {"AddressID": student.record.order * 2 + offset, "StreetNumberAndName": values[f"{what}_street"],
                        "City": values[f"{what}_city"], "State": values[f"{what}_state"],
-                       "ZipCode": values[f"{what}_postal_code"]}  # fmt: skip
+                       "ZipCode": values[f"{what}_postal_code"],
+                       "ModifiedTime": student.record.modified}  # fmt: skip
 
     def _users(self) -> Iterable[Json]:
         for student in self.view.students:
             yield {"UserID": student.record.order, "NameID": self._name_id(student),
-                   "Username": student.values["username"], "IsActive": student.latest.status == "active"}  # fmt: skip
+                   "Username": student.values["username"], "IsActive": student.latest.status == "active",
+                   "ModifiedTime": student.record.modified}  # fmt: skip
         for row in self.view.staff:
             order = row.teacher.records[self.view.system.name]
             yield {"UserID": STAFF_NAME + order, "NameID": STAFF_NAME + order,
@@ -228,7 +233,8 @@ class Objects:
                 "SchoolYearID": school_year_id(year), "StartDate": stint.entry, "EndDate": self._end(stint.exit),
                 "EntryCodeID": _code_id(ENTRY_CODES, stint.entry_code),
                 "WithdrawalCodeID": _code_id(WITHDRAWAL_CODES, stint.exit_code), "WithdrawalDate": stint.exit,
-                "IsDefaultEntity": stint is student.stint_in(year), "StudentTypeID": 1, "ModifiedTime": stint.modified,
+                "IsDefaultEntity": stint is student.stint_in(year), "StudentTypeID": 1,
+                "ModifiedTime": max(stint.modified, student.record.modified),
             }  # fmt: skip
 
     def _student_years(self, year: int) -> Iterable[Json]:
@@ -243,6 +249,7 @@ class Objects:
                         "EntityID": self._entity_id(stint.school), "SchoolYearID": school_year_id(year),
                         "Grade": ceds_grade(grade), "HomeroomID": None, "IsActive": stint.status == "active",
                         "IsDefaultEntity": stint is last, "WithdrawalDate": stint.exit,
+                        "ModifiedTime": max(stint.modified, student.record.modified),
                     }  # fmt: skip
 
     # --- scheduling --------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ class QmlativApi(Api):
     """A Qmlativ API server.
 
     Options: `page_cap` (10,000; a larger page is refused), `expired_status` (403), `retry_after`, `end_dates`
-    (`exclusive`, `inclusive`), `no_objects` (names such as `Security/User` the integration may not read: 403).
+    (`exclusive`, `inclusive`), `no_objects` (names such as `Security/User` the integration may not read: 403), `filters`
+    (conditions: `honoured`, `ignored`, `refused`).
     """
 
     token_route = f"{PREFIX}/oauth/token"
@@ -74,7 +75,7 @@ class QmlativApi(Api):
         return json_answer({"System": {
             "EntityID": DISTRICT_ENTITY, "Code": "SYS", "Name": "Fernhollow", "href": f"/Generic/{DISTRICT_ENTITY}",
             "Districts": [{
-                "DistrictID": 1, "EntityID": DISTRICT_ENTITY, "Name": "Fernhollow District", "Code": "FERN",
+                "DistrictID": 1, "EntityID": DISTRICT_ENTITY, "Name": "Fernhollow District", "Code": call.view.world.district[:4].upper(),
                 "href": f"/Generic/{DISTRICT_ENTITY}", "SchoolYearCurrent": current, "FiscalYearCurrent": fiscal,
             }],
         }})  # fmt: skip
@@ -90,7 +91,7 @@ class QmlativApi(Api):
             return self.not_found()
         rows = [row for row in rows if entity == DISTRICT_ENTITY or row.get("EntityID", entity) == entity]
         body = call.request.get_json(force=True, silent=True) if call.request.method == "POST" else None
-        rows = _found(rows, body if isinstance(body, dict) else {})
+        rows = _found(rows, self._asked(body if isinstance(body, dict) else {}))
         offset = (page - 1) * size
         shown = call.page(rows, offset, size)
         more = offset + size < call.total(len(rows))
@@ -99,6 +100,12 @@ class QmlativApi(Api):
         fields = _search_fields(call, body)
         content = [{field: row.get(field) for field in fields if field in row} for row in shown]
         return json_answer({"Objects": content, "Paging": {"Next": following}})
+
+    def _asked(self, body: Json) -> Json:
+        how = self.option("filters", "honoured")
+        if how == "refused" and "SearchCondition" in body:
+            raise BadParameter("SearchCondition")
+        return {name: value for name, value in body.items() if how != "ignored" or name != "SearchCondition"}
 
     def _held(self, view: View) -> Objects:
         if view.day not in self._objects:

@@ -9,7 +9,32 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-TOKEN_STATUS = "status in ('active','refreshing','needs_reauth','revocation_pending','revoked')"
+TOKEN_STATUS = "status in ('active','refreshing','needs_reauth','revocation_pending','revoked')"  # noqa: S105
+
+INSERT_ONLY = """
+create function sis.insert_only() returns trigger language plpgsql as $$
+begin
+  raise exception '% is insert-only: what was written there is never changed', tg_table_name
+    using errcode = 'insufficient_privilege';
+end
+$$
+"""
+
+CHAIN_UP = """
+with digests as (
+  select district, entry, encode(sha256(convert_to(json_build_array(
+    entry, district, to_char(at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), actor, action, subject, details::text
+  )::text, 'UTF8')), 'hex') as digest
+  from sis.audit_log
+), links as (
+  select district, jsonb_agg(jsonb_build_array(entry, digest) order by entry) as entries from digests group by district
+)
+insert into sis.audit_links (district, link, entries, previous, hash)
+select district, 1, entries, '',
+  encode(sha256(convert_to(json_build_array(district, 1, '', entries::text)::text, 'UTF8')), 'hex')
+from links
+"""
+"""The rows that were there before the chains become the first link of each, hashed as db.audit does it."""
 
 
 def upgrade() -> None:
@@ -25,18 +50,29 @@ def upgrade() -> None:
             comment="[entry, SHA-256 of the entry] of every row of the operation",
         ),
         sa.Column("previous", sa.Text(), nullable=False, comment="hash of the link before, empty for the first"),
-        sa.Column("hash", sa.Text(), nullable=False, comment="SHA-256 over the previous hash and the entries"),
-        sa.Column(
-            "at",
-            postgresql.TIMESTAMP(timezone=True),
-            server_default=sa.text("sis.clock()"),
-            nullable=False,
-            comment="when it was added",
-        ),
+        sa.Column("hash", sa.Text(), nullable=False, comment="SHA-256 over district, link, previous hash and entries"),
         sa.PrimaryKeyConstraint("district", "link", name=op.f("pk_audit_links")),
         schema="sis",
-        comment="The audit log's hash chain: one link per operation.",
+        comment="The audit log's hash chains, one per district, with one link per operation.",
     )
+    op.create_index("ix_api_calls_at", "api_calls", ["at"], unique=False, schema="sis", postgresql_using="brin")
+    op.create_index(
+        "ix_snapshots_under_way",
+        "snapshots",
+        ["integration"],
+        unique=False,
+        schema="sis",
+        postgresql_where=sa.text("finished_at is null"),
+    )
+    op.drop_index("ix_audit_log_district", table_name="audit_log", schema="sis")
+    op.create_index("ix_audit_log_chain", "audit_log", ["district", "entry"], unique=False, schema="sis")
+    op.execute(INSERT_ONLY)
+    for table in ("audit_log", "audit_links"):
+        op.execute(
+            f"create trigger {table}_insert_only before update or delete or truncate on sis.{table} "
+            "for each statement execute function sis.insert_only()"
+        )
+    op.execute(CHAIN_UP)
     op.create_table(
         "circuit_breakers",
         sa.Column("breaker_key", sa.Text(), nullable=False, comment="provider, origin and tenant path"),
@@ -109,6 +145,7 @@ def upgrade() -> None:
         sa.Column(
             "headers", postgresql.JSONB(astext_type=sa.Text()), nullable=False, comment="the answer's paging headers"
         ),
+        sa.Column("total", sa.Integer(), nullable=True, comment="the source's own count when it was read"),
         sa.Column("token_version", sa.Integer(), nullable=True, comment="version of the access token it was read with"),
         sa.Column(
             "read_at",
@@ -264,6 +301,16 @@ def upgrade() -> None:
     op.add_column(
         "snapshots",
         sa.Column(
+            "settings_hash",
+            sa.Text(),
+            nullable=True,
+            comment="hash of the settings it is read with; others start a new reading",
+        ),
+        schema="sis",
+    )
+    op.add_column(
+        "snapshots",
+        sa.Column(
             "resumed",
             sa.Integer(),
             server_default=sa.text("0"),
@@ -276,6 +323,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_column("snapshots", "resumed", schema="sis")
+    op.drop_column("snapshots", "settings_hash", schema="sis")
     op.drop_column("snapshots", "drift", schema="sis")
     op.drop_column("snapshots", "watermark", schema="sis")
     op.drop_column("snapshots", "since", schema="sis")
@@ -295,5 +343,11 @@ def downgrade() -> None:
     op.drop_column("api_calls", "request_id", schema="sis")
     op.drop_table("snapshot_pages", schema="sis")
     op.drop_table("circuit_breakers", schema="sis")
+    op.execute("drop trigger audit_log_insert_only on sis.audit_log")
     op.drop_table("audit_links", schema="sis")
+    op.execute("drop function sis.insert_only()")
+    op.drop_index("ix_snapshots_under_way", table_name="snapshots", schema="sis")
+    op.drop_index("ix_api_calls_at", table_name="api_calls", schema="sis")
+    op.drop_index("ix_audit_log_chain", table_name="audit_log", schema="sis")
+    op.create_index("ix_audit_log_district", "audit_log", ["district", "at"], unique=False, schema="sis")
     op.drop_constraint(op.f("ck_oauth_tokens_status"), "oauth_tokens", schema="sis")

@@ -1,0 +1,42 @@
+"""`sis maintenance`: the nightly chores at once, as the daily schedule does them.
+What they are and do is in `defs.maintenance`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from sis_pipeline.cli.output import AsJson, ExitCode, complain, emit, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def maintenance(*, as_json: AsJson = False) -> None:
+    """Do the nightly chores now: verify the audit log and keep its heads, close dead readings, purge what is old.
+
+    One that fails leaves the others alone; exit code 1 then. The schedule `nightly_maintenance` does the same.
+    """
+    from sis_pipeline.cli.installation import Installation
+    from sis_pipeline.defs.maintenance import run_all
+    from sis_pipeline.defs.resources import Roster
+
+    Installation().engine  # noqa: B018 says what is wrong with the database before anything is begun
+    roster = Roster()
+    try:
+        done = run_all(roster)
+    finally:
+        roster.close()
+
+    def render(console: Console) -> None:
+        rows = [(one.chore, one.trouble.message if one.trouble else "done", one.facts) for one in done]
+        console.print(table("Maintenance", ("chore", "result", "what"), rows))
+
+    emit(as_json, {"chores": [one.as_json() for one in done]}, render)
+    failed = [one for one in done if one.trouble]
+    for one in failed:
+        if one.trouble:
+            complain(f"{one.chore}: {one.trouble.message}", one.trouble.advice)
+    if failed:
+        raise typer.Exit(ExitCode.FAILED)

@@ -1,0 +1,86 @@
+"""The sensor that keeps tokens warm: it replaces those that are about to end, and gives back what is still to be given back.
+It looks at the database alone, so nothing can be missed; what a token call does is in connect.tokens."""
+
+# No `from __future__ import annotations` here: Dagster reads the resources' annotations and wants the classes themselves.
+
+from collections.abc import Sequence
+
+import dagster as dg
+import structlog
+
+from sis_pipeline.connect.errors import AuthRevokedError, SisError
+from sis_pipeline.connect.retry import Backoff
+from sis_pipeline.connect.source import HttpSource
+from sis_pipeline.connect.upkeep import due_for_refresh, pending_revocations
+from sis_pipeline.defs.failures import trouble
+from sis_pipeline.defs.resources import Roster
+from sis_pipeline.defs.sensors import UNREADABLE, why
+from sis_pipeline.defs.token_work import Effort, Outcome, Work, on_each
+
+log = structlog.get_logger(__name__)
+
+WARM_SECONDS = 60
+AHEAD = 3.0 * WARM_SECONDS
+"""Seconds before its window in which a token is replaced: two ticks may fail before a sync has to do it itself."""
+MOST_PER_TICK = 100
+EFFORT = Effort(backoff=Backoff(attempts=1, cap=0.0), token_turn=5.0, seconds=15.0)
+"""Begun for 15 s, and a call takes at most 5 s for its turn and 25 s on the way: Dagster gives up a tick after 60 s.
+Nothing is repeated in a tick: the next one is the repetition."""
+
+
+def warm_sensor() -> dg.SensorDefinition:
+    @dg.sensor(
+        name="keep_tokens_warm",
+        description="Replaces tokens before they end, uses refresh tokens that die of disuse, and gives back what is pending.",
+        minimum_interval_seconds=WARM_SECONDS,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def keep_tokens_warm(roster: Roster) -> dg.SkipReason:
+        try:
+            with roster.engine.connect() as connection:
+                due, pending = due_for_refresh(connection, AHEAD), pending_revocations(connection)
+            refreshed = _each(roster, due, HttpSource.refresh_token)
+            given_back = _each(roster, pending, HttpSource.finish_revocations)
+            _note(roster, refreshed)
+        except UNREADABLE as error:
+            return dg.SkipReason(f"Tokens can't be looked after. {why(error)}")
+        done = [_told("refreshed", due, refreshed), _told("given back", pending, given_back)]
+        return dg.SkipReason("; ".join(said for said in done if said) or "Every token is warm.")
+
+    return keep_tokens_warm
+
+
+def _each(roster: Roster, keys: Sequence[str], work: Work) -> list[Outcome]:
+    """Asks for no encryption key where nothing is to be done."""
+    if not keys:
+        return []
+    registered = {one.key: one for one in roster.integrations.list()}
+    chosen = [registered[key] for key in keys[:MOST_PER_TICK] if key in registered]
+    return list(on_each(chosen, work, vault=roster.vault, engine=roster.engine, effort=EFFORT))
+
+
+def _note(roster: Roster, refreshed: Sequence[Outcome]) -> None:
+    """Credentials that are refused are told before the night's sync meets them."""
+    for one in refreshed:
+        if isinstance(one.error, AuthRevokedError):
+            roster.integrations.note_test(one.integration.key, one.error)
+
+
+def _told(what: str, asked: Sequence[str], outcomes: Sequence[Outcome]) -> str:
+    """`3 refreshed, 1 failed (lincoln: transient.server_error), 2 left for the next tick`; empty where nothing was due."""
+    failed = [(one.integration.key, one.error) for one in outcomes if one.error is not None]
+    for key, error in failed:
+        if isinstance(error, AuthRevokedError):
+            continue  # whoever met it has told it: one alert
+        said = trouble(error)
+        log.warning("token.not_" + what.replace(" ", "_"), integration=key, code=said.code, error=said.message)
+    parts = [f"{len(outcomes) - len(failed)} {what}"]
+    if failed:
+        parts.append(f"{len(failed)} failed ({', '.join(f'{key}: {_code(error)}' for key, error in failed[:5])})")
+    if len(asked) > len(outcomes):
+        parts.append(f"{len(asked) - len(outcomes)} left for the next tick")
+    return ", ".join(parts) if asked else ""
+
+
+def _code(error: Exception) -> str:
+    return error.code if isinstance(error, SisError) else type(error).__name__

@@ -1,0 +1,70 @@
+"""What a merge that led nowhere means for the next: nothing where nothing changed, a word where its result is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from sis_pipeline.defs.merging import merge_districts, publish_districts
+from sis_pipeline_tests.defs.conftest import Installation
+from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student
+
+
+def unheard(_line: str) -> None:
+    """Progress is nobody's concern here."""
+
+
+@pytest.fixture
+def published(installation: Installation) -> Installation:
+    add_integration(installation.engine, "lincoln-ps")
+    good_snapshot(installation.roster.snapshots)
+    merge_and_publish(installation)
+    return installation
+
+
+def merge_and_publish(installation: Installation) -> list[str | None]:
+    """What was wrong, per district."""
+    roster = installation.roster
+    merged = merge_districts(roster, YEAR, "run", unheard)
+    done = publish_districts(roster, YEAR, "run", unheard)
+    return [one.trouble.message if one.trouble else None for one in (*merged, *done)]
+
+
+def statuses(installation: Installation) -> list[str]:
+    return [status for (status,) in installation.rows("select status from sis.sync_operations order by epoch")]
+
+
+def test_a_merge_whose_process_died_is_no_trouble_where_nothing_changed(published: Installation) -> None:
+    published.roster.merges.gather("lincoln", YEAR)
+    assert statuses(published) == ["published", "merging"]
+    assert merge_and_publish(published) == [None, None]
+
+
+def test_a_merge_that_was_not_published_is_not_once_its_inputs_have_gone_again(published: Installation) -> None:
+    snapshots = published.roster.snapshots
+    good_snapshot(snapshots, students=[sis_student("7"), sis_student("8", first_name="Grace")])
+    assert [one.trouble for one in merge_districts(published.roster, YEAR, "run", unheard)] == [None]
+    good_snapshot(snapshots)
+    assert merge_and_publish(published) == [None, None]
+    assert statuses(published) == ["published", "merged"]
+    assert published.scalar("select count(*) from sis.students") == 1
+
+
+def test_a_merge_whose_process_died_is_closed_by_the_next_publication(published: Installation) -> None:
+    published.roster.merges.gather("lincoln", YEAR)
+    good_snapshot(published.roster.snapshots, students=[sis_student("7"), sis_student("8", first_name="Grace")])
+    assert merge_and_publish(published) == [None, None]
+    assert statuses(published) == ["published", "superseded", "published"]
+
+
+def test_a_merge_that_failed_is_told_where_its_result_is_missing(
+    published: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_inputs: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr("sis_pipeline.defs.merging.merge_district", fail)
+    good_snapshot(published.roster.snapshots, students=[sis_student("8")])
+    _, publication = merge_and_publish(published)
+    assert statuses(published) == ["published", "failed"]
+    assert publication is not None
+    assert "no merge that could be published" in publication
