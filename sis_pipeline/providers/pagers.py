@@ -341,7 +341,7 @@ class _Cursor(_Position):
         self.request = _with(request, **{pager.limit_param: str(pager.limit), pager.cursor_param: ""})
 
     def doubts(self, got: _Got) -> bool:
-        return not got.rows and self._next(got) is not None
+        return not got.rows and (self.linked or self._next(got) is not None)
 
     def _next(self, got: _Got) -> str | None:
         link = next_link(got.headers.get("link")) or {}
@@ -387,7 +387,7 @@ class _NextPath(_Position):
         self.linked = False
 
     def doubts(self, got: _Got) -> bool:
-        return not got.rows and self._following(got.body) not in {None, self.request.path}
+        return not got.rows and (self.linked or self._following(got.body) not in {None, self.request.path})
 
     def learn(self, got: _Got) -> End | None:
         following = self._following(got.body)
