@@ -6,6 +6,8 @@ STAMP  := $(VENV)/.installed
 
 export DAGSTER_REDACT_USER_CODE_ERRORS := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
+# Where it is set, each of the hundreds of processes that tests and demo start would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo ui test check format soak faults bench lock docs clean

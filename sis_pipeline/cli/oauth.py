@@ -13,7 +13,6 @@ import typer
 
 from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.output import AsJson, ExitCode, RefusalError, emit
-from sis_pipeline.cli.redirect import Redirect, redirect_uri
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,6 +115,8 @@ def _received(client: _Client, port: int, *, browser: bool) -> tuple[Authorizati
     """By a browser on this machine, which is redirected to a port that is listened on meanwhile."""
     from sis_pipeline.connect.authorize import EXPIRY, is_answer
 
+    from sis_pipeline.cli.redirect import Redirect
+
     with Redirect(port) as redirect:
         authorization = _begun(client, redirect.uri)
         redirect.listen(lambda answer: is_answer(authorization, answer))
@@ -131,6 +132,8 @@ def _pasted(client: _Client, port: int) -> tuple[Authorization, str]:
         raise RefusalError(
             "--paste needs the port of the registered redirect address.", "Leave --port out, or name it."
         )
+    from sis_pipeline.cli.redirect import redirect_uri
+
     authorization = _begun(client, redirect_uri(port))
     _show(authorization, "Open this page in a browser anywhere, sign in and grant access")
     typer.echo(f"It ends on an address that begins with {authorization.redirect_uri} and shows nothing.", err=True)

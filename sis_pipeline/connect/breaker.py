@@ -29,6 +29,8 @@ SHORTEST_SHARE = 0.8
 """The actual time is drawn between this share of it and the whole: systems that failed together return apart."""
 LOOK_AGAIN = 1.0
 """Seconds for which a breaker that was seen closed is taken to be closed: a fast reading looks once a second."""
+LONGEST_LEASE = 4_000.0
+"""Seconds that no call takes, whatever the timeouts of an integration (see providers.base.HttpSettings)."""
 PROBE_POLL = 1.0
 """Seconds after which to ask again while somebody else probes."""
 
@@ -221,6 +223,12 @@ def reset(connection: Connection, key: str) -> bool:
     return bool(connection.execute(_RESET, {"key": key}).rowcount)
 
 
+# A clock that was set back must not keep it open for as long as it was set back by: an end too far off is no end.
+_LEFT = """
+(case when {0} between sis.clock() and sis.clock() + make_interval(secs => {1})
+      then extract(epoch from {0} - sis.clock()) else 0 end)::float8
+"""
+
 # Every change of state raises the epoch, and is made only by who knows the epoch that it ends.
 _CLOSED = """
 state = 'closed', epoch = epoch + 1, failures = 0, window_start = null, window_calls = 0, window_failures = 0,
@@ -228,10 +236,10 @@ opened_at = null, open_until = null, open_seconds = null, probe_holder = null, p
 changed_at = sis.clock()
 """
 
-_LOOK = text("""
+_LOOK = text(f"""
 select state, epoch, failures > 0 or window_failures > 0 as pending, last_error, open_seconds, probe_holder,
-       extract(epoch from open_until - sis.clock())::float8 as open_for,
-       extract(epoch from probe_until - sis.clock())::float8 as probe_for
+       {_LEFT.format("open_until", "open_seconds")} as open_for,
+       {_LEFT.format("probe_until", LONGEST_LEASE)} as probe_for
 from sis.circuit_breakers where breaker_key = :key
 """)
 
@@ -293,10 +301,10 @@ update sis.circuit_breakers set {_CLOSED}
 where breaker_key = :key and (state <> 'closed' or failures > 0 or window_failures > 0)
 """)
 
-_LISTED = text("""
+_LISTED = text(f"""
 select breaker_key, state, failures, last_error,
-       extract(epoch from sis.clock() - opened_at)::float8 as open_since,
-       greatest(extract(epoch from case state when 'open' then open_until when 'half_open' then probe_until end
-                        - sis.clock()), 0)::float8 as retry_after
+       greatest(extract(epoch from sis.clock() - opened_at), 0)::float8 as open_since,
+       coalesce(case state when 'open' then {_LEFT.format("open_until", "open_seconds")}
+                           when 'half_open' then {_LEFT.format("probe_until", LONGEST_LEASE)} end, 0) as retry_after
 from sis.circuit_breakers where state <> 'closed' or failures > 0 order by breaker_key
 """)

@@ -181,7 +181,7 @@ def _roles(user: Record, collection: str) -> Iterator[tuple[Any, ...]]:
     for position, entry in enumerate(entries):
         yield from _role(user, entry, position)
     if not entries:
-        role = user.get("role") or _LISTED_AS.get(collection)
+        role = text(user.get("role")) or _LISTED_AS.get(collection)
         for position, org in enumerate(references(user.get("orgs", user.get("orgSourcedIds"))) or [None]):
             yield (user_id(user), org, role, False, None, None, position)
     elif collection in _LISTED_AS:
@@ -193,7 +193,7 @@ def _role(user: Record, entry: Record, position: int) -> Iterator[tuple[Any, ...
     primary = str(entry.get("roleType") or "").lower() == "primary"
     begin, end = (date_text(entry.get(name)) for name in ("beginDate", "endDate"))
     for org in references(entry.get("org", entry.get("orgSourcedId"))) or NOWHERE:
-        yield (person, org, entry.get("role"), primary, begin, end, position)
+        yield (person, org, text(entry.get("role")), primary, begin, end, position)
 
 
 # --- the frames ---------------------------------------------------------------------------------------------------

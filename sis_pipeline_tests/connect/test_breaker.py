@@ -113,6 +113,19 @@ def test_five_failures_in_a_row_open_it(clock: Clock) -> None:
     Breaker(clock.engine, f"{KEY}-other", lease=1).check()
 
 
+def test_a_clock_that_is_set_back_holds_nobody(clock: Clock) -> None:
+    clock.forward(3600)
+    breaker = opened(clock)
+    assert refusal(breaker).retry_after <= 30
+    clock.forward(-3600)
+    with clock.engine.connect() as connection:
+        (state,) = listed(connection)
+    assert (state.state, state.retry_after, state.open_since) == ("open", 0, 0)
+    assert breaker.enter().probe
+    clock.forward(-7200)
+    assert a_breaker(clock).enter().probe, "a probe's lease that ends in hours is none"
+
+
 def test_processes_count_together(clock: Clock) -> None:
     for _ in range(5):
         call(a_breaker(clock), FAILED)

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -284,7 +285,9 @@ class Batch:
                 assert values == truth[key], f"a row of {key[0]} differs although nothing of it was changed"
                 self.tally["rows equal to the truth"] += 1
             else:
-                assert set(key[1].split(":")) & sent, f"a row of {key[0]} that nobody sent: {key[1]!r}"
+                assert key[1] in sent or set(re.split("[:-]", key[1])) & sent, (
+                    f"a row of {key[0]} that nobody sent: {key[1]!r}"
+                )
         lost = [key for key in truth if key[0] == "students" and key not in outcome.rows and key not in touched]
         assert not lost, f"{len(lost)} students are gone although nothing of them was changed"
 
