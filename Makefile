@@ -32,7 +32,7 @@ ui: install ## open the Dagster UI on the demo's (or your) database, http://127.
 	@$(BIN)/sis up
 
 test: install ## run the tests (under 10 minutes on 2 cores)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: install ## lint, format, types
 	@$(BIN)/ruff check .

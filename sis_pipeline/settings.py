@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     """The calendar year in which the earliest school year starts that can be loaded."""
     log_format: Literal["console", "json"] = "console"
     """How logs are written: console or json."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged; debug also says every call to a system."""
     schedule_cron: str = Field("0 2 * * *", validate_default=False)
     """When every active integration is synced for the current school year (cron, in `time_zone`)."""
     merge_cron: str = Field("0 6 * * *", validate_default=False)

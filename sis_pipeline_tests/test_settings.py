@@ -7,10 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 from pydantic import ValidationError
 
+from sis_pipeline.cli.installation import Installation
+from sis_pipeline.connect import log
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.defs.assembly import build_defs
+from sis_pipeline.defs.resources import Roster
 from sis_pipeline.settings import Settings
 
 BAD = [
@@ -27,6 +31,8 @@ BAD = [
     ("merge_cron", "canary"),
     ("log_format", "canary"),
     ("log_format", "JSON"),
+    ("log_level", "canary"),
+    ("log_level", "DEBUG"),
     ("first_school_year", "canary"),
     ("first_school_year", "1989"),
     ("first_school_year", "2101"),
@@ -50,6 +56,7 @@ def test_a_bad_value_is_refused_by_name_and_not_repeated(monkeypatch, name, valu
         ("schedule_cron", "@daily"),
         ("merge_cron", "*/15 * * * *"),
         ("log_format", "json"),
+        ("log_level", "debug"),
         ("first_school_year", "1990"),
         ("first_school_year", "2100"),
     ],
@@ -57,6 +64,21 @@ def test_a_bad_value_is_refused_by_name_and_not_repeated(monkeypatch, name, valu
 def test_a_good_value_is_taken(monkeypatch, name, value):
     monkeypatch.setenv(f"SIS_{name.upper()}", value)
     assert str(getattr(Settings(), name)) == value
+
+
+@pytest.mark.parametrize("opens", [Roster, Installation], ids=["a run", "a command"])
+@pytest.mark.parametrize(("level", "told"), [(None, 1), ("debug", 2), ("error", 0)])
+def test_our_lines_are_logged_from_the_level_on_that_was_asked_for(monkeypatch, capsys, opens, level, told):
+    if level:
+        monkeypatch.setenv("SIS_LOG_LEVEL", level)
+    try:
+        assert opens().settings.log_level == (level or "info")
+        ours = structlog.get_logger("sis_pipeline.test")
+        ours.debug("one.page")
+        ours.info("one.sync")
+    finally:
+        log.configure()
+    assert capsys.readouterr().err.count("one.") == told
 
 
 def test_the_defaults_keep_the_rules():

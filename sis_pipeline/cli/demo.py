@@ -17,6 +17,7 @@ from sis_pipeline.cli import sandbox
 from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.output import AsJson, ExitCode, RefusalError, console, emit, table
 from sis_pipeline.cli.syncing import Report, Syncing, Target
+from sis_pipeline.cli.up import make_key_once
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,9 @@ def demo(*, port: sandbox.Port = sandbox.PORT, as_json: AsJson = False) -> None:
     def say(line: str) -> None:
         speak.print(line, markup=False)
 
-    make_key(here, say)
+    say("Opening the database" + (" (embedded PostgreSQL)." if here.settings.database_url is None else "."))
+    make_key_once(here, say)
+    here.vault  # noqa: B018 opening it proves the key
     world = demo_world(remembered(here, DISTRICT), datetime.now(UTC).date())
     overview = run_demo(here, world, port=port, say=say)
     document = {"ok": overview.ok, "equal": overview.equal, **vars(overview)}
@@ -153,17 +156,6 @@ def run_demo(here: Installation, world: World, *, port: int, say: Say, rate_scal
         fill_overview(here, overview, server, targets)
     overview.seconds = round(time.monotonic() - began, 1)
     return overview
-
-
-def make_key(here: Installation, say: Say) -> None:
-    """The explicit first step: a key for the stored secrets, unless there is one."""
-    from sis_pipeline.connect.keys import create_key_file
-
-    if here.settings.encryption_keys is None and not here.settings.key_file.exists():
-        create_key_file(here.settings.key_file)
-        say(f"sis keys create: wrote the encryption key to {here.settings.key_file} (mode 0600).")
-    say("Opening the database" + (" (embedded PostgreSQL)." if here.settings.database_url is None else "."))
-    here.vault  # noqa: B018 opening it migrates the database and proves the key
 
 
 def serve(here: Installation, world: World, port: int, rate_scale: float, day: int) -> SandboxServer:

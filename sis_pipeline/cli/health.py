@@ -116,9 +116,12 @@ def _print(console: Console, found: Health) -> None:
 
 
 def _row(it: IntegrationHealth) -> Sequence[object]:
+    from sis_pipeline.store.health import NEWEST
+
     share = None if it.error_share is None else f"{it.error_share:.1%}"
     going = ", ".join(f"{reading.school_year}: {reading.pages} pages" for reading in it.readings if reading.going)
-    return (it.key, it.status, it.verdict or "none yet", _age(it.data_age), it.last_success_at, going, it.calls, share, it.p50_ms, it.p95_ms)  # fmt: skip
+    calls = f"{it.calls:,}+" if it.calls >= NEWEST else it.calls
+    return (it.key, it.status, it.verdict or "none yet", _age(it.data_age), it.last_success_at, going, calls, share, it.p50_ms, it.p95_ms)  # fmt: skip
 
 
 def _age(age: timedelta | None) -> str:

@@ -24,7 +24,7 @@ class Installation:
         from sis_pipeline.settings import Settings
 
         settings = Settings()
-        log.configure(settings.log_format)
+        log.configure(settings.log_format, level=settings.log_level)
         return settings
 
     @cached_property

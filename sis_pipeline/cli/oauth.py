@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sis_pipeline.connect.authorize import Authorization
     from sis_pipeline.connect.contract import OAuth
     from sis_pipeline.connect.discovery import Discovered
+    from sis_pipeline.connect.source import HttpSource
     from sis_pipeline.providers.base import HttpSettings, Provider
 
 app = typer.Typer(help="Access that a person grants (OAuth authorization code).", no_args_is_help=True)
@@ -79,9 +80,6 @@ class _Client:
 
 def _client(here: Installation, key: str) -> _Client:
     """Everything that could be wrong is looked at before a person is sent anywhere."""
-    from sis_pipeline.connect.discovery import discover
-    from sis_pipeline.connect.http import Door
-    from sis_pipeline.connect.wire import Timeouts
     from sis_pipeline.providers.base import HttpSettings
     from sis_pipeline.providers.registry import make
 
@@ -102,20 +100,28 @@ def _client(here: Installation, key: str) -> _Client:
             ExitCode.CONFIG,
             "config",
         )
-    settings = provider.settings
-    timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.total_timeout)
-    door = Door(shape.urls, timeouts=timeouts, private_addresses=settings.private_addresses)
-    try:
-        return _Client(key, provider, settings, discover(shape, key, door))
-    finally:
-        door.close()
+    with _source(here, key, provider, provider.settings, shape) as source:
+        return _Client(key, provider, provider.settings, source.discovered())
+
+
+def _source(here: Installation, key: str, provider: Provider, settings: HttpSettings, oauth: OAuth) -> HttpSource:
+    from sis_pipeline.connect.source import open_source
+
+    return open_source(
+        key,
+        provider=provider.name,
+        settings=settings,
+        oauth=oauth,
+        requests_per_minute=provider.rate,
+        vault=here.vault,
+        engine=here.engine,
+    )
 
 
 def _received(client: _Client, port: int, *, browser: bool) -> tuple[Authorization, str]:
     """By a browser on this machine, which is redirected to a port that is listened on meanwhile."""
-    from sis_pipeline.connect.authorize import EXPIRY, is_answer
-
     from sis_pipeline.cli.redirect import Redirect
+    from sis_pipeline.connect.authorize import EXPIRY, is_answer
 
     with Redirect(port) as redirect:
         authorization = _begun(client, redirect.uri)
@@ -155,18 +161,9 @@ def _show(authorization: Authorization, what: str) -> None:
 def _redeem(here: Installation, client: _Client, authorization: Authorization, response: str) -> None:
     """The answer judged, its code exchanged, the tokens kept."""
     from sis_pipeline.connect.authorize import finish
-    from sis_pipeline.connect.source import open_source
 
     code = finish(authorization, response)
-    with open_source(
-        client.key,
-        provider=client.provider.name,
-        settings=client.settings,
-        oauth=client.oauth,
-        requests_per_minute=client.provider.rate,
-        vault=here.vault,
-        engine=here.engine,
-    ) as source:
+    with _source(here, client.key, client.provider, client.settings, client.oauth) as source:
         source.authorize(code, authorization.verifier, authorization.redirect_uri)
     here.integrations.credentials_changed(client.key)
 

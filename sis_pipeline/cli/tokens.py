@@ -107,9 +107,10 @@ def refresh(
 
     Unless they are named, integrations are left out that are paused, wait for a person or have no token, and those
     refreshed within the last hour (or --older-than) whose token is good. So the same command, given again after it was
-    interrupted or some failed, goes on with those that are left; --older-than 0s begins anew.
+    interrupted or some failed, goes on with those that are left; --older-than 0s begins anew. One that waited for a person
+    because its credentials were refused, and has a new token now, is synced again.
     """
-    from sis_pipeline.connect.source import HttpSource
+    from sis_pipeline.defs.token_work import refreshing
 
     here = Installation()
     asked = _asked(here, keys or [], provider, district, everything=everything, narrowed=older_than is not None)
@@ -120,7 +121,7 @@ def refresh(
         unsuited = None if keys else _unsuited(one, known.rows[one.key])
         return unsuited or _too_young(known, one.key, age)
 
-    report = _done(here, asked, spared, HttpSource.refresh_token, "refreshed", parallel=parallel)
+    report = _done(here, asked, spared, refreshing(here.integrations), "refreshed", parallel=parallel)
     _tell(report, as_json)
 
 
@@ -240,7 +241,7 @@ def _unsuited(integration: Integration, tokens: Sequence[TokenHealth]) -> str | 
     statuses = {one.status for one in tokens}
     reasons = {
         "paused": integration.paused,
-        "waiting for a person": "needs_reauth" in statuses,
+        "waiting for a person": "needs_reauth" in {integration.status, *statuses},
         "given back": bool(statuses & {"revoked", "revocation_pending"}),
         "without a token": not any(one.stored for one in tokens),
     }

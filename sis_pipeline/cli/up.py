@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -42,15 +42,16 @@ def up(
 ) -> None:  # fmt: skip
     """Start the web interface and the daemon (schedules, sensors, backfills); Ctrl-C ends both.
 
-    Neither is restarted: if one ends, the other is ended too, and the exit code is 1.
+    Neither is started without the encryption key that opens the stored secrets; with the embedded database, the first
+    start makes one. Neither is restarted: if one ends, the other is ended too, and the exit code is 1.
     """
     here = Installation()
     check_port(host, port)
-    environment = prepare(here)
+    speak = console(stderr=True)
+    environment = prepare(here, lambda line: speak.print(line, markup=False))
     logs = here.settings.root / "logs"
     web = ["dagster_webserver", "--host", host, "--port", str(port), "--module-name", MODULE]
     daemon = ["dagster._daemon", "run", "--module-name", MODULE]
-    speak = console(stderr=True)
     with ending_on_sigterm(), contextlib.ExitStack() as stack:
         services = [
             stack.enter_context(running(name, command, logs, environment))
@@ -69,14 +70,41 @@ def up(
         speak.print("Ending both …")
 
 
-def prepare(here: Installation) -> dict[str, str]:
-    """Bring the schema up to date, make Dagster's home, close runs that were left open; the children's environment."""
+def prepare(here: Installation, say: Callable[[str], None]) -> dict[str, str]:
+    """Bring the schema up to date, prove the key, make Dagster's home, close runs that were left open; the children's
+    environment. Raises ConfigError without the right key: what is started would find out only when it needs a secret."""
     from sis_pipeline.defs.runs import dagster_environment, dagster_instance, fail_orphaned_runs
 
-    here.engine  # noqa: B018 opening it migrates the schema
+    if here.settings.database_url is None:  # any other may be shared by machines, which must share its key, too
+        make_key_once(here, say)
+    here.vault  # noqa: B018 opening it migrates the schema and proves the key
     with dagster_instance(here.settings) as instance:
         fail_orphaned_runs(instance)
     return {**os.environ, **dagster_environment(here.settings)}
+
+
+def make_key_once(here: Installation, say: Callable[[str], None]) -> None:
+    """The explicit first step: a key for the stored secrets, where there is none.
+
+    Raises ConfigError where there is none any more: another one would open nothing, and stand where the right one has
+    to be put back.
+    """
+    from sis_pipeline.connect.errors import ConfigError
+    from sis_pipeline.connect.keys import KEY_ADVICE, create_key_file, rows_per_key
+
+    path = here.settings.key_file
+    if here.settings.encryption_keys is not None or path.exists():
+        return
+    with here.engine.connect() as connection:
+        known = rows_per_key(connection)
+    if known:
+        raise ConfigError(
+            f"There is no encryption key at {path}, and none was made: the database is used with key {', '.join(known)}.",
+            code="config.key_missing",
+            advice=KEY_ADVICE,
+        )
+    create_key_file(path)
+    say(f"sis keys create: wrote the encryption key to {path} (mode 0600). Back it up.")
 
 
 @contextlib.contextmanager

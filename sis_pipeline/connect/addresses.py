@@ -44,11 +44,19 @@ def address_problem(url: str) -> str | None:
     plain = parts.scheme == "http"
     rules = (
         (parts.scheme not in {"http", "https"} or not parts.host, "is not an https URL"),
+        (not _can_be_looked_up(parts.host or ""), "names a host that cannot be one; look at its dots and its length"),
         (parts.auth is not None or "@" in authority, "carries credentials; they belong in the vault"),
         (parts.fragment is not None, "has a fragment (#…)"),
         (plain and not is_loopback_name(parts.host or ""), "is http; only https is used outside this machine"),
     )
     return next((words for broken, words in rules if broken), None)
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Whether the parts of a host's name have lengths that one can have (RFC 1035 2.3.4); what has not fails unasked."""
+    name = host.removesuffix(".")
+    parts_fit = all(0 < len(part) <= 63 for part in name.split("."))
+    return host.startswith("[") or (parts_fit and len(name) <= 253)
 
 
 def origin(url: str) -> str:

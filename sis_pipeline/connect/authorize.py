@@ -15,7 +15,7 @@ from sis_pipeline.connect.addresses import address_problem
 from sis_pipeline.connect.contract import OAuth
 from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, ContractError, SisError, TransientError
 from sis_pipeline.connect.log import mask
-from sis_pipeline.connect.oauth import authorize_advice
+from sis_pipeline.connect.vault import advice_for
 
 EXPIRY = 600.0
 """Seconds a person has: the lifetime that RFC 6749 4.1.2 recommends for a code at most."""
@@ -161,7 +161,7 @@ def _refusal(about: str, authorization: Authorization, error: str) -> SisError:
         error, (ConfigError, "the server refused it with an error that RFC 6749 does not define.")
     )
     advice = {
-        AuthRevokedError: authorize_advice(authorization.integration),
+        AuthRevokedError: advice_for(authorization.integration, person=True),
         TransientError: f"Try `sis oauth authorize {authorization.integration}` again in a while.",
     }.get(kind, "Check client_id, scope and authorize_url, and that the redirect address is registered there.")
     return kind(

@@ -34,7 +34,7 @@ CATALOGUE: dict[str, Entry] = {
         "It is tried again by itself; `sis health` shows when, and what was wrong.",
     ),
     "transient.maintenance": Entry("The system redirected, as for maintenance or to a login page; not followed."),
-    "transient.server_error": Entry("The system answered that it failed (a 5xx, 408 or 425)."),
+    "transient.server_error": Entry("The system answered that it failed (a 5xx other than 501, 408 or 425)."),
     "transient.storage": Entry(
         "A file could not be written to the data folder: it is full, read-only or gone.",
         "Make room, or bring the folder back; what was published is untouched, and a reading goes on where it stopped.",
@@ -94,7 +94,7 @@ CATALOGUE: dict[str, Entry] = {
         "The system has moved for good (301 or 308); redirects are not followed, because the token would go along.",
         "Correct the integration's base_url or token_url to the address the system now lives at.",
     ),
-    "config.refused": Entry("The system refused the request as wrong (another 4xx)."),
+    "config.refused": Entry("The system refused the request as wrong (another 4xx), or can't do that (501)."),
     "config.revocation": Entry(
         "The server has no place where a token can be given back, or one that must not be called.",
         "Take the access back at the system, or set revoke_url.",
@@ -105,7 +105,8 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.token_request": Entry("The token endpoint refuses the kind of request."),
     "config.wrong_district": Entry(
-        "The credentials reach another district's data than they did the first time. Nothing was read or written.",
+        "The credentials reach another district's data than they did the first time, those of a district that another "
+        "integration is for, or it can't be told any more whose. Nothing was read or written.",
         "Check the credentials and the address. If the new district is the right one, run `sis integration trust KEY`.",
     ),
     # --- config: secrets and keys ------------------------------------------------------------------------------------
@@ -153,7 +154,6 @@ CATALOGUE: dict[str, Entry] = {
         "Choose a year the system shows; SIS_FIRST_SCHOOL_YEAR sets the first that can be loaded.",
     ),
     "config.setting": Entry("A setting of the integration is missing or not valid."),
-    "config.status": Entry("A status was to be set that no connection has."),
     "config.syncing": Entry("The integration is being synced right now.", "Wait for the sync to end."),
     # --- config: files -----------------------------------------------------------------------------------------------
     "config.csv_missing": Entry(

@@ -35,8 +35,13 @@ class OAuth:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Every address that may be called on behalf of this authorization; a person's browser opens `authorize_url`."""
-        return tuple(url for url in (self.token_url, self.revoke_url, self.issuer) if url is not None)
+        """Every address that a person set: on their origins, and on no other, this authorization's endpoints are called.
+
+        `authorize_url` is among them, although the browser opens it: whoever may see the person sign in there may be
+        told the token that came of it.
+        """
+        set_by_hand = (self.token_url, self.revoke_url, self.issuer, self.authorize_url)
+        return tuple(url for url in set_by_hand if url is not None)
 
 
 @dataclass(frozen=True, slots=True)

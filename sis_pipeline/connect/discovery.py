@@ -1,5 +1,5 @@
 """What an authorization server publishes about itself (RFC 8414), believed only as far as the settings vouch for it.
-Which endpoint is called, and when, is decided elsewhere; nothing of a document is stored.
+How a request travels is the caller's business, and which endpoint is called when; nothing of a document is stored.
 
 Three rules keep a document from sending a person or a token elsewhere: its `issuer` is the one that was set, letter by
 letter (RFC 8414 3.3); an endpoint is taken from it only on an origin that the settings name (the issuer's, or that of an
@@ -9,18 +9,30 @@ endpoint set by hand); and the token endpoint, where the secret goes, is never t
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from authlib.oauth2.rfc8414 import get_well_known_url
 
 from sis_pipeline.connect.addresses import address_problem, origin
 from sis_pipeline.connect.contract import OAuth
 from sis_pipeline.connect.errors import Call, ConfigError, ContractError, SisError, classify
-from sis_pipeline.connect.http import Door, Reply, expect_json
+from sis_pipeline.connect.http import Reply, expect_json
+
+T = TypeVar("T")
 
 BY_HAND = "Set authorize_url and revoke_url by hand, or correct the integration's issuer."
+NOTHING_LASTS = 3600.0
+"""Seconds for which an issuer that publishes nothing is not asked again: it may begin to, and a 404 may be a mistake."""
+
+
+class Get(Protocol):
+    """Sends one request for metadata; returns what `accept` makes of the answer, or raises its error."""
+
+    def __call__(self, url: str, *, accept: Callable[[Call, Reply], T]) -> T: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +46,11 @@ class Discovered:
 
 _documents: dict[str, dict[str, Any]] = {}
 """Issuer -> its metadata, for the life of this process; only those that could be used."""
+_nothing: dict[str, float] = {}
+"""Issuer that publishes nothing -> when it is asked again, on this process's monotonic clock."""
 
 
-def discover(oauth: OAuth, integration: str, door: Door) -> Discovered:
+def discover(oauth: OAuth, integration: str, get: Get) -> Discovered:
     """Fill in `authorize_url` and `revoke_url` where they are unset and the server publishes them.
 
     `oauth` comes back as it is where it names no issuer, or where the server publishes nothing and `authorize_url` is
@@ -45,18 +59,16 @@ def discover(oauth: OAuth, integration: str, door: Door) -> Discovered:
     """
     if oauth.issuer is None:
         return Discovered(oauth)
-    document = _documents.get(oauth.issuer)
+    document = _published(oauth.issuer, get)
+    if document is None and oauth.authorize_url is not None:
+        return Discovered(oauth)
     if document is None:
-        document = _read(oauth.issuer, integration, door)
-        if document is None and oauth.authorize_url is not None:
-            return Discovered(oauth)
-        if document is None:
-            raise ConfigError(
-                f"Integration {integration!r}: the issuer publishes no metadata.",
-                code="config.metadata",
-                advice=BY_HAND,
-                integration=integration,
-            )
+        raise ConfigError(
+            f"Integration {integration!r}: the issuer publishes no metadata.",
+            code="config.metadata",
+            advice=BY_HAND,
+            integration=integration,
+        )
     found = _completed(oauth, integration, document)
     _documents[oauth.issuer] = document
     return found
@@ -73,16 +85,25 @@ def well_known_urls(issuer: str) -> list[str]:
     return list(dict.fromkeys([*inserted, f"{base}/.well-known/openid-configuration"]))
 
 
-def _read(issuer: str, integration: str, door: Door) -> dict[str, Any] | None:
+def _published(issuer: str, get: Get) -> dict[str, Any] | None:
     """The document of an issuer; None where there is none at any of its addresses."""
+    if issuer in _documents:
+        return _documents[issuer]
+    if time.monotonic() < _nothing.get(issuer, 0.0):
+        return None
     for url in well_known_urls(issuer):
-        call = Call(integration, "GET", urlsplit(url).path)
-        reply = door.send(call, url)
-        if reply.status == 429 or reply.status >= 500:
-            raise classify(call, reply.status, reply.headers, reply.body)
-        if reply.status == 200 and _is_json(call, reply):
-            return _checked(call, reply, issuer)
+        document = get(url, accept=partial(_read, issuer=issuer))
+        if document is not None:
+            return document
+    _nothing[issuer] = time.monotonic() + NOTHING_LASTS
     return None
+
+
+def _read(call: Call, reply: Reply, *, issuer: str) -> dict[str, Any] | None:
+    """The document that an answer holds; None where it holds none. Raises where it says to come back later."""
+    if reply.status == 429 or reply.status >= 500:
+        raise classify(call, reply.status, reply.headers, reply.body)
+    return _checked(call, reply, issuer) if reply.status == 200 and _is_json(call, reply) else None
 
 
 def _is_json(call: Call, reply: Reply) -> bool:
@@ -154,8 +175,7 @@ def _endpoint(oauth: OAuth, integration: str, document: dict[str, Any], name: st
             advice=BY_HAND,
             integration=integration,
         )
-    known = {origin(one) for one in (*oauth.urls, oauth.authorize_url) if one is not None}
-    if used and origin(url) not in known:
+    if used and origin(url) not in {origin(one) for one in oauth.urls}:
         setting = {"authorization_endpoint": "authorize_url", "revocation_endpoint": "revoke_url"}[name]
         raise ConfigError(
             f"Integration {integration!r}: the metadata's {name} is on another host than the issuer; it was not used.",

@@ -202,7 +202,7 @@ def classify(call: Call, status: int, headers: Mapping[str, str], body: bytes = 
         return RateLimitedError(
             f"{facts}: too many requests.", code="rate_limited.throttled", retry_after=retry_after(headers), **context
         )
-    if status in {408, 425} or status >= 500:
+    if status in {408, 425} or (status >= 500 and status != 501):
         return TransientError(f"{facts}.", code="transient.server_error", **context)
     if 300 <= status < 400:
         return _redirected(facts, status, headers, context)
@@ -235,17 +235,28 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     if re.fullmatch(r"\d+(\.\d*)?", asked, re.ASCII):
         seconds = float(asked)
         return RETRY_AFTER_CAP if math.isinf(seconds) else min(seconds, RETRY_AFTER_CAP)
-    until = _http_date(asked)
+    until = http_date(asked)
     if until is None:
         return None
-    now = _http_date(headers.get("date", "")) or datetime.now(UTC)
+    now = http_date(headers.get("date", "")) or datetime.now(UTC)
     return min(max((until - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
+
+
+def http_date(value: str) -> datetime | None:
+    """The moment of a date as HTTP writes it (RFC 9110 5.6.7), read leniently, in UTC; None for anything else, also for
+    a date beyond those that there are."""
+    try:
+        moment = parsedate_to_datetime(value)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
 
 
 _REFUSALS: dict[int, tuple[str, str]] = {
     400: ("the request was refused as malformed.", "config.refused"),
     403: ("access is not granted.", "config.access_denied"),
     404: ("there is nothing at this address.", "config.not_found"),
+    501: ("the system can't do that.", "config.refused"),
 }
 
 
@@ -273,11 +284,3 @@ def _host(location: str) -> str:
     except ValueError:
         host = ""
     return f"host {host}" if re.fullmatch(r"[a-z0-9.:-]{1,253}", host) else "another page"
-
-
-def _http_date(text: str) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -177,7 +177,10 @@ class Door:
 
     def _addresses(self, host: str, port: int) -> list[str]:
         """The addresses of a host, all of them allowed. Connecting uses these, so a second lookup can't differ."""
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        except UnicodeError:  # what Python says of a name that none can be
+            raise socket.gaierror from None
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         for address in addresses:
             if not _allowed(address, loopback=is_loopback_name(host), private=self._private_addresses):

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from sqlalchemy import Connection, Engine, Select, delete, func, select, tuple_, update
@@ -35,23 +37,22 @@ MAKE_ADVICE = "Run `sis keys create` once, and back the key up."
 KEY_ADVICE = "Put the key back into SIS_ENCRYPTION_KEYS (newest first, comma separated) or the key file."
 
 
-class Keys:
-    """The encryption keys, newest first: the first seals, all of them open.
+class Sealed(NamedTuple):
+    """What was sealed, and with which key: one answer, so that no row is ever labelled with another key's id."""
 
-    `reread` gives them anew where they may change while the process runs: a sync that began before a rotation of the
-    key file goes on.
-    """
+    key_id: str
+    ciphertext: bytes
 
-    def __init__(self, keys: list[str], reread: Callable[[], list[str]] | None = None) -> None:
+
+class Ring:
+    """The encryption keys of one moment, newest first: the first seals, all of them open. Never changes."""
+
+    def __init__(self, keys: list[str]) -> None:
         """Raises ConfigError for an empty list and for a key that is none."""
-        self._reread = reread
-        self._take(keys)
-
-    def _take(self, keys: list[str]) -> None:
         if not keys:
             raise ConfigError("There is no encryption key.", code="config.key_missing", advice=MAKE_ADVICE)
         try:
-            self._by_id = {_key_id(key): Fernet(key) for key in keys}
+            by_id = {_key_id(key): Fernet(key) for key in keys}
         except (ValueError, TypeError):
             raise ConfigError(
                 "An encryption key is malformed: it must be 32 bytes in URL-safe base64.",
@@ -59,39 +60,62 @@ class Keys:
                 advice=KEY_ADVICE,
             ) from None
         for key in keys:
-            mask(key)
-        self._all = MultiFernet(list(self._by_id.values()))
-
-    def __contains__(self, key_id: str) -> bool:
-        if key_id not in self._by_id:
-            self.refresh()
-        return key_id in self._by_id
-
-    def refresh(self) -> None:
-        """Read the keys anew, where that can bring others. Raises as `from_settings`."""
-        if self._reread is not None:
-            self._take(self._reread())
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """Newest first."""
-        return tuple(self._by_id)
+            mask(key, lasting=True)
+        self.ids = tuple(by_id)
+        self._all = MultiFernet(list(by_id.values()))
 
     @property
     def newest(self) -> str:
         """The id of the key that seals."""
-        return next(iter(self._by_id))
+        return self.ids[0]
 
-    def seal(self, plain: bytes) -> bytes:
-        return self._all.encrypt(plain)
+    def seal(self, plain: bytes) -> Sealed:
+        return Sealed(self.newest, self._all.encrypt(plain))
 
     def open(self, sealed: bytes) -> bytes:
         """Raises cryptography's InvalidToken."""
         return self._all.decrypt(sealed)
 
-    def reseal(self, sealed: bytes) -> bytes:
+    def reseal(self, sealed: bytes) -> Sealed:
         """The same content sealed with the newest key, its time kept. Raises InvalidToken."""
-        return self._all.rotate(sealed)
+        return Sealed(self.newest, self._all.rotate(sealed))
+
+
+class Keys:
+    """The encryption keys as they are now: a ring that is exchanged as a whole, for any number of threads.
+
+    `reread` gives them anew where they may change while the process runs: a sync that began before a rotation of the
+    key file goes on. Who seals takes a ring by `hold`, and seals with that one.
+    """
+
+    def __init__(self, keys: list[str], reread: Callable[[], list[str]] | None = None) -> None:
+        """Raises ConfigError for an empty list and for a key that is none."""
+        self._reread = reread
+        self.ring = Ring(keys)
+
+    def __contains__(self, key_id: str) -> bool:
+        if key_id not in self.ring.ids:
+            self.refresh()
+        return key_id in self.ring.ids
+
+    def refresh(self) -> None:
+        """Read the keys anew, where that can bring others. Raises as `from_settings`."""
+        if self._reread is not None:
+            self.ring = Ring(self._reread())
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Newest first."""
+        return self.ring.ids
+
+    @property
+    def newest(self) -> str:
+        """The id of the key that seals."""
+        return self.ring.newest
+
+    def open(self, sealed: bytes) -> bytes:
+        """Raises cryptography's InvalidToken."""
+        return self.ring.open(sealed)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Keys:
@@ -224,9 +248,10 @@ def prove(connection: Connection, keys: Keys) -> None:
                 code="config.key_unknown",
                 advice=KEY_ADVICE,
             )
-    new = insert(encryption_keys).values(key_id=keys.newest, canary=keys.seal(CANARY))
+    canary = keys.ring.seal(CANARY)
+    new = insert(encryption_keys).values(key_id=canary.key_id, canary=canary.ciphertext)
     if connection.execute(new.on_conflict_do_nothing()).rowcount:
-        audit.append(connection, "key.first_use", keys.newest)
+        audit.append(connection, "key.first_use", canary.key_id)
 
 
 def _check_canary(keys: Keys, key_id: str, canary: bytes) -> None:
@@ -253,15 +278,18 @@ def rows_per_key(connection: Connection) -> dict[str, int]:
     return known | {row.key_id: row.rows for row in connection.execute(counts)}
 
 
-def hold(connection: Connection, keys: Keys) -> None:
-    """Keep the newest key from being retired until this transaction, which seals with it, has ended.
+def hold(connection: Connection, keys: Keys) -> Ring:
+    """Keep the newest key from being retired until this transaction has ended; the keys to seal with in it.
 
     Raises ConfigError where it was retired already and there is no newer one: a process may run longer than its keys.
     """
-    if not _held(connection, keys.newest):
+    ring = keys.ring
+    if not _held(connection, ring.newest):
         keys.refresh()
-        if not _held(connection, keys.newest):
-            raise ConfigError(f"Key {keys.newest} was retired; nothing was sealed with it.", code="config.key_retired")
+        ring = keys.ring
+        if not _held(connection, ring.newest):
+            raise ConfigError(f"Key {ring.newest} was retired; nothing was sealed with it.", code="config.key_retired")
+    return ring
 
 
 def _held(connection: Connection, key_id: str) -> bool:
@@ -306,16 +334,20 @@ def rotate_keys(
     A row is replaced under its lock, only if it still is what was read, and keeps its version and so its binding; at
     every moment each row opens with a key that must still be there. Refreshes go on meanwhile: rows that are locked
     are come back for, for up to `patience` seconds. A row that can't be opened is left as it is and reported, after
-    all others were done. One audit entry tells of the whole; a run that was killed leaves it to the run that follows.
-    Raises ConfigError as `prove`.
+    all others were done. One audit entry is committed with the first rows, so that no kill hides who changed them, and
+    one tells how it ended. Raises ConfigError as `prove`.
     """
     with engine.begin() as connection:
         prove(connection, keys)
         before = rows_per_key(connection)
+
+    def tell(connection: Connection, **counts: object) -> None:
+        audit.append(connection, "token.rotate_key", keys.newest, actor=actor, details={"before": before} | counts)
+
     failed: list[RowResult] = []
     resealed = 0
     if not dry_run:
-        for result in _rotated(engine, keys, patience):
+        for result in _rotated(engine, keys, patience, partial(tell, done=False)):
             resealed += result.error is None
             failed += [result] if result.error else []
             if progress is not None:
@@ -323,18 +355,21 @@ def rotate_keys(
     with engine.begin() as connection:
         left = sum(rows for key_id, rows in rows_per_key(connection).items() if key_id != keys.newest)
         if resealed or failed:
-            counts = {"before": before, "resealed": resealed, "failed": len(failed), "left": left}
-            audit.append(connection, "token.rotate_key", keys.newest, actor=actor, details=counts)
+            tell(connection, done=True, resealed=resealed, failed=len(failed), left=left)
     return Rotation(keys.newest, before, resealed, tuple(failed), left)
 
 
-def _rotated(engine: Engine, keys: Keys, patience: float) -> Iterator[RowResult]:
-    """Every row of an older key, each once its batch is committed."""
+def _rotated(engine: Engine, keys: Keys, patience: float, begin: Callable[[Connection], None]) -> Iterator[RowResult]:
+    """Every row of an older key, each once its batch is committed. `begin` is called in the first one's transaction."""
     failed: set[tuple[str, str]] = set()
+    begun = False
     until = time.monotonic() + patience
     while True:
         with engine.begin() as connection:
             batch = _reseal_batch(connection, keys, failed)
+            if batch and not begun:
+                begin(connection)
+                begun = True
             crash_point("rotate.before_commit")
         crash_point("rotate.after_commit")
         yield from batch
@@ -343,19 +378,19 @@ def _rotated(engine: Engine, keys: Keys, patience: float) -> Iterator[RowResult]
             until = time.monotonic() + patience
             continue
         with engine.connect() as connection:
-            locked = connection.execute(_older(keys, failed).limit(1)).one_or_none()
+            locked = connection.execute(_older(keys.newest, failed).limit(1)).one_or_none()
         if locked is None or time.monotonic() > until:
             return
         time.sleep(0.05)
 
 
 def _reseal_batch(connection: Connection, keys: Keys, skip: set[tuple[str, str]]) -> list[RowResult]:
-    hold(connection, keys)
-    rows = connection.execute(_older(keys, skip).limit(BATCH).with_for_update(skip_locked=True)).all()
+    ring = hold(connection, keys)
+    rows = connection.execute(_older(ring.newest, skip).limit(BATCH).with_for_update(skip_locked=True)).all()
     results = []
     for row in rows:
         try:
-            resealed = keys.reseal(row.ciphertext)
+            resealed = ring.reseal(row.ciphertext)
         except InvalidToken:
             results.append(RowResult(row.integration, row.kind, "it cannot be opened: it was altered in the database"))
             continue
@@ -367,7 +402,7 @@ def _reseal_batch(connection: Connection, keys: Keys, skip: set[tuple[str, str]]
                 oauth_tokens.c.version == row.version,
                 oauth_tokens.c.ciphertext == row.ciphertext,
             )
-            .values(ciphertext=resealed, key_id=keys.newest)
+            .values(ciphertext=resealed.ciphertext, key_id=resealed.key_id)
         )
         crash_point("rotate.after_row")
         if done.rowcount:
@@ -375,9 +410,9 @@ def _reseal_batch(connection: Connection, keys: Keys, skip: set[tuple[str, str]]
     return results
 
 
-def _older(keys: Keys, skip: set[tuple[str, str]]) -> Select[str, str, int, bytes]:
+def _older(newest: str, skip: set[tuple[str, str]]) -> Select[str, str, int, bytes]:
     table = oauth_tokens.c
-    query = select(table.integration, table.kind, table.version, table.ciphertext).where(table.key_id != keys.newest)
+    query = select(table.integration, table.kind, table.version, table.ciphertext).where(table.key_id != newest)
     if skip:
         query = query.where(tuple_(table.integration, table.kind).not_in(skip))
     return query.order_by(table.integration, table.kind)

@@ -36,6 +36,7 @@ from sis_pipeline.connect.errors import (
 )
 from sis_pipeline.connect.http import Reply
 from sis_pipeline.connect.log import mask
+from sis_pipeline.connect.vault import advice_for
 
 T = TypeVar("T")
 Hint = Literal["access_token", "refresh_token"]
@@ -139,13 +140,6 @@ class TokenEndpoint:
 
     def _ask(self, secret: str | None, post: Post) -> Token:
         oauth = self._oauth
-        if oauth.grant == "authorization_code":
-            raise AuthRevokedError(
-                f"Integration {self._integration!r} has no token: nobody has granted access yet, or the grant has ended.",
-                code="auth_revoked.grant",
-                advice=authorize_advice(self._integration),
-                integration=self._integration,
-            )
         grant: dict[str, str] = {"grant_type": oauth.grant}
         if self._scopes[0]:
             grant["scope"] = self._scopes[0]
@@ -175,11 +169,6 @@ class TokenEndpoint:
             token_endpoint_auth_method=method,
             revocation_endpoint_auth_method=method,
         )
-
-
-def authorize_advice(integration: str) -> str:
-    """What a person does where a grant is missing or has ended."""
-    return f"Have a person grant access with `sis oauth authorize {integration}`."
 
 
 class _Session:
@@ -313,7 +302,7 @@ def _refusal(call: Call, reply: Reply, code: object, *, regrant: bool = False) -
     if known in _PASSING:
         return TransientError(f"{said}: the server can't answer now.", code="transient.server_error", **context)
     if known == GRANT_REFUSED and regrant:
-        advice = authorize_advice(call.integration)
+        advice = advice_for(call.integration, person=True)
         return AuthRevokedError(
             f"{said}: the grant has ended, or was used before.", code="auth_revoked.grant", advice=advice, **context
         )

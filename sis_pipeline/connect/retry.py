@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import stamina
+import structlog
+from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from sis_pipeline.connect.errors import ErrorClass, RateLimitedError, SisError
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,36 @@ def attempts(
         failed += 1
         if not isinstance(error, SisError) or not error.policy.retry:
             return False
-        seconds = on_failure(error, backoff.seconds(error, failed))
-        return seconds if failed < backoff.attempts and budget.take(error) else False
+        wait = backoff.seconds(error, failed)
+        sleep = on_failure(error, wait)
+        if failed >= backoff.attempts or not budget.take(error):
+            return False
+        _tell(error, failed, wait)
+        return sleep
 
     return iter(stamina.retry_context(on=decide, attempts=backoff.attempts, timeout=None))
+
+
+def _tell(error: SisError, attempt: int, seconds: float) -> None:
+    """One line for each repeat. A token that expired is nothing special."""
+    whose = {name: error.context[name] for name in ("integration", "template") if name in error.context}
+    tell = log.debug if error.error_class is ErrorClass.AUTH_EXPIRED else log.warning
+    tell(
+        "trying again",
+        **whose,
+        attempt=attempt,
+        error_class=error.error_class.value,
+        code=error.code,
+        seconds=round(seconds, 2),
+    )
+
+
+def _tell_of_others(details: RetryDetails) -> None:
+    """What else stamina repeats, as storing a token while the database is away. A database error's text holds values."""
+    if not isinstance(details.caused_by, SisError):
+        kind = type(details.caused_by).__name__
+        log.warning("trying again", attempt=details.retry_num, error=kind, seconds=round(details.wait_for, 2))
+
+
+# Instead of stamina's own lines: a warning for everything, with the error's text.
+set_on_retry_hooks([_tell_of_others])

@@ -28,13 +28,14 @@ from sis_pipeline.connect import limits
 from sis_pipeline.connect.addresses import origin
 from sis_pipeline.connect.breaker import Breaker, BreakerState, Permit, SourceLeftAloneError, breaker_key
 from sis_pipeline.connect.contract import Answer, OAuth, Request, Token
-from sis_pipeline.connect.discovery import discover
+from sis_pipeline.connect.discovery import Discovered, Get, discover
 from sis_pipeline.connect.errors import (
     AuthExpiredError,
     AuthRevokedError,
     Call,
     ConfigError,
     ContractError,
+    ErrorClass,
     RateLimitedError,
     SisError,
     classify,
@@ -232,7 +233,7 @@ class HttpSource:
         self._oauth = oauth
         self.token_version: int | None = None
         self._attempt = 1
-        grants = _Grants(oauth, integration, vault, door, self._post_token) if oauth else None
+        grants = _Grants(oauth, integration, vault, self._get_metadata, self._post_token) if oauth else None
         self._tokens = Tokens(vault, integration, grants) if grants else None
         self._rate = rate
         self._rate_key = rate_key
@@ -402,21 +403,46 @@ class HttpSource:
     def authorize(self, code: str, verifier: str, redirect_uri: str, *, actor: str | None = None) -> int:
         """Exchange the code that a person's authorization gave (connect.authorize), and keep the tokens; their version.
 
-        Asked once: a code is good for one exchange.
+        Asked once: a code is good for one exchange. Whatever else has to be asked is asked before: what was granted
+        exists nowhere but here until it is kept.
         """
         tokens, self._attempt = self._own_tokens(), 1
+        revocable = tokens.may_be_revocable()
         token = tokens.grants.exchange(code, verifier, redirect_uri)
-        self.token_version = tokens.accept(token, actor=actor).version
+        self.token_version = tokens.accept(token, revocable=revocable, actor=actor).version
         return self.token_version
+
+    def discovered(self) -> Discovered:
+        """The authorization with what its server publishes filled in, asked once; raises as discovery.discover."""
+        if self._oauth is None:
+            raise self._without_tokens()
+        return discover(self._oauth, self.integration, self._get_metadata)
 
     def _own_tokens(self) -> Tokens:
         if self._tokens is None:
-            raise ConfigError(
-                f"Integration {self.integration!r} is read without authorization; it has no tokens.",
-                code="config.no_tokens",
-                integration=self.integration,
-            )
+            raise self._without_tokens()
         return self._tokens
+
+    def _without_tokens(self) -> ConfigError:
+        return ConfigError(
+            f"Integration {self.integration!r} is read without authorization; it has no tokens.",
+            code="config.no_tokens",
+            integration=self.integration,
+        )
+
+    def _get_metadata(self, url: str, *, accept: Callable[[Call, Reply], T]) -> T:
+        """No more patient than a token call: what waits for it is about to make one."""
+        return self._once(
+            lambda: self._exchange(
+                Call(self.integration, "GET", urlsplit(url).path),
+                url,
+                breaker=self._endpoint_breaker(url),
+                accept=accept,
+                attempt=1,
+                longest_turn=self._token_turn,
+                timeouts=self._token_timeouts,
+            )
+        )
 
     def _post_token(
         self,
@@ -458,7 +484,7 @@ class HttpSource:
     ) -> T:
         """One attempt, in turn, counted and recorded: what `accept` makes of the answer, or its error."""
         reply: Reply | None = None
-        failure: SisError | None = None
+        failure: BaseException | None = None
         request_id = self._request_id or uuid.uuid4().hex
         headers = {REQUEST_ID: request_id, **(headers or {})}
         permit = breaker.enter()
@@ -471,14 +497,16 @@ class HttpSource:
             try:
                 reply = self._door.send(call, url, turn=turn, headers=headers, **request)  # type: ignore[arg-type]
                 return accept(call, reply)
-            except SisError as error:
-                error.context.setdefault("attempt", attempt)
-                error.context.setdefault("request_id", request_id)
+            except BaseException as error:
+                if isinstance(error, SisError):
+                    error.context.setdefault("attempt", attempt)
+                    error.context.setdefault("request_id", request_id)
                 failure = error
                 raise
             finally:
                 seconds = reply.seconds if reply else time.monotonic() - started - (self.waited_seconds - waited)
-                breaker.settle(permit, failure, answered=_status_of(reply, failure) is not None)
+                foreseen = failure if isinstance(failure, SisError) else None
+                breaker.settle(permit, foreseen, answered=_status_of(reply, failure) is not None)
                 if not isinstance(failure, _TurnTooFarError | SourceLeftAloneError):
                     self._record(call, reply, failure, seconds=seconds, attempt=attempt, request_id=request_id)
 
@@ -510,7 +538,7 @@ class HttpSource:
         self,
         call: Call,
         reply: Reply | None,
-        failure: SisError | None,
+        failure: BaseException | None,
         *,
         seconds: float,
         attempt: int,
@@ -522,7 +550,7 @@ class HttpSource:
             method=call.method,
             template=call.template,
             status=status,
-            error_class=failure.error_class.value if failure else None,
+            error_class=_class_of(failure),
             milliseconds=seconds * 1000,
             bytes=size,
             attempt=attempt,
@@ -570,12 +598,12 @@ class _TurnTooFarError(RateLimitedError):
 class _Grants:
     """tokens.Grants of one source: the protocol's calls, with the stored client secret, through the source's door."""
 
-    def __init__(self, oauth: OAuth, integration: str, vault: Vault, door: Door, post: Post) -> None:
+    def __init__(self, oauth: OAuth, integration: str, vault: Vault, get: Get, post: Post) -> None:
         self._oauth = oauth
         self._endpoint = TokenEndpoint(oauth, integration)
         self._integration = integration
         self._vault = vault
-        self._door = door
+        self._get = get
         self._post = post
         self.refreshes = oauth.grant == "authorization_code"
 
@@ -588,7 +616,7 @@ class _Grants:
         """With the revocation endpoint that the server publishes, where none is set; asked for when it is needed."""
         if self._oauth.revoke_url is not None:
             return self._oauth
-        return discover(self._oauth, self._integration, self._door).oauth
+        return discover(self._oauth, self._integration, self._get).oauth
 
     def fetch(self) -> Token:
         return self._endpoint.fetch(self._secret, self._post)
@@ -656,10 +684,20 @@ def _answer(call: Call, reply: Reply) -> Answer:
     return Answer(reply.status, reply.headers, reply.body)
 
 
-def _status_of(reply: Reply | None, failure: SisError | None) -> int | None:
+def _status_of(reply: Reply | None, failure: BaseException | None) -> int | None:
     """The HTTP status of an answer, also of one that broke off or was too large; None where none came."""
-    status = reply.status if reply else failure.context.get("status") if failure else None
+    status = reply.status if reply else failure.context.get("status") if isinstance(failure, SisError) else None
     return status if isinstance(status, int) else None
+
+
+def _class_of(failure: BaseException | None) -> str | None:
+    """The class that api_calls names: None, a success, only where nothing at all went wrong. A fault of ours is internal;
+    what was interrupted (Ctrl-C, the end of a run) can simply be done again."""
+    if failure is None:
+        return None
+    if isinstance(failure, SisError):
+        return failure.error_class.value
+    return (ErrorClass.INTERNAL if isinstance(failure, Exception) else ErrorClass.TRANSIENT).value
 
 
 def _checked_base(url: str) -> str:

@@ -8,7 +8,10 @@ One access row per integration is what everybody agrees by, and its `version` is
                           │  ├──failed, may pass──▶ active (failures + 1)
                           │  └──refused, and nobody stored a newer version──▶ needs_reauth
                           └──holder gone or lease over──▶ claimed by the next process, which tries once
-    revoke ──▶ revocation_pending ──the server said 200──▶ revoked
+    revoke ──▶ revocation_pending ──the server said 200, or it is long over──▶ revoked
+
+Beside the access and the refresh row, `access …` and `refresh …` rows hold what is still to be given back and has been
+replaced already.
 
 The claim is committed before the call, so that a process which dies between the server's answer and its own commit
 leaves a trace: whether the server has replaced the refresh token is then unknown, and can't be known (two generals).
@@ -19,8 +22,9 @@ No transaction is open and no row is locked while a call is under way.
 from __future__ import annotations
 
 import random
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -60,8 +64,13 @@ LOCK_WAIT = "30s"
 """Rows are locked for milliseconds; longer means that something else is wrong with the database."""
 NOT_SENT = frozenset({"transient.left_alone", "rate_limited.turn_too_far"})
 """Codes of errors that mean that no call was made; they are not the token's failures."""
+SURELY_OVER = 86_400.0
+"""Seconds after its end from which a token counts as ended although its server does not confirm that it is revoked:
+where servers do not say how long one lives, its end is a guess (oauth.UNSAID_LIFETIME)."""
 COOL_DOWN = 30.0
 """Seconds after a failed token call during which a token that still lives is used rather than asking again."""
+
+WITHDRAWN = frozenset({"revocation_pending", "revoked"})
 
 TABLE = oauth_tokens.c
 
@@ -99,6 +108,7 @@ class _Claim:
     """The right to make the next token call. `unsure`: the outcome of the call before is unknown, or it was refused."""
 
     version: int
+    refresh_version: int | None
     until: Any
     refresh_token: str | None = field(repr=False)
     scope: str | None
@@ -134,21 +144,24 @@ class Tokens:
         held = None if access is None or access.empty else self._vault.unseal(access)
         return self._renewed(held, insist=True)
 
-    def accept(self, token: Token, *, actor: str | None = None) -> Bearer:
+    def accept(self, token: Token, *, revocable: bool | None = None, actor: str | None = None) -> Bearer:
         """Keep what a person's authorization gave: everything the integration had before is replaced by it.
 
         Tokens that are replaced while they may still live are set aside, to be given back by `finish_revocations`
         where the server takes tokens back: RFC 7009 2.1 ends only what came from the same authorization.
+        `revocable` is what `may_be_revocable` said before the code was exchanged. Without it the server may be asked
+        now, and what was granted is lost where this process ends meanwhile.
         """
-        revocable = self._may_be_revocable()
+        if revocable is None:
+            revocable = self.may_be_revocable()
         return _kept(lambda: self._accepted(token, actor, revocable=revocable))
 
     def _accepted(self, token: Token, actor: str | None, *, revocable: bool) -> Bearer:
         with self._vault.engine.begin() as connection:
             self._lock_soon(connection)
-            before = [row for row in self._rows(connection, lock=True) if row is not None and not row.empty]
-            for row in before if revocable else ():
-                self._set_aside(connection, row)
+            before = self._replaced_by(token, self._rows(connection, lock=True))
+            for row, secret in before if revocable else ():
+                self._set_aside(connection, row, secret)
             version = self._save(connection, token, "active")
             if token.refresh is None:
                 self._vault.empty(connection, self._integration, "refresh")
@@ -156,22 +169,40 @@ class Tokens:
             self._audit(connection, "token.authorize", details, actor=actor)
         return Bearer(token.value, version)
 
-    def _may_be_revocable(self) -> bool:
+    def may_be_revocable(self) -> bool:
+        """Whether the server takes tokens back, as far as can be told; it may have to be asked."""
         try:
             return self.grants.revocable
         except SisError as error:  # the authorization in hand is good, whatever the server's metadata are like today
             log.warning("token.revocable_unknown", integration=self._integration, error=error.message)
             return True
 
-    def _set_aside(self, connection: Connection, row: Row[Any]) -> None:
+    def _replaced_by(self, token: Token, rows: Iterable[Row[Any] | None]) -> list[tuple[Row[Any], str]]:
+        """The rows that hold tokens of another grant, and which. A server may go on with the grant before, as the same
+        refresh token shows; and a commit that succeeded without our hearing of it is repeated."""
+        held = [(row, self._legible(row)) for row in rows if row is not None and not row.empty]
+        if token.refresh in {secret for _, secret in held}:
+            return []
+        return [(row, secret) for row, secret in held if secret != token.value]
+
+    def _legible(self, row: Row[Any]) -> str:
+        """The secret, empty where it can't be opened: that must not stand in the way of what replaces it."""
         try:
-            token = self._vault.unseal(row)
-        except ConfigError as error:  # it must not stand in the way of an authorization that replaces it
+            return self._vault.unseal(row)
+        except ConfigError as error:
             log.warning("token.unreadable", integration=self._integration, error=error.message)
-            return
-        self._vault.write(
-            connection, self._integration, f"{row.kind} {row.version}", token, status="revocation_pending"
-        )
+            return ""
+
+    def _set_aside(self, connection: Connection, row: Row[Any], secret: str) -> None:
+        """Keep a token that is being replaced in a row of its own, until it is given back."""
+        kept: dict[str, Any] = {"expires_at": row.expires_at, "lifetime_seconds": row.lifetime_seconds}
+        if row.status == "revocation_pending":  # it was tried before, and rests
+            kept |= {"failures": row.failures, "last_error": row.last_error, "updated_at": row.updated_at}
+        if secret:
+            self._write_pending(connection, f"{row.kind} {row.version}", secret, **kept)
+
+    def _write_pending(self, connection: Connection, kind: str, token: str, **columns: Any) -> None:
+        self._vault.write(connection, self._integration, kind, token, status="revocation_pending", **columns)
 
     # Use: is the stored token good?
 
@@ -227,14 +258,17 @@ class Tokens:
                 return sibling
             if access.status == "refreshing" and access.leased and not is_gone(access.lease_holder):
                 return None
-            if "revocation_pending" in {access.status, refresh and refresh.status}:
+            if self.grants.refreshes and "revocation_pending" in {access.status, refresh and refresh.status}:
                 raise self._withdrawn()
+            if access.status == "revocation_pending":
+                access = self._freed_for_another(connection, access)
             if access.status == "needs_reauth" and not insist:
                 raise self._dead(access)
             lease = {"lease_holder": self._holder, "lease_until": func.sis.clock() + seconds(LEASE)}
             taken = self._set(connection, "access", status="refreshing", **lease)
             return _Claim(
                 version=access.version,
+                refresh_version=refresh and refresh.version,
                 until=taken.lease_until,
                 refresh_token=None if refresh is None or refresh.empty else self._vault.unseal(refresh),
                 scope=refresh and refresh.scope,
@@ -242,6 +276,16 @@ class Tokens:
                 unsure=access.status in {"refreshing", "needs_reauth"},
                 dead=access.status == "needs_reauth",
             )
+
+    def _freed_for_another(self, connection: Connection, access: Row[Any]) -> Row[Any]:
+        """The access row, empty. Credentials get a new token whenever one is needed, also while their server does not
+        confirm that the one before is revoked; that one goes on waiting in a row of its own."""
+        self._set_aside(connection, access, self._legible(access))
+        self._vault.empty(connection, self._integration, "access")
+        emptied, _ = self._rows(connection, lock=True)
+        if emptied is None:
+            raise AssertionError("the row was written just now, and is locked")
+        return emptied
 
     def _called(self, claim: _Claim) -> Bearer | None:
         """The token that the call gave, or the one that a sibling stored meanwhile; None to look again."""
@@ -258,7 +302,10 @@ class Tokens:
         mask(token.value)
         mask(token.refresh or "")
         crash_point("refresh.after_response")
-        return _kept(lambda: self._stored(claim, token))
+        bearer, surplus = _kept(lambda: self._stored(claim, token))
+        if surplus and self.may_be_revocable():
+            self._give_surplus_back(token)
+        return bearer
 
     def _granted(self, claim: _Claim) -> Token:
         """The call. A refusal that names no reason may be a proxy's: it is believed the second time."""
@@ -282,17 +329,20 @@ class Tokens:
             )
         return self.grants.refresh(claim.refresh_token, claim.scope)
 
-    def _stored(self, claim: _Claim, token: Token) -> Bearer | None:
-        """Write the new tokens, both or neither, unless a sibling was quicker, whose token is used then.
+    def _stored(self, claim: _Claim, token: Token) -> tuple[Bearer | None, bool]:
+        """Write the new tokens, both or neither, unless a sibling was quicker, whose token is used then; and whether
+        they are of no use to anybody, and live.
 
         Whoever gave the tokens back, or is about to, while they were being replaced means the new ones, too.
         """
         with self._vault.engine.begin() as connection:
             self._lock_soon(connection)
-            access, _ = self._rows(connection, lock=True)
-            if access is None or access.version != claim.version:
-                return self._usable(access, claim.refused)
-            withdrawn = access.status in {"revocation_pending", "revoked"}
+            access, refresh = self._rows(connection, lock=True)
+            if access is None:
+                return None, False
+            if access.version != claim.version:
+                return self._overtaken(connection, claim, token, access, refresh)
+            withdrawn = access.status in WITHDRAWN
             version = self._save(connection, token, "revocation_pending" if withdrawn else "active")
             details = {"version": version, "lifetime_seconds": round(token.lifetime), "after_failures": access.failures}
             details |= {"new_refresh_token": token.refresh is not None}
@@ -302,7 +352,57 @@ class Tokens:
             self._audit(connection, "token.refresh", details)
             crash_point("refresh.before_commit")
         crash_point("refresh.after_commit")
-        return None if withdrawn else Bearer(token.value, version)
+        return None if withdrawn else Bearer(token.value, version), False
+
+    def _overtaken(
+        self, connection: Connection, claim: _Claim, token: Token, access: Row[Any], refresh: Row[Any] | None
+    ) -> tuple[Bearer | None, bool]:
+        """As `_stored`, where the access row is not what was claimed. The refresh token that was used may be the stored
+        one still: then the server knows only the new one from now on."""
+        self._let_others(connection, claim, access)
+        bearer = self._usable(access, claim.refused)
+        if not self.grants.refreshes:
+            return bearer, access.status in WITHDRAWN
+        if refresh is not None and refresh.status in WITHDRAWN:
+            return bearer, True
+        if token.refresh is None or refresh is None or refresh.version != claim.refresh_version:
+            return bearer, self._is_of_another_grant(connection, claim, token, refresh)
+        scope: dict[str, Any] = {} if token.scope is None else {"scope": token.scope}
+        refreshed = {"last_refreshed_at": func.sis.clock()} | scope
+        self._vault.write(connection, self._integration, "refresh", token.refresh, **refreshed)
+        self._audit(connection, "token.refresh", {"new_refresh_token": True, "access_token_kept": False})
+        return bearer, False
+
+    def _let_others(self, connection: Connection, claim: _Claim, access: Row[Any]) -> None:
+        """End a claim that outlasted what it was for: new credentials empty the row, and leave the claim."""
+        if self._is_ours(access, claim) and access.version != claim.version:
+            self._set(connection, "access", **_FREED, status="active")
+
+    def _is_of_another_grant(
+        self, connection: Connection, claim: _Claim, token: Token, refresh: Row[Any] | None
+    ) -> bool:
+        """Whether a person has granted access since the claim: what came of the grant before is of no use then. What a
+        sibling has stored is of the same grant, which giving a surplus token back would end (RFC 7009 2.1); so is what
+        goes on with the same refresh token."""
+        if refresh is not None and not refresh.empty and self._legible(refresh) in {claim.refresh_token, token.refresh}:
+            return False
+        newest = audit.read(connection, subject=self._integration, action="token.authorize", limit=1)
+        return any(entry["details"]["version"] > claim.version for entry in newest)
+
+    def _give_surplus_back(self, token: Token) -> None:
+        """Set new tokens aside that nobody uses, so that the server is asked to end them."""
+        name = f"late {secrets.token_hex(4)}"
+        left = token.lifetime - (time.monotonic() - token.asked_at)
+
+        def store() -> None:
+            with self._vault.engine.begin() as connection:
+                self._lock_soon(connection)
+                self._write_pending(connection, f"access {name}", token.value, expires_in=left)
+                if token.refresh is not None:
+                    self._write_pending(connection, f"refresh {name}", token.refresh)
+                self._audit(connection, "token.revoke", {"token": "surplus", "done": False})
+
+        _kept(store)
 
     def _save(self, connection: Connection, token: Token, status: str) -> int:
         """Where no new refresh token came, the old one stays (RFC 6749 5.1)."""
@@ -347,10 +447,9 @@ class Tokens:
         with self._vault.engine.begin() as connection:
             self._lock_soon(connection)
             access, refresh = self._rows(connection, lock=True)
-            if access is None or access.version != claim.version:
-                return self._usable(access, claim.refused)
             if self._held(connection, claim) is None:
-                return None  # a sibling has taken over and is asking: it will know
+                # None where a sibling has taken over and is asking: it will know
+                return self._usable(access, claim.refused) if access and access.version != claim.version else None
             for row in (access, refresh):
                 if row is not None and row.status in {"active", "refreshing", "needs_reauth"}:
                     self._set(connection, row.kind, **_FREED, status="needs_reauth", **_failure(row, error))
@@ -363,20 +462,28 @@ class Tokens:
     def _let_go(self, claim: _Claim) -> None:
         """The call was interrupted: its outcome is unknown, and others need not wait to find out."""
         with self._vault.engine.begin() as connection:
-            if self._held(connection, claim) is not None:
+            self._lock_soon(connection)
+            access, _ = self._rows(connection, lock=True)
+            if access is not None and self._is_ours(access, claim):
                 self._set(connection, "access", lease_until=func.sis.clock())
 
     def _held(self, connection: Connection, claim: _Claim) -> Row[Any] | None:
         """The access row, locked, where the claim is still ours and nothing was stored since."""
         self._lock_soon(connection)
         access, _ = self._rows(connection, lock=True)
-        ours = access is not None and (access.lease_holder, access.lease_until) == (self._holder, claim.until)
-        return access if ours and access is not None and access.version == claim.version else None
+        if access is None or not self._is_ours(access, claim):
+            return None
+        self._let_others(connection, claim, access)
+        return access if access.version == claim.version else None
+
+    def _is_ours(self, access: Row[Any], claim: _Claim) -> bool:
+        return bool((access.lease_holder, access.lease_until) == (self._holder, claim.until))
 
     def _withdrawn(self) -> AuthRevokedError:
         return AuthRevokedError(
             f"The tokens of integration {self._integration!r} are being given back; the server has not confirmed it.",
             code="auth_revoked.revoking",
+            advice=f"The server is asked again by itself; `sis tokens status` shows what it said. {self._advice}",
             integration=self._integration,
         )
 
@@ -399,7 +506,7 @@ class Tokens:
 
         Where the server does not confirm it, its error is raised, the rows stay `revocation_pending` and are not used
         any more; see `finish_revocations`. Where a person granted access, a person has to grant it anew afterwards;
-        credentials fetch a new token when one is needed. To be called before an integration is removed, as nobody
+        credentials fetch a new token when one is needed, confirmed or not. To be called before an integration is removed, as nobody
         could afterwards. Raises ConfigError, and changes nothing, where the server takes no tokens back.
         """
         if not self.grants.revocable:
@@ -432,11 +539,15 @@ class Tokens:
         return True
 
     def finish_revocations(self, *, actor: str | None = None) -> int:
-        """Give back what is still to be given back, also what an authorization has replaced; how many tokens.
+        """Give back what is still to be given back, also what was replaced; how many tokens.
 
-        Raises the first error, with the rest left to be tried again.
+        One that its server does not confirm counts as ended SURELY_OVER seconds after its end. Raises the first error,
+        with the rest left to be tried again.
         """
-        query = select(oauth_tokens).where(TABLE.integration == self._integration, TABLE.status == "revocation_pending")
+        over = func.coalesce(TABLE.expires_at + seconds(SURELY_OVER) < func.sis.clock(), text("false")).label("over")
+        query = select(oauth_tokens, over).where(
+            TABLE.integration == self._integration, TABLE.status == "revocation_pending"
+        )
         with self._vault.engine.connect() as connection:
             rows = connection.execute(query.order_by(TABLE.kind.desc())).all()  # refresh comes before access
         for row in rows:
@@ -445,15 +556,15 @@ class Tokens:
 
     def _give_back(self, row: Row[Any], actor: str | None) -> None:
         hint: Hint = "refresh_token" if row.kind.startswith("refresh") else "access_token"
+        details: dict[str, object] = {"token": hint, "done": True}
         try:
             self.grants.revoke(self._vault.unseal(row), hint)
         except SisError as error:
-            with self._vault.engine.begin() as connection:
-                self._set(connection, row.kind, version=row.version, **_failure(row, error))
-                if row.failures == 0:
-                    details = {"token": hint, "done": False, "error": error.code, "message": error.message}
-                    self._audit(connection, "token.revoke", details, actor=actor)
-            raise
+            details = {"token": hint, "done": False, "error": error.code, "message": error.message}
+            if not row.over:
+                self._note_unconfirmed(row, error, details, actor)
+                raise
+            details["ended"] = True
         with self._vault.engine.begin() as connection:
             locked = select(TABLE.version).where(TABLE.integration == self._integration, TABLE.kind == row.kind)
             if connection.scalar(locked.with_for_update()) != row.version:
@@ -464,7 +575,15 @@ class Tokens:
                 connection.execute(
                     oauth_tokens.delete().where(TABLE.integration == row.integration, TABLE.kind == row.kind)
                 )
-            self._audit(connection, "token.revoke", {"token": hint, "done": True}, actor=actor)
+            self._audit(connection, "token.revoke", details, actor=actor)
+
+    def _note_unconfirmed(
+        self, row: Row[Any], error: SisError, details: Mapping[str, object], actor: str | None
+    ) -> None:
+        with self._vault.engine.begin() as connection:
+            self._set(connection, row.kind, version=row.version, **_failure(row, error))
+            if row.failures == 0:  # those that follow are counted
+                self._audit(connection, "token.revoke", details, actor=actor)
 
     # Rows
 

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from sis_pipeline.connect import keys as encryption
 from sis_pipeline.connect.errors import ConfigError
-from sis_pipeline.connect.keys import KEY_ADVICE, Keys
+from sis_pipeline.connect.keys import KEY_ADVICE, Keys, Ring
 from sis_pipeline.connect.log import mask
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import oauth_tokens
@@ -79,13 +79,11 @@ class Vault:
         The row is active and nobody's from then on, unless `columns` say otherwise. Raises ConfigError where the key
         that seals was retired meanwhile.
         """
-        self.ensure(connection, integration, kind)
+        held = self._ensured(connection, integration, kind)
         locked = select(oauth_tokens.c.version).where(*_is(integration, kind)).with_for_update()
         version: int = connection.execute(locked).scalar_one() + 1
         values = {
-            "version": version,
-            "ciphertext": self._sealed(integration, kind, version, secret),
-            "key_id": self._keys.newest,
+            **_sealed(held, integration, kind, version, secret),
             "expires_at": None if expires_in is None else func.sis.clock() + seconds(expires_in),
             "lifetime_seconds": None if expires_in is None else max(round(expires_in), 0),
             "status": "active",
@@ -104,16 +102,27 @@ class Vault:
 
     def ensure(self, connection: Connection, integration: str, kind: str) -> None:
         """Have a row there that holds nothing, where there is none: so that there is one to lock."""
-        encryption.hold(connection, self._keys)
-        connection.execute(insert(oauth_tokens).values(self._blank(integration, kind)).on_conflict_do_nothing())
+        self._ensured(connection, integration, kind)
+
+    def _ensured(self, connection: Connection, integration: str, kind: str) -> Ring:
+        """The keys to seal with in this transaction."""
+        held = encryption.hold(connection, self._keys)
+        blank = _sealed(held, integration, kind, 0, "") | {"integration": integration, "kind": kind}
+        connection.execute(insert(oauth_tokens).values(expires_at=NOTHING, **blank).on_conflict_do_nothing())
+        return held
 
     def _begin_anew(self, connection: Connection, integration: str) -> None:
+        """A token call that is under way keeps its claim: it may have used the refresh token up already, and whoever
+        used it next would look like a thief."""
         table = oauth_tokens.c
-        query = select(table.kind, table.status).where(table.integration == integration, table.kind.in_(TOKENS))
+        query = select(oauth_tokens).where(table.integration == integration, table.kind.in_(TOKENS))
         for row in connection.execute(query.order_by(table.kind).with_for_update()).all():
             if row.status == "revocation_pending":
                 continue  # it still has to be given back
-            if row.kind == "access":
+            if row.kind == "access" and row.status == "refreshing":
+                claim = {"status": row.status, "lease_holder": row.lease_holder, "lease_until": row.lease_until}
+                self.empty(connection, integration, row.kind, **claim)
+            elif row.kind == "access":
                 self.empty(connection, integration, row.kind)
             elif row.status == "needs_reauth":
                 again = {"status": "active", "failures": 0, "last_error": None}
@@ -149,19 +158,12 @@ class Vault:
         mask(secret)
         return secret
 
-    def _blank(self, integration: str, kind: str) -> dict[str, object]:
-        return {
-            "integration": integration,
-            "kind": kind,
-            "version": 0,
-            "ciphertext": self._sealed(integration, kind, 0, ""),
-            "key_id": self._keys.newest,
-            "expires_at": NOTHING,
-        }
 
-    def _sealed(self, integration: str, kind: str, version: int, secret: str) -> bytes:
-        bound = {"integration": integration, "kind": kind, "version": version, "secret": secret}
-        return self._keys.seal(json.dumps(bound).encode())
+def _sealed(held: Ring, integration: str, kind: str, version: int, secret: str) -> dict[str, object]:
+    """The columns that hold a secret, and bind it to its row."""
+    bound = {"integration": integration, "kind": kind, "version": version, "secret": secret}
+    sealed = held.seal(json.dumps(bound).encode())
+    return {"version": version, "ciphertext": sealed.ciphertext, "key_id": sealed.key_id}
 
 
 def advice_for(integration: str, *, person: bool) -> str:

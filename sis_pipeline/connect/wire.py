@@ -20,7 +20,9 @@ from urllib3.exceptions import HTTPError
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: to connect, between two bytes, and for one whole answer once its request is sent."""
+    """Seconds: to connect, to all addresses of a host together and TLS included; between two bytes; and for one whole
+    answer once its request is sent. Looking the host's name up comes before, and takes what the system's resolver takes:
+    no call to it can be given a deadline."""
 
     connect: float = 10.0
     read: float = 120.0
@@ -37,10 +39,12 @@ class Exchange:
         self.addresses = addresses
         self.timeouts = timeouts
         self._began = time.monotonic()
+        self._sent = False
 
     def begin(self) -> None:
-        """The request goes out now: waiting for our turn does not count."""
+        """The request goes out now: neither connecting nor waiting for our turn counts."""
         self._began = time.monotonic()
+        self._sent = True
 
     @property
     def seconds(self) -> float:
@@ -48,7 +52,7 @@ class Exchange:
 
     @property
     def expired(self) -> bool:
-        return self.seconds >= self.timeouts.total
+        return self._sent and self.seconds >= self.timeouts.total
 
     def patience(self) -> float:
         """Seconds the next read may take. Raises TimeoutError where the answer as a whole is overdue."""
@@ -95,22 +99,29 @@ class _Careful(HTTPConnection):
     _answered = False
 
     def _new_conn(self) -> socket.socket:
-        host = self._dns_host
-        addresses = EXCHANGE.get().addresses(self.host, self.port)
+        exchange = EXCHANGE.get()
+        host, patience = self._dns_host, self.timeout
+        addresses = exchange.addresses(self.host, self.port)
+        until = time.monotonic() + exchange.timeouts.connect
         try:
-            for number, address in enumerate(addresses, start=1):
-                self._dns_host = address
+            for place, address in enumerate(addresses):
+                others = len(addresses) - place - 1
+                self._dns_host, self.timeout = address, _left(until) / (1 + others)
                 try:
-                    return super()._new_conn()
+                    connected = super()._new_conn()
                 except HTTPError:
-                    if number == len(addresses):
+                    if not others:
                         raise
+                else:
+                    connected.settimeout(_left(until))  # for TLS
+                    return connected
         finally:
-            self._dns_host = host
+            self._dns_host, self.timeout = host, patience
         raise socket.gaierror
 
     def connect(self) -> None:
         super().connect()
+        self.sock.settimeout(self.timeout)
         self._answered = False
 
     def request(self, *args: Any, **kwargs: Any) -> None:
@@ -143,6 +154,11 @@ class _Careful(HTTPConnection):
             return True
         finally:
             self.sock.settimeout(self.timeout)
+
+
+def _left(until: float) -> float:
+    """Seconds; never 0, which a socket takes for "do not wait at all"."""
+    return max(until - time.monotonic(), 0.001)
 
 
 class _CarefulTls(_Careful, HTTPSConnection):

@@ -47,8 +47,9 @@ log = structlog.get_logger(__name__)
 
 Say = Callable[[str], Any]
 
-PASSING = frozenset({ErrorClass.TRANSIENT, ErrorClass.RATE_LIMITED})
-"""After these a reading is left for the next sync to go on with; after any other nothing of it can be relied on."""
+PASSING = frozenset({ErrorClass.TRANSIENT, ErrorClass.RATE_LIMITED, ErrorClass.AUTH_EXPIRED})
+"""After these a reading is left for the next sync to go on with; after any other nothing of it can be relied on. A token
+that is refused at the last attempt is one that a new token may follow; one that nothing follows is `auth_revoked`."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,8 @@ def _way(roster: Roster, provider: Provider, writer: SnapshotWriter, *, full: bo
 def _stop(writer: SnapshotWriter, error: BaseException) -> None:
     """What a failed reading leaves: its pages, for the next sync to go on behind them, or a snapshot that is closed.
 
-    An interruption, a full disk and a lost database say nothing against what was read.
+    An interruption, a full disk and a lost database say nothing against what was read. What another process has taken
+    over is left to it.
     """
     if writer.closed:
         return
@@ -189,6 +191,9 @@ def _stop(writer: SnapshotWriter, error: BaseException) -> None:
             writer.abandon(reason)
             return
         pages = writer.interrupt(reason)
+    except AlreadyRunningError:
+        log.warning("reading.taken_over", integration=writer.snapshot.integration)
+        return
     except SQLAlchemyError:
         # Without the database nothing can be noted; the unfinished row says enough to the next sync.
         log.warning("reading.not_noted", integration=writer.snapshot.integration)
@@ -235,10 +240,9 @@ def _read(
         plan = replace(plan, notes=(*plan.notes, note))
     traffic = connection.traffic or Traffic(0, 0, 0, 0.0)
     completeness = "delta" if plan.delta else verdict(readings)
-    if plan.since and verdict(readings) != "complete":
-        # The next one asks for the same changes again, and more.
-        writer.build_on(way.head, since=plan.since, watermark=None)
-    snapshot = writer.finish(readings, completeness, traffic.calls, time.monotonic() - began)
+    # After changes that did not all come, the next one asks for the same again, and more.
+    builds = not plan.since or verdict(readings) == "complete"
+    snapshot = writer.finish(readings, completeness, traffic.calls, time.monotonic() - began, builds=builds)
     return RawLoad(
         snapshot=snapshot,
         plan=plan,
@@ -256,6 +260,7 @@ def _planned(roster: Roster, connection: Connection, clock: ServerClock, year: S
     """What to read: what changed, where that is the way and can be laid over what was read before, or everything."""
     provider, key = connection.provider, connection.integration.key
     rows, pages = roster.snapshots.last_rows(key, year.key), roster.snapshots.last_pages(key, year.key)
+    rows = {name: count for name, count in rows.items() if name not in provider.settings.gone}
     planning, why = clock.listening(recognised(roster, connection)), way.why
     if way.chain and way.head.watermark is not None:
         plan = provider.plan_delta(planning, year, way.head.watermark, rows)

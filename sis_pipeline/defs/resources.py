@@ -40,7 +40,7 @@ class Roster(dg.ConfigurableResource):
     def settings(self) -> Settings:
         """What the environment says; logs are written as it wants from then on."""
         settings = Settings()
-        log.configure(settings.log_format)
+        log.configure(settings.log_format, level=settings.log_level)
         return settings
 
     @cached_property

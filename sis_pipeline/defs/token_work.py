@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.connect.errors import ConfigError, SisError
 from sis_pipeline.connect.retry import Backoff, RetryBudget
 from sis_pipeline.connect.source import TOKEN_TURN, HttpSource, open_source
 from sis_pipeline.connect.vault import Vault
 from sis_pipeline.providers.base import HttpSettings
 from sis_pipeline.providers.registry import make
-from sis_pipeline.store.integrations import Integration
+from sis_pipeline.store.integrations import Integration, Integrations
 
 Work = Callable[[HttpSource], object]
 
@@ -73,6 +73,24 @@ def on_each(
                 yield outcome
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def refreshing(integrations: Integrations) -> Work:
+    """The work of having a new token, and of keeping what its outcome says of the connection.
+
+    Credentials that are refused are told before the night's sync meets them, and a client or a grant that works again
+    ends `needs_reauth`. That it works says nothing of the system behind it, so nothing else is healed.
+    """
+
+    def work(source: HttpSource) -> None:
+        try:
+            source.refresh_token()
+        except SisError as error:
+            integrations.note_test(source.integration, error)
+            raise
+        integrations.credentials_changed(source.integration)
+
+    return work
 
 
 def door(

@@ -57,6 +57,11 @@ class ProviderSettings(BaseModel):
         default_factory=dict,
         description="student column -> path in the vendor's student record, for districts that keep a value elsewhere",
     )
+    gone: tuple[str, ...] = Field(
+        (),
+        description="collections that the source does not offer or fill any more, by the names that an incomplete "
+        "reading gives them: that nothing comes is then no gap. Take it out again after a complete reading",
+    )
 
     @field_validator("custom_fields")
     @classmethod
@@ -197,7 +202,7 @@ class End(StrEnum):
     SHORT_PAGE = "short_page"
     """The source gave fewer rows than its proven page size."""
     EMPTY_PAGE = "empty_page"
-    """The page behind the last one was empty."""
+    """Nothing came behind the last row."""
     TOTAL = "total"
     """The rows received reach the source's own count."""
     LAST_LINK = "last_link"
@@ -244,6 +249,9 @@ class Page:
     """None for a page that a later reading can't take over: it was made up, or read from a file."""
     kept: bool = False
     """An interrupted reading had kept it already."""
+    known: Sequence[Record] | None = None
+    """What the body holds ahead of `records`, where the page was asked for from the last record of the one before: that
+    record, unless the list moved in between. None for a page that does not overlap."""
 
 
 Send = Callable[[Request], Answer]
@@ -386,7 +394,7 @@ class Provider(ABC):
     @abstractmethod
     def plan(self, source: Source, school_year: SchoolYear, last_rows: Mapping[str, int]) -> Plan:
         """What to read for a school year. May call the source (its metadata, its schools); `last_rows` are the rows per
-        resource of the last snapshot, empty on the first. Raises ConfigError for a year the source can't give."""
+        resource as last proven, empty on the first. Raises ConfigError for a year the source can't give."""
 
     def plan_delta(
         self,

@@ -74,6 +74,12 @@ def records(value: Json, what: str) -> list[dict[str, Any]]:
     return elements
 
 
+def behind(before: Sequence[Mapping[str, Any]], page: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The records of a page but for the one that the page before ended with: lists are read with an overlap (see
+    pagers.OffsetPager), and that record has not come twice."""
+    return page[1:] if before and page and page[0] == before[-1] else page
+
+
 def identity_of(record: Mapping[str, Any], path: Sequence[str]) -> str | None:
     """The value at a path of a record, as text; None where it has none, or an empty one."""
     value: Any = record

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 
 from sis_pipeline.connect.contract import Answer, Request, Source
-from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.connect.errors import ConfigError, http_date
 from sis_pipeline.providers.base import Page, Resource
 from sis_pipeline.providers.decoding import identity_of
 
@@ -66,7 +65,7 @@ class ServerClock:
 
     def hear(self, answer: Answer) -> None:
         if self.first is None:
-            self.first = _http_date(answer.headers.get("date", ""))
+            self.first = http_date(answer.headers.get("date", ""))
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,6 @@ class _Listening:
         answer = self.source.send(request)
         self.clock.hear(answer)
         return answer
-
-
-def _http_date(text: str) -> datetime | None:
-    try:
-        said = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return said.astimezone(UTC) if said.tzinfo else said.replace(tzinfo=UTC)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from sis_pipeline.providers.base import Provider, RawSnapshot, Record
-from sis_pipeline.providers.decoding import identity_of
+from sis_pipeline.providers.decoding import behind, identity_of
 from sis_pipeline.providers.deltas import changes_by
 
 About = Mapping[str, str]
@@ -63,7 +63,7 @@ class Layered:
         records: list[Record] = []
         for about, body in layer.bodies(resource):
             facts.update(about)
-            records.extend(self._provider.decode(resource, body))
+            records.extend(behind(records, self._provider.decode(resource, body)))
         return facts, records
 
     def _without(self, resource: str, body: bytes, replaced: set[str], path: Sequence[str]) -> bytes:

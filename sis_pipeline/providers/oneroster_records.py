@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from sis_pipeline.providers import rostering
 from sis_pipeline.providers.base import RawSnapshot, Record
+from sis_pipeline.providers.decoding import behind
 from sis_pipeline.providers.mapping import Mapping, code_table, date_text, day_after, text
 from sis_pipeline.providers.rostering import iso_dates
 from sis_pipeline.roster.model import ENTITIES as MODEL
@@ -57,7 +58,7 @@ class Delivered:
             rows = delivered.records.setdefault(resource, [])
             for about, body in raw.bodies(resource):
                 delivered.about.update(about)
-                rows.extend(decode(resource, body))
+                rows.extend(behind(rows, decode(resource, body)))
         return delivered
 
     def __getitem__(self, collection: str) -> list[Record]:

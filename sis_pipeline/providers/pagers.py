@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from sis_pipeline.connect.errors import ContractError
+from sis_pipeline.connect.errors import ContractError, SisError
 from sis_pipeline.providers.base import (
     Answer,
     Decode,
@@ -85,6 +85,8 @@ class _Position(ABC):
 
     request: Request
     total: int | None = None
+    overlap: int = 0
+    """How many records of the next page are known: those it begins with."""
 
     @abstractmethod
     def learn(self, got: _Got) -> End | None:
@@ -92,6 +94,10 @@ class _Position(ABC):
 
     def doubts(self, got: _Got) -> bool:  # noqa: ARG002
         """Whether an answer contradicts what is known, and is asked for once more before it is believed."""
+        return False
+
+    def step_aside(self, answer: _Got | SisError) -> bool:  # noqa: ARG002
+        """Ask for the next page in another way, where `answer` shows that the source can't be asked in this one."""
         return False
 
 
@@ -113,20 +119,30 @@ class _Walker(Pager):
         seen: set[bytes] = set()
         for number in range(1, self.page_cap + 1):
             got, repeated = self._fetch(send, decode, position, seen)
+            overlap = position.overlap
             end = End.UNPROVEN if repeated else position.learn(got)
             hollow = end is None and not got.rows
             if end is None and number == self.page_cap:
                 end = End.UNPROVEN
-            yield Page(number, got.body, got.records, position.total, end, repeated, hollow, got.origin)
+            known = got.records[:overlap] if overlap else None
+            records = got.records[overlap:]
+            yield Page(number, got.body, records, position.total, end, repeated, hollow, got.origin, known=known)
             if end is not None:
                 return
             seen.add(got.digest)
 
     def _fetch(self, send: Send, decode: Decode, position: _Position, seen: set[bytes]) -> tuple[_Got, bool]:
         """The next answer and whether it repeats an earlier one; a doubtful answer is asked for once more."""
-        got = _got(position.request, send, decode)
-        if _repeats(got, seen) or position.doubts(got):
+        try:
             got = _got(position.request, send, decode)
+            if _repeats(got, seen) or position.doubts(got):
+                got = _got(position.request, send, decode)
+        except SisError as error:
+            if position.step_aside(error):
+                return self._fetch(send, decode, position, seen)
+            raise
+        if position.step_aside(got):
+            return self._fetch(send, decode, position, seen)
         return got, _repeats(got, seen)
 
 
@@ -175,9 +191,17 @@ class HeldPages(Pager):
         return 0
 
 
+REFUSED_OFFSET = frozenset({400, 416, 422})
+"""How a server answers for an offset that it does not take."""
+
+
 @dataclass(frozen=True)
 class OffsetPager(_Walker):
     """`limit` and `offset`, advancing by the rows received, because servers clamp `limit` without saying so.
+
+    Each page is asked for from the last row of the one before on: a row that was deleted meanwhile moves all behind it
+    over the pages' edge, and only that known row shows it, whatever the source counts. A server that takes no offset
+    inside a page (it refuses, or rounds down) is seen at the second page, and then asked without that proof.
 
     `X-Total-Count` ends the walk when reached; a next link only speaks against an end. Where there is neither, a page
     shorter than the page size the server has shown (or than `limit`, where `maximum` proves that `limit` is not
@@ -198,12 +222,13 @@ class OffsetPager(_Walker):
 
     def calls_for(self, rows: int) -> int:
         """Exact for a source that neither clamps nor moves while it is read."""
+        step = max(1, self.limit - 1)  # pages of one row can't overlap
+        behind = rows - self.limit
         if self.totals:
-            return max(1, -(-rows // self.limit))
-        full, rest = divmod(rows, self.limit)
-        if not rows or (rest and (full or self.proven)):
-            return full + 1
-        return full + 2
+            return 1 + max(0, -(-behind // step))
+        if behind < 0:
+            return 1 if self.proven or not rows else 2
+        return 2 + behind // step + (self.limit == 1)
 
     @property
     def proven(self) -> bool:
@@ -219,28 +244,54 @@ class _Offset(_Position):
         """The page size the server is known to give; 0 until it has shown one."""
         self.full = False
         self.more = False
+        self.overlaps = True
+        self.first: Sequence[Record] = ()
+        """What the first page begins with, while the second is asked for."""
         self.request = _with(request, **{pager.limit_param: str(pager.limit), pager.offset_param: "0"})
 
     def doubts(self, got: _Got) -> bool:
-        if got.rows:
-            return False
+        if got.rows > self.overlap:
+            return self._rounded(got)
         total = total_count(got.headers) if self.total is None else self.total
+        if got.rows < self.overlap:
+            return True
         if total is not None:
             return self.offset < total
-        return self.full or self.more
+        return self.more or (self.full and not self.overlap)
+
+    def step_aside(self, answer: _Got | SisError) -> bool:
+        if isinstance(answer, SisError):
+            aside = bool(self.overlap and self.first) and answer.context.get("status") in REFUSED_OFFSET
+        else:
+            aside = self._rounded(answer)
+        if aside:
+            self.overlaps = False
+            self._ask()
+        return aside
+
+    def _rounded(self, got: _Got) -> bool:
+        """Whether the second page is the first one again: the server takes offsets in whole pages only."""
+        return bool(self.overlap and self.first) and got.records[:1] == self.first
 
     def learn(self, got: _Got) -> End | None:
         self.total = _first(total_count(got.headers), self.total)
-        self.offset += got.rows
+        new = max(0, got.rows - self.overlap)
+        self.first = () if self.offset else got.records[:1]
+        self.offset += new
         self.more = self._next_offset(got) >= self.offset > 0
-        end = self._end(got.rows)
+        end = self._end(new, got.rows)
         self.size = max(self.size, got.rows)
         self.full = got.rows >= self.pager.limit
-        self.request = _with(self.request, **{self.pager.offset_param: str(self.offset)})
+        self._ask()
         return end
 
-    def _end(self, rows: int) -> End | None:
-        if not rows:
+    def _ask(self) -> None:
+        """For the next page; from the row on that is known, where that leaves room for others."""
+        self.overlap = int(self.overlaps and self.offset > 0 and self.size > 1)
+        self.request = _with(self.request, **{self.pager.offset_param: str(self.offset - self.overlap)})
+
+    def _end(self, new: int, rows: int) -> End | None:
+        if not new:
             return End.EMPTY_PAGE
         if self.more:
             return None

@@ -112,11 +112,13 @@ class _Tally:
     repeated: int = 0
     hollow: int = 0
     kept: int = 0
+    torn: int = 0
     end: End = End.UNPROVEN
     first_total: int | None = None
     last_total: int | None = None
     unidentified: int = 0
     seen: dict[Any, int] = field(default_factory=dict)
+    last: Record | None = None
 
     def take(self, page: Page) -> None:
         self.pages += 1
@@ -127,12 +129,22 @@ class _Tally:
         self.end = page.end or End.UNPROVEN
         self.first_total = page.total if self.first_total is None else self.first_total
         self.last_total = self.last_total if page.total is None else page.total
+        self.torn += page.known is not None and not self._continues(page.known)
         for record in page.records:
             key = identity_of(record, self.identity)
             if key is None:
                 self.unidentified += 1
             elif self.seen.setdefault(key, page.number) != page.number:
                 self.across += 1
+        self.last = page.records[-1] if page.records else self.last
+
+    def _continues(self, known: Sequence[Record]) -> bool:
+        """Whether a page begins with the record that was the last so far. If it does not, then what came or went moved
+        all behind it, and a record may have slipped between the two pages."""
+        if len(known) != 1 or self.last is None:
+            return False
+        key = identity_of(known[0], self.identity)
+        return known[0] == self.last if key is None else key == identity_of(self.last, self.identity)
 
     @property
     def distinct(self) -> int:
@@ -239,8 +251,13 @@ def _skipped(resource: Resource, status: int) -> Reading:
     expected = resource.expected_rows or 0
     reason = f"not offered to us (HTTP {status})"
     if expected:
-        reason += f", although it gave {expected} rows last time"
+        reason += f", although it gave {expected} rows before; {_if_gone(resource)}"
     return Reading(resource.name, skipped=status, complete=not expected, reason=reason)
+
+
+def _if_gone(resource: Resource) -> str:
+    """How a person says that it is meant to be so."""
+    return f'if that is right, set gone to ["{resource.name}"]'
 
 
 def _shortfall(resource: Resource, tally: _Tally, before: int | None, after: int | None) -> tuple[str, bool]:
@@ -252,16 +269,25 @@ def _shortfall(resource: Resource, tally: _Tally, before: int | None, after: int
         (tally.end is End.UNPROVEN, f"reading stopped after {tally.pages} pages without a proven end", False),
         (tally.hollow, f"{tally.hollow} pages held nothing although others followed", True),
         (before != after, f"the source counted {before} rows before and {after} after", True),
+        (
+            tally.torn,
+            f"{tally.torn} pages did not begin where the one before ended: the list moved while it was read",
+            True,
+        ),
         (tally.across, f"{tally.across} records came on two pages: the list moved while it was read", True),
         (missing, f"the source counts {after} rows, but {tally.rows} came", True),
-        (vanished, f"nothing came, although there were {resource.expected_rows} rows last time", True),
+        (
+            vanished,
+            f"nothing came, although there were {resource.expected_rows} rows before; {_if_gone(resource)}",
+            True,
+        ),
     )
     return next(((reason, again) for found, reason, again in findings if found), ("", False))
 
 
 _PROOFS = {
     End.SHORT_PAGE: "the last page was shorter than the source's page size",
-    End.EMPTY_PAGE: "the page behind the last one was empty",
+    End.EMPTY_PAGE: "nothing came behind the last row",
     End.TOTAL: "all rows of the source's count came",
     End.LAST_LINK: "the source named no further page",
     End.WHOLE_FILE: "it was read whole",

@@ -42,6 +42,9 @@ class ResumingDoor:
     without a cursor are places in it, so the last kept page is asked for once more and must hold the same records: one
     that came or went before it has moved all behind it. Cursors belong to the access token they were given for. The
     source's count, where it is known, must be what it was. Raises StartOver where any of that does not hold.
+
+    A question whose answer the walk does not take as a page (whether offsets may point inside pages) leaves the kept
+    pages as they are.
     """
 
     def __init__(
@@ -57,17 +60,16 @@ class ResumingDoor:
         self._given: set[str] = set()
         self._asked: dict[str, int | None] = {}
         self._last: tuple[Request, Kept, bytes] | None = None
+        self._unmoved: Kept | None = None
         self._resuming = bool(kept)
 
     def send(self, request: Request) -> Answer:
         key = fingerprint(request)
-        if self._resuming:
-            page = self._kept.get(key)
-            if page is not None:
-                return self._again(request, key, page)
-            self._resuming = False
-            if self._last is not None:
-                return self._noted(key, self._first_new(request, *self._last))
+        page = self._kept.get(key) if self._resuming else None
+        if page is not None:
+            return self._again(request, key, page)
+        if self._resuming and self._last is not None:
+            return self._noted(key, self._first_new(request, *self._last))
         return self._noted(key, self._send(request))
 
     def marked(self, page: Page) -> Page:
@@ -78,6 +80,7 @@ class ResumingDoor:
             return page
         if page.origin.request in self._given:
             return replace(page, kept=True)
+        self._resuming = False
         return replace(page, origin=replace(page.origin, token_version=self._asked.pop(page.origin.request, None)))
 
     def _again(self, request: Request, key: str, page: Kept) -> Answer:
@@ -96,9 +99,11 @@ class ResumingDoor:
     def _first_new(self, request: Request, asked: Request, last: Kept, body: bytes) -> Answer:
         """The answer to the first request that no kept page answers."""
         if self._resource.pager.resumes == "any_token":
-            now = self._send(asked)
-            if now.body != body and self._ids(now.body) != self._ids(body):
-                raise StartOver("the list moved while it was interrupted")
+            if last is not self._unmoved:
+                now = self._send(asked)
+                if now.body != body and self._ids(now.body) != self._ids(body):
+                    raise StartOver("the list moved while it was interrupted")
+                self._unmoved = last
             return self._send(request)
         version = last.origin.token_version
         try:

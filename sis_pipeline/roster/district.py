@@ -318,7 +318,7 @@ def _is_owner(now: _Delivery) -> bool:
 
 
 def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
-    delivered = refer(now.records("students"), "school_sis_id", school_ids, "school_id")
+    delivered = refer(_with_values_before(now), "school_sis_id", school_ids, "school_id")
     previous = refer(now.existing("student_sources"), "school_sis_id", school_ids, "school_id")
     fated = now.presence("students").fates(previous)
     columns = [name for name in delivered.columns if name != "record_status"]
@@ -334,6 +334,22 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
     records = candidates.join(who, on=RECORD, how="inner")
     records = pl.concat([records, spared.pipe(_repointed, resolution.retired).select(records.columns)])
     return _People(resolution, records, fated)
+
+
+def _with_values_before(now: _Delivery) -> pl.DataFrame:
+    """The student records, those of a partial snapshot with their published values where they have none now.
+
+    Such a snapshot may add and change, never remove; and what it lacks may be the very list that holds a value, as
+    OneRoster's demographics hold the birth dates. Under another name it may be another child who was given the id, and
+    is taken as it is.
+    """
+    delivered, same = now.records("students"), [*RECORD, "first_name", "last_name"]
+    partial = [key for key, part in now.inputs.integrations.items() if part.completeness == "partial"]
+    values = [name for name in ENTITIES["students"].names if name not in {*same, "record_status", "modified_at"}]
+    before = now.existing("student_sources").filter(pl.col("integration").is_in(partial)).select(*same, *values)
+    both = delivered.join(before, on=same, how="left", suffix="_before", maintain_order="left")
+    filled = both.with_columns(pl.coalesce(name, f"{name}_before") for name in values)
+    return filled.select(delivered.columns)
 
 
 def _repointed(frame: pl.DataFrame, retired: Mapping[str, str], column: str = "student_id") -> pl.DataFrame:

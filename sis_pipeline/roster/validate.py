@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,6 +129,7 @@ class _Findings:
         return lines
 
 
+@cache
 def pandera_schema(table: Table) -> pandera.DataFrameSchema:
     """The pandera schema of a model table: types, nullability, codes, patterns, ranges and lengths."""
     import pandera.pandas as pandera
@@ -298,6 +300,8 @@ _PARSERS: dict[Kind, Callable[[Series], Series]] = {
 def _check_schema(typed: pd.DataFrame, table: Table, findings: _Findings) -> None:
     from pandera.errors import SchemaErrors
 
+    if typed.empty:  # pandera takes as long over nothing as over a thousand rows
+        return
     try:
         pandera_schema(table).validate(typed, lazy=True)
     except SchemaErrors as broken:

@@ -15,12 +15,15 @@ from sis_pipeline.connect.breaker import BreakerState, breaker_key
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.connect.limits import LimitState, limit_key
 from sis_pipeline.connect.upkeep import TokenHealth, token_health
+from sis_pipeline.connect.vault import advice_for
 from sis_pipeline.db import audit
 from sis_pipeline.store.locks import is_syncing
 
 CALLS_OF = timedelta(hours=24)
 STALE = timedelta(hours=36)
 """A nightly sync was missed, and half a day went by."""
+NEWEST = 1_000
+"""Of an integration's calls at most so many are looked at: a busy installation is not to make the answer slow."""
 ERROR_SHARE, FEW_CALLS = 0.2, 20
 """A share of failed calls from which on it is worth a look; with fewer calls a share says nothing."""
 PUSHED = 60.0
@@ -52,7 +55,8 @@ class ReadingHealth:
 
 @dataclass(frozen=True, slots=True)
 class IntegrationHealth:
-    """One connection. Calls are those of the last 24 hours: `p50_ms` and `p95_ms` of all, `error_share` 0 … 1 of them."""
+    """One connection. `calls` are the newest of the last 24 hours, at most NEWEST of them; `p50_ms`, `p95_ms` and
+    `error_share` (0 … 1) are theirs. `by_person`: somebody has to grant access."""
 
     key: str
     provider: str
@@ -68,6 +72,7 @@ class IntegrationHealth:
     error_share: float | None
     p50_ms: float | None
     p95_ms: float | None
+    by_person: bool = False
     readings: tuple[ReadingHealth, ...] = ()
     breakers: tuple[str, ...] = ()
     limit: str | None = None
@@ -126,7 +131,8 @@ def _integrations(
         readings.setdefault(row.integration, []).append(
             ReadingHealth(row.school_year, going, row.started_at, row.pages)
         )
-    found = connection.execute(_INTEGRATIONS, {"year": school_year, "since": now - CALLS_OF})
+    asked = {"year": school_year, "since": now - CALLS_OF, "newest": NEWEST}
+    found = connection.execute(_INTEGRATIONS, asked)
     return [_integration(row, now, readings.get(row.key, []), unsettled) for row in found]
 
 
@@ -149,6 +155,7 @@ def _integration(
         error_share=row.errors / row.calls if row.calls else None,
         p50_ms=p50,
         p95_ms=p95,
+        by_person=row.settings.get("grant") == "authorization_code",
         readings=tuple(readings),
         breakers=_breakers_of(row.provider, row.settings, [state.key for state in unsettled]),
         limit=_limit_of(row.provider, row.settings),
@@ -186,7 +193,7 @@ def _problems(health: Health) -> Iterator[Problem]:
 
 
 STATUS_ADVICE = {
-    "needs_reauth": "`sis integration add {key} --replace` with new credentials; `sis integration test {key}`",
+    "needs_reauth": "{credentials} Then `sis integration test {key}`.",
     "failing": "`sis integration test {key}`, then `sis sync --integration {key}`",
     "degraded": "It is tried again by itself; `sis integration test {key}` asks now.",
 }
@@ -196,7 +203,7 @@ def _of_integration(one: IntegrationHealth, health: Health) -> Iterator[Problem]
     if one.status in STATUS_ADVICE:
         reason = (one.reason or "no reason was noted").rstrip(".")
         since = f" since {one.since:%Y-%m-%d %H:%M} UTC" if one.since else ""
-        advice = STATUS_ADVICE[one.status].format(key=one.key)
+        advice = STATUS_ADVICE[one.status].format(key=one.key, credentials=_credentials_advice(one, health.tokens))
         message = f"{one.status}{since}: {reason}."
         yield Problem("integration", one.key, message, advice, person=one.status != "degraded")
     if one.status == "paused":
@@ -209,8 +216,15 @@ def _of_integration(one: IntegrationHealth, health: Health) -> Iterator[Problem]
             advice = f"The next sync goes on with it: `sis sync --integration {one.key}`."
             yield Problem("reading", one.key, words, advice, person=False)
     if not error_free(one):
-        words = f"{one.error_share:.0%} of {one.calls:,} calls failed in the last 24 hours."
+        newest = "the newest " if one.calls >= NEWEST else ""
+        words = f"{one.error_share:.0%} of {newest}{one.calls:,} calls failed in the last 24 hours."
         yield Problem("calls", one.key, words, f"`sis integration test {one.key}`", person=False)
+
+
+def _credentials_advice(one: IntegrationHealth, tokens: Iterable[TokenHealth]) -> str:
+    """A plugin's grant is not in the settings, but only one that a person gave has a refresh token."""
+    granted = any(token.integration == one.key and token.kind == "refresh" for token in tokens)
+    return advice_for(one.key, person=one.by_person or granted)
 
 
 def _of_data(one: IntegrationHealth, school_year: str) -> Iterator[Problem]:
@@ -306,7 +320,8 @@ def _settings(connection: Connection, integration: str) -> Any:
     return row
 
 
-# A parameter, unlike sis.clock(), lets PostgreSQL use the index on (integration, at).
+# A parameter, unlike sis.clock(), lets PostgreSQL use the index on (integration, at). Without the limit every integration
+# would read nearly every page of a day, because the calls of all of them lie among each other.
 _INTEGRATIONS = text("""
 select i.key, i.provider, i.district, i.settings, i.status, i.status_reason, i.status_since, i.failures,
        i.last_success_at, good.verdict, good.finished_at, calls.calls, calls.errors, calls.percentiles
@@ -319,7 +334,10 @@ left join lateral (
 cross join lateral (
     select count(*) as calls, count(error_class) as errors,
            percentile_cont(array[0.5, 0.95]) within group (order by milliseconds) as percentiles
-    from sis.api_calls where integration = i.key and at > :since
+    from (
+        select error_class, milliseconds from sis.api_calls where integration = i.key and at > :since
+        order by at desc limit :newest
+    ) newest
 ) calls
 order by i.key
 """)

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Update, select, text, update
 
 from sis_pipeline.connect.errors import ConfigError, SisError
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import KEY_PATTERN, SCHEMA, integrations, oauth_tokens, snapshots
-from sis_pipeline.store.locks import is_syncing
+from sis_pipeline.store.locks import is_syncing, lock_key
 from sis_pipeline.store.status import STATUS_OF, Status, next_status, status_after_test
 
 DISTRICT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
@@ -150,15 +150,6 @@ class Integrations:
             raise ConfigError(f"{key} is not paused.", code="config.not_paused", advice="Nothing needs to be done.")
         return self._mark(key, "healthy", None, "integration.resume", actor)
 
-    def set_status(self, key: str, status: Status, reason: str | None = None) -> None:
-        """Note how the connection does. A paused integration stays paused: only `resume` ends that."""
-        if status not in get_args(Status) or status == "paused":
-            raise ConfigError(f"{status!r} is no status of a connection; pause with `pause`.", code="config.status")
-        with self._engine.begin() as connection:
-            found = _get(connection, key, lock=True)
-            if not found.paused:
-                _change_status(connection, found, status, reason)
-
     def note_sync(self, key: str, error: SisError | None, *, counts: bool = True) -> Integration:
         """Keep what a sync that came to its end (`error` None), or failed, says of the connection; see store.status.
 
@@ -195,30 +186,25 @@ class Integrations:
     def recognise(self, key: str, districts: frozenset[str]) -> None:
         """Compare whose data a system gives (see Provider.whose) with whose it gave first; keep it the first time.
 
-        Nothing to compare (`districts` empty) is accepted. Raises ConfigError `config.wrong_district` for a district
-        that was not there before: its students would be taken for this integration's. One that is missing is no harm.
+        Raises ConfigError `config.wrong_district` where another district's students could be taken for this
+        integration's: for a district that was not there before, for none at all where there were some, and, the first
+        time, for one whose data an integration of other districts of ours gives. One of several that is missing is no
+        harm, and a system that never said whose its data are can't be compared. `trust` overrides all of that.
         """
-        if not districts:
-            return
         with self._engine.begin() as connection:
             found = _get(connection, key, lock=True)
-            known = found.source_identity
-            if not known:
-                _keep_identity(connection, found, districts, None)
-            elif not districts <= known:
-                raise ConfigError(
-                    f"Integration {key!r} answers with the data of district {in_words(districts - known)}; until now it was "
-                    f"{in_words(known)}. Nothing was read.",
-                    code="config.wrong_district",
-                    integration=key,
-                )
+            if found.source_identity:
+                _check_same(found, districts)
+            elif districts:
+                _check_unclaimed(connection, found, districts)
+                _keep_identity(connection, found, districts, "integration.identity")
 
     def trust(self, key: str, districts: frozenset[str], actor: str | None = None) -> Integration:
         """A person says that these districts are the right ones; earlier ones that are not among them no longer are."""
         with self._engine.begin() as connection:
             found = _get(connection, key, lock=True)
             if districts != found.source_identity:
-                _keep_identity(connection, found, districts, actor)
+                _keep_identity(connection, found, districts, "integration.trust", actor)
         return self.get(key)
 
     def check_removable(self, key: str) -> Integration:
@@ -317,13 +303,52 @@ def _status_values(found: Integration, status: Status, reason: str | None) -> Up
     return update(integrations).where(integrations.c.key == found.key).values(**values)
 
 
-def _keep_identity(connection: Connection, found: Integration, districts: frozenset[str], actor: str | None) -> None:
+def _check_same(found: Integration, districts: frozenset[str]) -> None:
+    known = in_words(found.source_identity)
+    if not districts:
+        raise ConfigError(
+            f"Integration {found.key!r} no longer says whose data it gives; until now it was district {known}. "
+            "Nothing was read.",
+            code="config.wrong_district",
+            advice="Check the credentials and the address. If the system is the right one and names no district any more, "
+            f"run `sis integration trust {found.key}`.",
+            integration=found.key,
+        )
+    if new := districts - found.source_identity:
+        raise ConfigError(
+            f"Integration {found.key!r} answers with the data of district {in_words(new)}; until now it was {known}. "
+            "Nothing was read.",
+            code="config.wrong_district",
+            integration=found.key,
+        )
+
+
+def _check_unclaimed(connection: Connection, found: Integration, districts: frozenset[str]) -> None:
+    """Integrations that have a district of ours in common may name the same one: its second system, or a consortium's
+    whose organisations are mapped. Until the transaction ends nobody else keeps a first answer."""
+    connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": lock_key("identity")})
+    for other in all_of(connection):
+        shared = districts & other.source_identity
+        if shared and not other.districts & found.districts:
+            raise ConfigError(
+                f"Integration {found.key!r} of {found.district} answers with the data of district {in_words(shared)}, "
+                f"which integration {other.key!r} of {other.district} gives already. Nothing was read.",
+                code="config.wrong_district",
+                advice="One of the two probably has the other's credentials or address: check both. Where one system "
+                f"rightly serves both districts, as at a consortium, run `sis integration trust {found.key}` once.",
+                integration=found.key,
+            )
+
+
+def _keep_identity(
+    connection: Connection, found: Integration, districts: frozenset[str], action: str, actor: str | None = None
+) -> None:
     kept = " ".join(sorted(districts)) or None
     connection.execute(update(integrations).where(integrations.c.key == found.key).values(source_identity=kept))
     old = in_words(found.source_identity) or None
     audit.append(
         connection,
-        "integration.trust" if found.source_identity else "integration.identity",
+        action,
         found.key,
         district=found.district,
         actor=actor,

@@ -64,8 +64,10 @@ def integration_lock(
                 integration=integration,
                 school_year=school_year,
             )
-        yield
-        _release(connection, integration, school_year)
+        try:
+            yield
+        finally:
+            _release(connection, integration, school_year)
 
 
 def is_syncing(connection: Connection, integration: str, school_year: str) -> bool:
@@ -112,7 +114,8 @@ def _holder(engine: Engine, key: int) -> str:
 
 
 def _release(connection: Connection, integration: str, school_year: str) -> None:
-    """End the transaction. A connection lost in between is only reported: what was read meanwhile stands by itself."""
+    """End the transaction. A connection lost in between is only reported, and hides no error of the block: what was read
+    meanwhile stands by itself, as long as no other process has taken it over (see snapshots.SnapshotWriter)."""
     try:
         connection.execute(text("select 1"))
         connection.rollback()

@@ -9,6 +9,7 @@ import io
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, Protocol
@@ -16,8 +17,8 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-from sqlalchemy import ColumnElement, Connection, Engine, Row, select, text, update
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Text, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 
 from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
 from sis_pipeline.crashpoints import crash_point
@@ -30,6 +31,7 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store import bulk
 from sis_pipeline.store.files import DataFolder, digest
 from sis_pipeline.store.integrations import check_key
+from sis_pipeline.store.locks import AlreadyRunningError
 
 Completeness = Literal["complete", "partial", "delta"]
 Verdict = Literal["pending", "complete", "partial", "delta", "rejected"]
@@ -43,6 +45,13 @@ QUARANTINE: dict[str, Kind] = {
 }  # fmt: skip
 REJECTED = pa.schema({"row": pa.int64(), "sis_id": pa.string(), "column": pa.string(), "reason": pa.string()})
 AGED = [*snapshots.c, text(f"{SCHEMA}.clock() - snapshots.started_at as age")]
+LAST_READINGS = f"""
+select distinct on (resource) resource, reading
+from {SCHEMA}.snapshots, jsonb_each(evidence) as one(resource, reading)
+where integration = :integration and school_year = :school_year
+  and completeness is not null and base_snapshot_id is null
+order by resource, (:proven and coalesce((reading ->> 'complete')::boolean, false)) desc, started_at desc, snapshot_id
+"""
 NEWEST = (snapshots.c.integration, snapshots.c.started_at.desc(), snapshots.c.snapshot_id)
 
 
@@ -153,17 +162,16 @@ class SnapshotStore:
         settings_hash: str,
         within: timedelta,
     ) -> SnapshotWriter | None:
-        """The interrupted reading to go on with, or None. Only for who holds the integration's lock: then no other
-        process can be at it.
+        """The interrupted reading to go on with, or None. Only for who holds the integration's lock.
 
         It must be the newest, have kept pages, be of the same provider and settings, and not have begun longer ago than
-        `within`: its first pages are that old. All others are given up for good.
+        `within`: its first pages are that old. All others are given up for good. A process that is still at one of them,
+        because it lost the lock, is kept from writing to it any more.
         """
         going_on: SnapshotWriter | None = None
         newest = select(*AGED).where(_of(integration, school_year), snapshots.c.finished_at.is_(None)).order_by(*NEWEST)
         with self.engine.connect() as connection:
             unfinished = [_snapshot(row) for row in connection.execute(newest)]
-            kept = {one.snapshot_id: _kept_pages(connection, one.snapshot_id) for one in unfinished[:1]}
         for place, one in enumerate(unfinished):
             if place:
                 reason = "a newer reading took its place"
@@ -171,14 +179,32 @@ class SnapshotStore:
                 reason = "the integration was changed since"
             elif one.age > within:
                 reason = "it was too old to go on with"
-            elif not kept[one.snapshot_id]:
-                reason = "it was interrupted before it had kept a page"
             else:
-                self._set(one.snapshot_id, run_id=run_id, resumed=snapshots.c.resumed + 1, evidence=None)
-                going_on = SnapshotWriter(self, self.get(one.snapshot_id), kept[one.snapshot_id])
+                going_on = self._taken_over(one, run_id)
                 continue
-            SnapshotWriter(self, one).abandon(reason)
+            self._give_up(one, reason)
         return going_on
+
+    def _taken_over(self, left: Snapshot, run_id: str | None) -> SnapshotWriter | None:
+        """The writer that goes on with an interrupted reading; None where it had kept no page, or has ended meanwhile.
+
+        It is made ours before its pages are looked at: from then on no other process can add one.
+        """
+        ours = {"run_id": run_id, "resumed": left.resumed + 1, "evidence": None}
+        with self.engine.begin() as connection:
+            if not connection.execute(update(snapshots).where(_held_as(left)).values(**ours)).rowcount:
+                return None
+            kept = _kept_pages(connection, left.snapshot_id)
+        snapshot = self.get(left.snapshot_id)
+        if kept:
+            return SnapshotWriter(self, snapshot, kept)
+        self._give_up(snapshot, "it was interrupted before it had kept a page")
+        return None
+
+    def _give_up(self, left: Snapshot, reason: str) -> None:
+        """End a reading for good that nobody goes on with; one that has come to its end meanwhile stays as it is."""
+        with suppress(AlreadyRunningError):
+            SnapshotWriter(self, left).abandon(reason)
 
     def unfinished(self, older_than: timedelta) -> list[Snapshot]:
         """Readings that began longer ago and have not come to an end; somebody may still be at one of them."""
@@ -259,17 +285,24 @@ class SnapshotStore:
         return self.get(snapshot_id)
 
     def last_rows(self, integration: str, school_year: str) -> dict[str, int]:
-        """Rows per resource of the newest full reading that came to its end; empty where there is none."""
-        return self._last(integration, school_year, "rows")
+        """Rows per resource, as its newest full reading that was proven complete found them, however long ago that was:
+        what a reading did not see may still be there. Of a resource that never was proven, as last seen; empty where
+        nothing was ever read to its end."""
+        return {name: int(reading["rows"]) for name, reading in self._last(integration, school_year, proven=True)}
 
     def last_pages(self, integration: str, school_year: str) -> dict[str, int]:
         """Pages per resource of the newest full reading that came to its end; empty where there is none."""
-        return self._last(integration, school_year, "pages")
+        return {name: int(reading["pages"]) for name, reading in self._last(integration, school_year, proven=False)}
 
-    def _last(self, integration: str, school_year: str, what: str) -> dict[str, int]:
-        ended = snapshots.c.completeness.is_not(None) & snapshots.c.base_snapshot_id.is_(None)
-        read = self._newest(_of(integration, school_year) & ended)
-        return {name: int(reading[what]) for name, reading in read.evidence.items()} if read else {}
+    def _last(self, integration: str, school_year: str, *, proven: bool) -> list[tuple[str, Mapping[str, Any]]]:
+        """Per resource its newest reading to the end, `proven`: a complete one before any other."""
+        query = (
+            text(LAST_READINGS)
+            .bindparams(integration=integration, school_year=school_year, proven=proven)
+            .columns(resource=Text, reading=JSONB)
+        )
+        with self.engine.connect() as connection:
+            return [(row.resource, row.reading) for row in connection.execute(query)]
 
     def open_raw(self, snapshot_id: str) -> StoredPages:
         """The raw pages of a finished snapshot. Raises DataError where its manifest is not the one that was written."""
@@ -420,7 +453,8 @@ class SnapshotWriter:
     """One reading as it is kept, page by page. Nothing is good before `finish`, and nothing is added after it.
 
     A page counts as kept once its row is committed, which is after its file is on disk. What a killed process left
-    without a row is removed when the reading is gone on with.
+    without a row is removed when the reading is gone on with. A writer whose reading another process has taken over
+    changes nothing of it any more: each of its methods that writes raises AlreadyRunningError.
     """
 
     def __init__(
@@ -458,12 +492,7 @@ class SnapshotWriter:
         """Say what the reading is laid over, None for a full one; and when it began by the source's clock, None where
         nothing may be built on it. A reading that is gone on with began when it began."""
         self._check_open()
-        self._store._set(  # noqa: SLF001
-            self.snapshot.snapshot_id,
-            base_snapshot_id=base.snapshot_id if base else None,
-            since=since,
-            watermark=watermark,
-        )
+        self._set(base_snapshot_id=base.snapshot_id if base else None, since=since, watermark=watermark)
 
     def add_page(
         self,
@@ -495,16 +524,27 @@ class SnapshotWriter:
             return
         crash_point("read.page_received")
         self._drop(resource, collection)
-        file = f"{resource}/{collection.sure + 1:05d}.json.zst"
+        file = self._file(resource, collection.sure + 1)
         self._store.files.write(f"{self.snapshot.path}/{file}", pa.compress(body, codec="zstd", asbytes=True))
         crash_point("read.page_written")
         page = KeptPage(page_number, file, records, len(body), digest(body), dict(about))
         row = _Row(page, origin, total)
-        with self._store.engine.begin() as connection:
-            connection.execute(snapshot_pages.insert().values(self._values(resource, collection.sure + 1, row)))
+        try:
+            with self._ours() as connection:
+                connection.execute(snapshot_pages.insert().values(self._values(resource, collection.sure + 1, row)))
+        except AlreadyRunningError:
+            with suppress(FileNotFoundError):  # who took the reading over may have removed it
+                self._store.files.delete(f"{self.snapshot.path}/{file}")
+            raise
         collection.rows.append(row)
         collection.sure += 1
         crash_point("read.page_committed")
+
+    def _file(self, resource: str, number: int) -> str:
+        """Where a page is kept. Each process that goes on has names of its own, so that it never meets a file which the
+        one before was just writing."""
+        resumed = self.snapshot.resumed
+        return f"{resource}/{number:05d}{f'.{resumed}' if resumed else ''}.json.zst"
 
     def _values(self, resource: str, number: int, row: _Row) -> dict[str, Any]:
         origin = row.origin or Origin("", {})
@@ -521,82 +561,109 @@ class SnapshotWriter:
         }
 
     def finish(
-        self, readings: Iterable[Reading], completeness: Completeness, api_calls: int, seconds: float
+        self,
+        readings: Iterable[Reading],
+        completeness: Completeness,
+        api_calls: int,
+        seconds: float,
+        *,
+        builds: bool = True,
     ) -> Snapshot:
-        """Write the manifest, then the row. `seconds`: what the reading took."""
+        """Write the manifest, then the row. `seconds`: what the reading took. `builds`: whether something may be laid
+        over it; where not, its watermark goes with the same transaction that ends it, and not before: a reading that is
+        gone on with must know when it began."""
         self._check_open()
         crash_point("read.before_finish")
         evidence = {reading.resource: _plain(reading) for reading in readings}
         for name, collection in self._resources.items():
             self._drop(name, collection)
         kept = {name: collection.pages for name, collection in self._resources.items() if collection.sure}
-        whole = content_hash(kept)
-        size = sum(page.bytes for pages in kept.values() for page in pages)
-        self._store.files.write_json(
-            f"{self.snapshot.path}/manifest.json",
-            {
-                "version": 1,
-                "integration": self.snapshot.integration,
-                "provider": self.snapshot.provider,
-                "school_year": self.snapshot.school_year,
-                "snapshot_id": self.snapshot.snapshot_id,
-                "started_at": self.snapshot.started_at.isoformat(),
-                "completeness": completeness,
-                "api_calls": api_calls,
-                "seconds": seconds,
-                "content_hash": whole,
-                "resources": {
-                    name: {"pages": [asdict(page) for page in kept.get(name, [])], "reading": evidence.get(name)}
-                    for name in sorted({*kept, *evidence})
-                },
-            },
-        )
-        crash_point("read.manifest_written")
-        snapshot = self._close(
-            completeness=completeness,
-            evidence=evidence,
-            content_hash=whole,
-            api_calls=api_calls,
-            bytes=size,
-            seconds=seconds,
-        )
+        found = {
+            "completeness": completeness,
+            "evidence": evidence,
+            "content_hash": content_hash(kept),
+            "api_calls": api_calls,
+            "bytes": sum(page.bytes for pages in kept.values() for page in pages),
+            "seconds": seconds,
+        }
+        # Nobody can take the reading over, and write a manifest of its own, while this transaction has its row.
+        with self._ours() as connection:
+            # Who lost the reading in the midst of this may have left one, after we had looked for leftovers.
+            left_over = self.snapshot.resumed > 0
+            manifest = self._manifest(kept, found)
+            self._store.files.write_json(f"{self.snapshot.path}/manifest.json", manifest, replace=left_over)
+            crash_point("read.manifest_written")
+            self._close(connection, **found, **({} if builds else {"watermark": None}))
+        self._closed = True
         crash_point("read.finished")
-        return snapshot
+        return self._store.get(self.snapshot.snapshot_id)
+
+    def _manifest(self, kept: Mapping[str, list[KeptPage]], found: Mapping[str, Any]) -> dict[str, Any]:
+        facts = ("integration", "provider", "school_year", "snapshot_id")
+        evidence = found["evidence"]
+        return {
+            "version": 1,
+            **{name: getattr(self.snapshot, name) for name in facts},
+            "started_at": self.snapshot.started_at.isoformat(),
+            **{name: found[name] for name in ("completeness", "api_calls", "seconds", "content_hash")},
+            "resources": {
+                name: {"pages": [asdict(page) for page in kept.get(name, [])], "reading": evidence.get(name)}
+                for name in sorted({*kept, *evidence})
+            },
+        }
 
     def interrupt(self, reason: str) -> int:
         """Leave a reading to be gone on with by a later one; how many pages it has. `reason` as for `abandon`."""
         self._check_open()
         self._closed = True
         pages = sum(len(collection.rows) for collection in self._resources.values())
-        self._store._set(self.snapshot.snapshot_id, evidence={"interrupted": reason, "pages": pages})  # noqa: SLF001
+        self._set(evidence={"interrupted": reason, "pages": pages})
         return pages
 
     def abandon(self, reason: str) -> Snapshot:
         """End a reading that failed; its pages stay for inspection. `reason` is for a person and holds no values."""
         self._check_open()
-        return self._close(verdict="rejected", evidence={"abandoned": reason})
-
-    def _close(self, **values: Any) -> Snapshot:
-        """End the reading; from then on its pages are in the manifest, or nobody's."""
         self._closed = True
+        with self._ours() as connection:
+            self._close(connection, verdict="rejected", evidence={"abandoned": reason})
+        return self._store.get(self.snapshot.snapshot_id)
+
+    def _close(self, connection: Connection, **values: Any) -> None:
+        """End the reading; from then on its pages are in the manifest, or nobody's."""
         mine = self.snapshot.snapshot_id
+        connection.execute(snapshot_pages.delete().where(snapshot_pages.c.snapshot_id == mine))
+        ended = {"finished_at": text(f"{SCHEMA}.clock()"), **values}
+        connection.execute(update(snapshots).where(snapshots.c.snapshot_id == mine).values(**ended))
+        told: dict[str, object] = {
+            name: values[name] for name in ("completeness", "api_calls", "bytes") if name in values
+        }
+        failed = values["evidence"] if "verdict" in values else {}
+        _audit(connection, self.snapshot, "sync.read", {**told, **failed})
+
+    def _set(self, **values: Any) -> None:
+        with self._ours() as connection:
+            connection.execute(update(snapshots).where(_held_as(self.snapshot)).values(**values))
+
+    @contextmanager
+    def _ours(self) -> Iterator[Connection]:
+        """A transaction during which nobody can take the reading over.
+
+        The lock of the integration does not do for that: it ends with its connection, and a database that was restarted
+        or failed over gives it to the next process while this one is still reading.
+        """
+        held = select(snapshots.c.snapshot_id).where(_held_as(self.snapshot)).with_for_update(key_share=True)
         with self._store.engine.begin() as connection:
-            connection.execute(snapshot_pages.delete().where(snapshot_pages.c.snapshot_id == mine))
-            ended = {"finished_at": text(f"{SCHEMA}.clock()"), **values}
-            connection.execute(update(snapshots).where(snapshots.c.snapshot_id == mine).values(**ended))
-            told: dict[str, object] = {
-                name: values[name] for name in ("completeness", "api_calls", "bytes") if name in values
-            }
-            failed = values["evidence"] if "verdict" in values else {}
-            _audit(connection, self.snapshot, "sync.read", {**told, **failed})
-        return self._store.get(mine)
+            if connection.scalar(held) is None:
+                self._closed = True
+                raise _taken_over(self.snapshot)
+            yield connection
 
     def _drop(self, resource: str, collection: _Collection) -> None:
         """Drop the pages behind those that are sure: first their rows, so that a row always has its file."""
         gone = collection.rows[collection.sure :]
         if not gone:
             return
-        with self._store.engine.begin() as connection:
+        with self._ours() as connection:
             connection.execute(
                 snapshot_pages.delete().where(
                     snapshot_pages.c.snapshot_id == self.snapshot.snapshot_id,
@@ -743,6 +810,12 @@ def _of(integration: str, school_year: str) -> ColumnElement[bool]:
     return (snapshots.c.integration == integration) & (snapshots.c.school_year == school_year)
 
 
+def _held_as(mine: Snapshot) -> ColumnElement[bool]:
+    """The reading as long as it has not ended and nobody has gone on with it since: who does counts `resumed` up."""
+    same = (snapshots.c.snapshot_id == mine.snapshot_id) & (snapshots.c.resumed == mine.resumed)
+    return same & snapshots.c.finished_at.is_(None)
+
+
 def _snapshot(row: Row[Any]) -> Snapshot:
     values = dict(row._mapping)  # noqa: SLF001
     return Snapshot(**values | {name: values[name] or {} for name in ("evidence", "rows", "quarantined")})
@@ -753,6 +826,16 @@ def _year(school_year: str) -> str:
         return SchoolYear.parse(school_year).key
     except ValueError as error:
         raise ConfigError(str(error), code="config.school_year") from None
+
+
+def _taken_over(mine: Snapshot) -> AlreadyRunningError:
+    return AlreadyRunningError(
+        f"The reading of {mine.integration} for {mine.school_year} is not this process's any more: it had lost the lock of "
+        "the sync, as happens when the database is restarted, and another process took the reading over or ended it.",
+        advice="Nothing needs to be done: what the other process reads counts, and nothing of it was changed.",
+        integration=mine.integration,
+        school_year=mine.school_year,
+    )
 
 
 def _tampered(snapshot: Snapshot, what: str) -> DataError:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from sis_pipeline.connect.breaker import Breaker
 from sis_pipeline.connect.errors import TransientError
 from sis_pipeline.connect.limits import RateLimit
+from sis_pipeline.store import health as store
 from sis_pipeline_tests.cli.conftest import Sis
 
 BREAKER = "oneroster https://lincoln.example.org:443/api"
@@ -86,6 +87,19 @@ def test_what_passes_by_itself_is_shown_and_can_be_hurried(lincoln: Engine, sis:
     with lincoln.connect() as connection:
         actions = list(connection.scalars(text("select action from sis.audit_log order by entry")))
     assert actions == ["breaker.reset", "limit.reset"]
+
+
+def test_calls_that_were_not_all_looked_at_are_shown_as_so_many_and_more(
+    lincoln: Engine, sis: Sis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "NEWEST", 1_200)
+    with lincoln.begin() as connection:
+        connection.execute(
+            text("""insert into sis.api_calls (integration, method, template, status, milliseconds, bytes, attempt)
+                    select 'lincoln', 'GET', '/users', 200, 1, 9, 1 from generate_series(1, 1300)""")
+        )
+    assert " 1,200+ " in sis("health").out
+    assert sis("health", "--json").json["integrations"][0]["calls"] == 1_200
 
 
 @pytest.mark.usefixtures("home")

@@ -18,6 +18,7 @@ from sqlalchemy import Engine, text
 from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.output import ExitCode
 from sis_pipeline.connect.contract import Token
+from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, SisError, TransientError
 from sis_pipeline.connect.keys import create_key_file
 from sis_pipeline.connect.vault import Vault
 from sis_pipeline.defs.token_work import Effort, door
@@ -175,6 +176,40 @@ def test_a_refresh_that_is_killed_goes_on(sis: Sis, connect: Connect, sandbox: S
     said = sis("tokens", "refresh", "--all", "--json")
     assert (said.code, said.json["refreshed"]) == (0, 7)
     assert [refreshes(sandbox, key) for key in KEYS] == [1] * 12
+
+
+def test_a_client_that_is_enabled_again_needs_nothing_more(sis: Sis, connect: Connect, sandbox: SandboxServer) -> None:
+    """What a refresh shows of the credentials is kept: they are refused, they work again."""
+    registry = connect("machine").integrations
+    refused = {"status": 401, "body": '{"error": "invalid_client"}', "content_type": "application/json"}
+    sandbox.faults.add("status", system="machine", path=TOKEN, times=None, **refused)
+    assert sis("tokens", "refresh", "machine").code == ExitCode.FAILED
+    assert registry.get("machine").status == "needs_reauth"
+    sandbox.faults.clear()
+    left_out = sis("tokens", "refresh", "--all", "--json").json["left_out"]
+    assert left_out == {"machine": "waiting for a person"}
+    assert sis("tokens", "refresh", "machine").code == 0
+    assert registry.get("machine").status == "healthy"
+    assert "needs_reauth" not in sis("health", "--json").out
+
+
+@pytest.mark.parametrize(("error", "status"), [(TransientError, "degraded"), (ConfigError, "failing")])
+def test_a_new_token_heals_nothing_but_the_credentials(
+    sis: Sis, connect: Connect, error: type[SisError], status: str
+) -> None:
+    registry = connect("machine").integrations
+    registry.note_sync("machine", error("What lies behind the token endpoint is in trouble."))
+    assert sis("tokens", "refresh", "machine").code == 0
+    assert registry.get("machine").status == status
+
+
+def test_in_bulk_an_integration_that_waits_for_a_person_is_left_out_though_its_token_is_good(
+    sis: Sis, connect: Connect, database: Engine
+) -> None:
+    connect("machine").integrations.note_sync("machine", AuthRevokedError("The system refuses every token."))
+    said = sis("tokens", "refresh", "--all", "--json")
+    assert (said.code, said.json["left_out"]) == (0, {"machine": "waiting for a person"})
+    assert versions(database) == {"machine": 1}
 
 
 def test_a_credential_needs_nobody(sis: Sis, connect: Connect, database: Engine) -> None:

@@ -8,19 +8,24 @@ from sis_pipeline.cli.output import ExitCode
 from sis_pipeline.sandbox.server import SandboxServer
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
+from sis_pipeline_tests.cli.conftest import Sis
 
 SYSTEMS = (System("qm", "skyward_qmlativ", 20),)
+
+
+def add(sis: Sis, server: SandboxServer, key: str, district: str) -> None:
+    handle = server.system("qm")
+    options = [f"--option={name}={value}" for name, value in handle.settings.items() if isinstance(value, str)]
+    added = ("--provider", handle.provider, "--district", district, "--client-secret-env", "QM_SECRET")
+    assert sis("integration", "add", key, *added, *options).code == 0
 
 
 @pytest.fixture
 def port(sis, home, monkeypatch) -> int:
     """An integration that was tested against one district, whose server is gone now; where it was."""
     with SandboxServer(World(systems=SYSTEMS), enforce_limits=False) as here:
-        handle = here.system("qm")
-        monkeypatch.setenv("QM_SECRET", handle.client_secret)
-        options = [f"--option={name}={value}" for name, value in handle.settings.items() if isinstance(value, str)]
-        added = ("--provider", handle.provider, "--district", "fernhollow", "--client-secret-env", "QM_SECRET")
-        assert sis("integration", "add", "fern-qm", *added, *options).code == 0
+        monkeypatch.setenv("QM_SECRET", here.system("qm").client_secret)
+        add(sis, here, "fern-qm", "fernhollow")
         tested = sis("integration", "test", "fern-qm")
         assert tested.code == 0, tested.err
         assert "those of district FERN/1." in tested.out
@@ -50,3 +55,15 @@ def test_a_person_says_which_district_is_the_right_one(sis, port):
     shown = sis("integration", "show", "fern-qm", "--json").json["integration"]
     assert shown["source_identity"] == ["CEDA/1"]
     assert shown["failures"] == 0
+
+
+def test_one_system_for_two_districts_is_trusted_once(sis, port):
+    with SandboxServer(World(systems=SYSTEMS), enforce_limits=False, port=port) as here:
+        add(sis, here, "cedar-qm", "cedarfalls")
+        refused = sis("integration", "test", "cedar-qm", "--json")
+        assert (refused.code, refused.json["error"]["code"]) == (ExitCode.CONFIG, "config.wrong_district")
+        assert "'fern-qm' of fernhollow" in refused.json["error"]["message"]
+        assert "sis integration trust cedar-qm" in refused.json["error"]["advice"]
+        assert sis("integration", "trust", "cedar-qm", "--yes", "--json").json["now"] == ["FERN/1"]
+        assert sis("integration", "test", "cedar-qm").code == 0
+        assert sis("integration", "test", "fern-qm").code == 0

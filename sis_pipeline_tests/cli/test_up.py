@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -11,9 +12,13 @@ import sys
 import psutil
 import pytest
 import requests
+from cryptography.fernet import Fernet
 
+from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.output import ExitCode
-from sis_pipeline.cli.up import await_answer, ended, running, watch
+from sis_pipeline.cli.up import await_answer, ended, prepare, running, watch
+from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.defs import runs
 
 UP = [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()", "up"]
 
@@ -68,3 +73,57 @@ def test_a_taken_port_is_refused_before_anything_starts(sis):
         said = sis("up", "--port", taken.getsockname()[1])
     assert said.code == ExitCode.USAGE
     assert "--port" in said.err
+
+
+# --- the key is proven before anything starts
+
+
+def test_nothing_starts_with_a_wrong_key(home, sis, monkeypatch):
+    assert Installation().vault
+    monkeypatch.setenv("SIS_ENCRYPTION_KEYS", Fernet.generate_key().decode())
+    with pytest.raises(ConfigError) as caught:
+        prepare(Installation(), print)
+    assert caught.value.code == "config.key_unknown"
+    said = sis("up", "--port", free_port())
+    assert (said.code, "is not among the keys" in said.err) == (ExitCode.CONFIG, True)
+    assert not (home / "logs").exists()
+
+
+def test_nothing_starts_without_a_key_on_a_database_that_others_may_share(home, monkeypatch):
+    monkeypatch.delenv("SIS_ENCRYPTION_KEYS")
+    with pytest.raises(ConfigError) as caught:
+        prepare(Installation(), print)
+    assert caught.value.code == "config.key_missing"
+    assert not (home / "encryption.key").exists()
+
+
+@pytest.fixture
+def embedded(home, monkeypatch):
+    """Installations that take the test's database for the embedded one, and have no key in the environment."""
+    monkeypatch.setattr(runs, "dagster_instance", lambda _settings: contextlib.nullcontext())
+    monkeypatch.setattr(runs, "fail_orphaned_runs", lambda _instance: None)
+    monkeypatch.setattr(runs, "dagster_environment", lambda _settings: {})
+    monkeypatch.delenv("SIS_ENCRYPTION_KEYS")
+
+    def installation():
+        here = Installation()
+        assert here.engine
+        here.settings = here.settings.model_copy(update={"database_url": None})
+        return here
+
+    return installation
+
+
+def test_the_embedded_default_gets_its_key_once_and_never_again(home, embedded):
+    key, said = home / "encryption.key", []
+    prepare(embedded(), said.append)
+    made = key.read_text()
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert [str(key) in line for line in said] == [True]
+    prepare(embedded(), said.append)
+    assert (key.read_text(), len(said)) == (made, 1)
+    key.unlink()
+    with pytest.raises(ConfigError, match="none was made") as caught:
+        prepare(embedded(), said.append)
+    assert (caught.value.code, key.exists()) == ("config.key_missing", False)
+    assert "Put the key back" in caught.value.advice

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import signal
 import time
@@ -38,6 +37,7 @@ from sis_pipeline.connect.errors import (
 )
 from sis_pipeline_tests.connect.servers import Sis, serve
 from sis_pipeline_tests.connect.workers import in_processes, knock
+from sis_pipeline_tests.forking import FORKS
 
 KEY = "oneroster https://sis.example.org:443/lincoln"
 FAILED = TransientError("GET /users of integration 'lincoln' answered 503.")
@@ -300,10 +300,9 @@ def test_the_probe_of_a_killed_process_is_free_at_once(clock: Clock, database: E
     opened(clock)
     with clock.engine.begin() as connection:
         connection.execute(text("update sis.circuit_breakers set open_until = sis.clock()"))
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
+    ours, theirs = FORKS.Pipe()
     url = database.url.render_as_string(hide_password=False)
-    process = context.Process(target=_claim_and_wait, args=(url, theirs))
+    process = FORKS.Process(target=_claim_and_wait, args=(url, theirs))
     process.start()
     assert ours.poll(30)
     assert ours.recv() is True

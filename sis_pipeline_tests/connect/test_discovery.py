@@ -6,27 +6,38 @@ import json
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography.fernet import Fernet
 from pytest_httpserver import HTTPServer
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from werkzeug import Request as ServerRequest
 from werkzeug import Response as ServerResponse
 
+from sis_pipeline.connect import discovery
 from sis_pipeline.connect.authorize import begin, finish
-from sis_pipeline.connect.contract import OAuth
-from sis_pipeline.connect.discovery import Discovered, discover, well_known_urls
-from sis_pipeline.connect.errors import ConfigError, ContractError, RateLimitedError, SisError, TransientError
+from sis_pipeline.connect.breaker import FAILURES, SourceLeftAloneError
+from sis_pipeline.connect.contract import OAuth, Token
+from sis_pipeline.connect.discovery import NOTHING_LASTS, Discovered, Get, discover, well_known_urls
+from sis_pipeline.connect.errors import (
+    Call,
+    ConfigError,
+    ContractError,
+    RateLimitedError,
+    SisError,
+    TransientError,
+)
 from sis_pipeline.connect.http import Door
 from sis_pipeline.connect.keys import Keys
-from sis_pipeline.connect.source import open_source
+from sis_pipeline.connect.source import HttpSource, open_source
 from sis_pipeline.connect.vault import Vault
 from sis_pipeline.providers.registry import make
 from sis_pipeline.sandbox.browser import open_page
 from sis_pipeline.sandbox.server import SandboxServer
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
+from sis_pipeline_tests.connect.workers import KEY, SECRET, a_source, tokens_of
 
 OAUTH_PATH, OPENID_INSERTED = "/.well-known/oauth-authorization-server/t", "/.well-known/openid-configuration/t"
 OPENID_PATH = "/t/.well-known/openid-configuration"
@@ -34,7 +45,7 @@ PATHS = [OAUTH_PATH, OPENID_INSERTED, OPENID_PATH]
 
 
 class Server:
-    """An authorization server's metadata at one path; everything else answers `missing`."""
+    """An authorization server's metadata at one path; everything else answers `missing`, and a POST what is asked for."""
 
     def __init__(self, server: HTTPServer) -> None:
         self.root = server.url_for("").rstrip("/")
@@ -52,6 +63,9 @@ class Server:
 
     def _answer(self, request: ServerRequest) -> ServerResponse:
         self.seen.append(request.path)
+        if request.method == "POST":
+            answer = {"access_token": f"a{len(self.seen)}", "refresh_token": f"r{len(self.seen)}", "expires_in": 3600}
+            return ServerResponse(json.dumps(answer), content_type="application/json")
         if request.path != self.path:
             return ServerResponse(self.missing[1], self.missing[0], content_type="text/html")
         return ServerResponse(json.dumps(self.document), content_type="application/json")
@@ -62,12 +76,21 @@ class Server:
 
     def discover(self, **changed: Any) -> Discovered:
         oauth = self.oauth(**changed)
-        return discover(oauth, "lincoln", Door(oauth.urls))
+        return discover(oauth, "lincoln", get_through(Door(oauth.urls)))
+
+
+def get_through(door: Door) -> Get:
+    def get(url: str, *, accept: Any) -> Any:
+        call = Call("lincoln", "GET", urlsplit(url).path)
+        return accept(call, door.send(call, url))
+
+    return get
 
 
 @pytest.fixture
 def server(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setattr("sis_pipeline.connect.discovery._documents", {})
+    monkeypatch.setattr(discovery, "_documents", {})
+    monkeypatch.setattr(discovery, "_nothing", {})
     return Server(httpserver)
 
 
@@ -117,6 +140,10 @@ def test_a_server_without_metadata(server: Server, missing: tuple[int, str]) -> 
     assert server.seen == PATHS
     by_hand = server.discover(authorize_url="https://other.example/a")
     assert by_hand.oauth == server.oauth(authorize_url="https://other.example/a")
+    assert server.seen == PATHS, "not asked again"
+    discovery._nothing[server.issuer] -= NOTHING_LASTS
+    server.path = OAUTH_PATH
+    assert server.discover().oauth.revoke_url == f"{server.root}/revoke", "it may begin to"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +223,7 @@ def test_tokens_are_given_back_at_a_discovered_endpoint(database: Engine) -> Non
         provider = make("oneroster", settings)
         vault = Vault.open(database, Keys([Fernet.generate_key().decode()]))
         vault.put("lincoln", "client_secret", handle.client_secret)
-        found = discover(provider.authentication(), "lincoln", Door([handle.token_url]))
+        found = discover(provider.authentication(), "lincoln", get_through(Door([handle.token_url])))
         authorization = begin(found.oauth, "http://127.0.0.1:1/callback", "lincoln", iss_required=found.iss_required)
         code = finish(authorization, open_page(authorization.url))
         with open_source(
@@ -213,3 +240,78 @@ def test_tokens_are_given_back_at_a_discovered_endpoint(database: Engine) -> Non
             source.revoke_tokens()
         assert handle.stats()["oauth"]["live_families"] == 0
         assert handle.stats()["oauth"]["revocations"] >= 1
+
+
+# Through the source: in turn, on record, and never between a grant and its keeping
+
+
+@pytest.fixture
+def source_of(server: Server, database: Engine) -> Callable[..., HttpSource]:
+    Vault.open(database, Keys([KEY])).put("lincoln", "client_secret", SECRET)
+    return lambda **changed: a_source(database, server.root, oauth=server.oauth(**changed))
+
+
+def rows(database: Engine, query: str) -> list[tuple[object, ...]]:
+    with database.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(query))]
+
+
+def test_discovery_takes_its_turns_and_is_on_record(
+    server: Server, source_of: Callable[..., HttpSource], database: Engine
+) -> None:
+    server.path = OPENID_INSERTED
+    with source_of() as source:
+        assert source.discovered().oauth.revoke_url == f"{server.root}/revoke"
+        assert (source.calls, source.token_calls) == (2, 0)
+    recorded = rows(database, "select method, template, status, error_class from sis.api_calls order by call_id")
+    assert recorded == [("GET", OAUTH_PATH, 404, None), ("GET", OPENID_INSERTED, 200, None)]
+    assert rows(database, "select granted from sis.rate_limits") == [(2,)]
+
+
+def test_an_issuer_that_keeps_failing_is_left_alone(
+    server: Server, source_of: Callable[..., HttpSource], database: Engine
+) -> None:
+    server.path, server.missing = "/nowhere", (500, "")
+    with source_of() as source:
+        for _ in range(FAILURES):
+            with pytest.raises(TransientError, match="answered 500"):
+                source.discovered()
+        with pytest.raises(SourceLeftAloneError):
+            source.discovered()
+    assert server.seen == [OAUTH_PATH] * FAILURES
+    assert rows(database, "select distinct error_class from sis.api_calls") == [("transient",)]
+
+
+def test_an_issuers_throttle_is_everybodys(
+    server: Server, source_of: Callable[..., HttpSource], database: Engine
+) -> None:
+    server.path, server.missing = "/nowhere", (429, "")
+    with source_of() as source, pytest.raises(RateLimitedError):
+        source.discovered()
+    assert rows(database, "select pushed_until is not null from sis.rate_limits") == [(True,)]
+
+
+def test_nothing_is_asked_between_a_grant_and_its_keeping(
+    server: Server, source_of: Callable[..., HttpSource], database: Engine
+) -> None:
+    server.path = "/nowhere"
+    with source_of(authorize_url=f"{server.root}/authorize") as source:
+        source.authorize("code", "v" * 43, "http://127.0.0.1:1/callback")
+        assert server.seen == [*PATHS, "/token"]
+        source.authorize("code", "v" * 43, "http://127.0.0.1:1/callback")
+    assert server.seen == [*PATHS, "/token", "/token"], "that there is nothing is remembered"
+    assert rows(database, "select version from sis.oauth_tokens where kind = 'refresh'") == [(2,)]
+
+
+def test_a_discovered_endpoint_beside_the_sign_in_can_be_called(
+    server: Server, source_of: Callable[..., HttpSource], database: Engine
+) -> None:
+    """The sign-in has a host of its own, which a person set: tokens are given back there, as the server asks."""
+    login = server.root.replace("localhost", "127.0.0.1")
+    assert login != server.root
+    server.document["revocation_endpoint"] = f"{login}/revoke"
+    with source_of(authorize_url=f"{login}/authorize") as source:
+        tokens_of(source).accept(Token("a0", 3600, "r0"), revocable=True)
+        assert source.revoke_tokens() == 2
+    assert server.seen == [OAUTH_PATH, "/revoke", "/revoke"]
+    assert set(rows(database, "select status from sis.oauth_tokens where kind <> 'client_secret'")) == {("revoked",)}

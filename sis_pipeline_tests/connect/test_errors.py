@@ -134,6 +134,7 @@ def test_a_plugins_own_code_is_put_below_its_class() -> None:
         (404, {}, b"", ConfigError, "config.not_found"),
         (400, {}, b"", ConfigError, "config.refused"),
         (422, {}, b"", ConfigError, "config.refused"),
+        (501, {}, b"", ConfigError, "config.refused"),
         (302, {"location": "https://message.example.com/?server=x"}, b"", TransientError, "transient.maintenance"),
         (301, {"location": "https://new.example.org/"}, b"", ConfigError, "config.redirect"),
     ],
@@ -183,6 +184,8 @@ def test_a_redirect_names_the_host_only() -> None:
         ("Sun, 22 Nov 2026 09:00:00 GMT", 0.0),
         ("Sun, 22 Nov 2036 09:00:00 GMT", RETRY_AFTER_CAP),
         ("Sun, 99 Nov 2026 09:00:00 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 -1200", None),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
     ],
 )
 def test_retry_after_in_all_its_forms(value: str, seconds: float | None) -> None:

@@ -10,15 +10,19 @@ import ssl
 import struct
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pytest_httpserver import HTTPServer
+from urllib3.util.connection import create_connection
 from werkzeug import Request as ServerRequest
 from werkzeug import Response as ServerResponse
 
@@ -120,6 +124,83 @@ def test_nobody_listening_and_no_such_host() -> None:
         fetch("https://no-such-host.invalid")
 
 
+def test_a_name_that_none_can_be_is_told_as_one_that_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own words for it are a UnicodeError; settings refuse such names before."""
+
+    def resolve(host: str, *_: object, **__: object) -> None:
+        host.replace("sis.example", "sis..example").encode("idna")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(TransientError, match="could not be resolved"):
+        fetch("https://sis.example.org")
+
+
+@pytest.mark.parametrize("host", ["sis.example.org.", f"{'a' * 63}.example.org", "[2606:4700::1111]", "localhost"])
+def test_names_as_long_as_they_may_be(host: str) -> None:
+    Door([f"https://{host}/api"]).close()
+
+
+@contextmanager
+def deaf(*addresses: str, port: int = 0) -> Iterator[int]:
+    """A port of these addresses at which connecting never ends: the queue behind it is full."""
+    with ExitStack() as stack:
+        for address in addresses:
+            listener = stack.enter_context(socket.create_server((address, port), backlog=0))
+            port = listener.getsockname()[1]
+            for _ in range(4):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex((address, port))
+        yield port
+
+
+def leads_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Let `localhost` have these addresses."""
+    real = socket.getaddrinfo
+
+    def resolve(host: str, port: int, *arguments: object, **more: object) -> object:
+        if host != "localhost":
+            return real(host, port, *arguments, **more)  # type: ignore[arg-type]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+def test_all_addresses_of_a_host_together_have_one_connect_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = [f"127.0.0.{number}" for number in range(2, 8)]
+    leads_to(monkeypatch, *addresses)
+    with deaf(*addresses) as port:
+        began = time.monotonic()
+        with pytest.raises(TransientError, match=r"no connection within 0\.3 s"):
+            fetch(f"http://localhost:{port}", timeouts=Timeouts(connect=0.3, read=0.3, total=0.1))
+        assert 0.25 < time.monotonic() - began < 0.9, "not 0.3 s for each of the six"
+
+
+def test_a_dead_address_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its share of what is left; what is sent later has the whole again."""
+    leads_to(monkeypatch, "127.0.0.2", "127.0.0.3", "127.0.0.1")
+    tried: list[float] = []
+    sockets: list[socket.socket] = []
+
+    def connect(address: tuple[str, int], timeout: float, **more: Any) -> socket.socket:
+        tried.append(timeout)
+        sockets.append(create_connection(address, timeout, **more))
+        return sockets[-1]
+
+    def turn() -> Iterator[float]:
+        tried.append(sockets[-1].gettimeout() or 0)
+        return iter(())
+
+    monkeypatch.setattr("urllib3.util.connection.create_connection", connect)
+    with raw_server(writes(http_answer(BODY))) as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        door = Door([f"http://localhost:{port}"], timeouts=Timeouts(connect=0.6, read=0.6, total=0.6))
+        with deaf("127.0.0.2", "127.0.0.3", port=port):
+            assert door.send(CALL, f"http://localhost:{port}", turn=turn).body == BODY
+        door.close()
+    assert tried == [pytest.approx(0.2, abs=0.1)] * 3 + [0.6]
+
+
 def test_a_gzip_bomb_is_cut_off() -> None:
     bomb = gzip.compress(b" " * 50_000_000)
     assert len(bomb) < 60_000
@@ -169,6 +250,11 @@ def test_other_hosts_are_not_reached() -> None:
         "https://",
         "sis.example.org",
         "https://[::1",
+        "https://sis..example.org/api",
+        "https://.example.org",
+        "https://sis.example.org..",
+        f"https://{'a' * 64}.example.org",
+        f"https://{'sis.' * 63}example",
     ],
 )
 def test_addresses_that_no_door_is_opened_for(url: str) -> None:

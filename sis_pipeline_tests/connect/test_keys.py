@@ -6,12 +6,14 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import URL
 
+from sis_pipeline.connect import keys as encryption
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.connect.keys import (
     Keys,
@@ -178,6 +180,52 @@ def test_a_canary_that_does_not_open_stops_the_start(database: Engine) -> None:
         Vault.open(database, Keys([KEY]))
 
 
+# Keys that change while others use them
+
+
+def opened_by_its_own_key(database: Engine, *keys: str) -> dict[str, str]:
+    """Integration -> id of the key that its row says, each opened with that key alone."""
+    own = {Keys([key]).newest: Fernet(key) for key in keys}
+    with database.connect() as connection:
+        rows = connection.execute(text("select integration, key_id, ciphertext from sis.oauth_tokens")).all()
+    assert all(own[row.key_id].decrypt(bytes(row.ciphertext)) for row in rows)
+    return {row.integration: row.key_id for row in rows}
+
+
+def test_a_row_says_which_key_sealed_it_though_the_keys_are_read_anew_meanwhile(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread: once that one has half read them, and once between holding the key and sealing."""
+    Vault.open(database, Keys([NEW, OLD]))
+    Vault.open(database, Keys([OLD, NEW]))
+    given = [NEW, OLD]
+    keys = Keys([OLD, NEW], lambda: given)
+    vault = Vault.open(database, keys)
+    noticed = encryption.mask
+
+    def mask_while_another_writes(secret: str, **how: bool) -> None:
+        noticed(secret, **how)
+        vault.put(f"while {secret == NEW}", "client_secret", "secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encryption, "mask", mask_while_another_writes)
+        keys.refresh()
+    assert opened_by_its_own_key(database, OLD, NEW) == {"while True": OLD_ID, "while False": OLD_ID}
+
+    given[:] = [OLD, NEW]
+    held = encryption.hold
+
+    def hold_and_be_overtaken(*arguments: Any) -> Any:
+        try:
+            return held(*arguments)
+        finally:
+            keys.refresh()
+
+    monkeypatch.setattr(encryption, "hold", hold_and_be_overtaken)
+    vault.put("overtaken", "client_secret", "secret")
+    assert opened_by_its_own_key(database, OLD, NEW)["overtaken"] == NEW_ID
+
+
 # Changing keys
 
 
@@ -193,8 +241,10 @@ def test_a_rotation_seals_everything_anew_and_says_so(full: Engine, mark: int) -
     assert before == one(full, "select string_agg(version::text || updated_at::text, '' order by integration, kind) from sis.oauth_tokens")  # fmt: skip
     every_row_opens(full, keys)
     assert rotate_keys(full, keys).resealed == 0
-    counts = {"before": {OLD_ID: 130, NEW_ID: 0}, "resealed": 130, "failed": 0, "left": 0}
-    assert audited(full, mark) == [("token.rotate_key", counts)], "one entry, and none for what had nothing to do"
+    before_it = {"before": {OLD_ID: 130, NEW_ID: 0}}
+    counts = {"resealed": 130, "failed": 0, "left": 0}
+    told_of = [("token.rotate_key", before_it | {"done": False}), ("token.rotate_key", before_it | counts | {"done": True})]  # fmt: skip
+    assert audited(full, mark) == told_of, "and none for what had nothing to do"
 
 
 def test_a_row_that_cannot_be_opened_is_left_and_reported(full: Engine) -> None:
@@ -229,14 +279,20 @@ def test_a_locked_row_is_come_back_for(full: Engine) -> None:
 
 @pytest.mark.parametrize(
     ("point", "sealed"),
-    [("rotate.after_row:30", 0), ("rotate.before_commit", 0), ("rotate.after_commit", 50), ("rotate.after_row:77", 50)],
-)
+    [
+        ("rotate.after_row:30", 0), ("rotate.before_commit", 0), ("rotate.after_commit", 50),
+        ("rotate.after_row:77", 50), ("rotate.after_commit:3", 130),
+    ],
+)  # fmt: skip
 def test_a_rotation_that_is_killed_leaves_every_row_readable_and_goes_on(
-    full: Engine, database_url: URL, point: str, sealed: int
+    full: Engine, database_url: URL, mark: int, point: str, sealed: int
 ) -> None:
     url = database_url.render_as_string(hide_password=False)
     assert killed_at(point, rotate, database=url, keys=[NEW, OLD]) == -9
     assert per_key(full) == {OLD_ID: 130 - sealed, NEW_ID: sealed}
+    rotations = [details for action, details in audited(full, mark) if action == "token.rotate_key"]
+    told = {"before": {OLD_ID: 130, NEW_ID: 0}, "done": False}
+    assert rotations == ([told] if sealed else []), "who changed rows is told with the first of them"
     every_row_opens(full, Keys([NEW, OLD]))
     assert rotate_keys(full, Keys([NEW, OLD])).resealed == 130 - sealed
     every_row_opens(full, Keys([NEW, OLD]))
@@ -281,7 +337,7 @@ def test_only_a_key_that_seals_nothing_can_be_retired(full: Engine, mark: int) -
     rotate_keys(full, keys)
     retire(full, keys, OLD_ID, actor="ann")
     every_row_opens(full, Keys([NEW]))
-    assert [action for action, _ in audited(full, mark)] == ["token.rotate_key", "token.retire_key"]
+    assert [action for action, _ in audited(full, mark)] == ["token.rotate_key", "token.rotate_key", "token.retire_key"]
 
 
 def test_a_process_that_still_has_a_retired_key_seals_nothing_with_it(full: Engine) -> None:

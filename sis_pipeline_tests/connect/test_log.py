@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sis_pipeline.connect import log
 
@@ -16,14 +21,13 @@ SECRET = 'qu"ote\\and é+/=secret'
 
 
 @pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    root, secrets = logging.getLogger(), dict(log._secrets)
+def _restore(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(log, "_secrets", log._Secrets())
+    root = logging.getLogger()
     handlers, level = list(root.handlers), logging.getLogger("sis_pipeline").level
     yield
     root.handlers = handlers
     logging.getLogger("sis_pipeline").setLevel(level)
-    log._secrets.clear()
-    log._secrets.update(secrets)
     structlog.reset_defaults()
 
 
@@ -93,6 +97,93 @@ def test_the_longest_secret_goes_first() -> None:
     log.mask("abcd")
     log.mask("abcdefgh")
     assert log.redacted("x abcdefgh y abcd z") == f"x {log.MASK} y {log.MASK} z"
+
+
+def test_secrets_that_overlap_are_masked_as_one() -> None:
+    for secret in ("abcdef", "defghi", "abcd"):
+        log.mask(secret)
+    assert log.redacted("x abcdefghi y") == f"x {log.MASK} y"
+    assert log.redacted("abcdabcd") == log.MASK * 2
+
+
+@given(st.lists(st.text("abcd", min_size=4, max_size=7), max_size=6), st.text("abcd ", max_size=60))
+def test_nothing_of_any_secret_is_left(secrets: list[str], line: str) -> None:
+    known = log._Secrets()
+    for secret in secrets:
+        known.add(secret, lasting=False)
+    left = known.redact(line)
+    assert not any(secret in left for secret in secrets)
+    assert (left == line) == (not any(secret in line for secret in secrets))
+
+
+def test_secrets_masked_by_many_threads_at_once_are_all_masked() -> None:
+    """And a line written meanwhile is as free of secrets as any other."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    stop = threading.Event()
+
+    def write() -> list[str]:
+        lines = []
+        while not stop.is_set():
+            lines.append(log.redacted("with a known secret"))
+        return lines
+
+    def learn(thread: int) -> None:
+        for number in range(100):
+            log.mask(f"token {thread}-{number}")
+
+    log.mask("known secret")
+    try:
+        with ThreadPoolExecutor(5) as pool:
+            writer = pool.submit(write)
+            list(pool.map(learn, range(4)))
+            stop.set()
+    finally:
+        stop.set()
+        sys.setswitchinterval(before)
+    assert set(writer.result()) == {f"with a {log.MASK}"}
+    shown = [name for name in (f"token {thread}-{number}" for thread in range(4) for number in range(100)) if log.redacted(name) != log.MASK]  # fmt: skip
+    assert shown == []
+
+
+def test_secrets_used_last_and_lasting_ones_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that runs for months opens new tokens all the time."""
+    monkeypatch.setattr(log, "_secrets", log._Secrets(remembered=3))
+    log.mask("encryption key", lasting=True)
+    for name in ("used again", "forgotten", "Bäckerei/1"):
+        log.mask(name)
+    log.mask("used again")
+    log.mask("encryption key")
+    log.mask("the newest")
+    line = "encryption key, used again, forgotten, B%C3%A4ckerei%2F1, the newest"
+    assert log.redacted(line) == f"{log.MASK}, {log.MASK}, forgotten, {log.MASK}, {log.MASK}"
+    for number in range(50):
+        log.mask(f"{number} of fifty")
+    assert len(log._secrets._recent) == 3
+    assert len(log._secrets._spellings) <= 4 * 8
+    assert len(log._secrets._lengths) == len(log._secrets._counted) <= 4 * 8
+
+
+def test_a_line_costs_the_same_however_many_secrets_there_are() -> None:
+    """Looked up by where they begin: a process that knows as many as it may looks as often as one that knows few."""
+    looked_up = 0
+
+    class Counting(dict[str, tuple[int, ...]]):
+        def __contains__(self, start: object) -> bool:
+            nonlocal looked_up
+            looked_up += 1
+            return super().__contains__(start)
+
+    line = "a page of orgs was read " * 20
+    costs = []
+    for count in (10, 2_000):
+        for number in range(count):
+            log.mask(f"{number}-token-of-some-length")
+        looked_up = 0
+        log._secrets._lengths = Counting(log._secrets._lengths)
+        assert log.redacted(line) == line
+        costs.append(looked_up)
+    assert costs == [len(line) - 3] * 2
 
 
 def test_ordinary_text_is_left_alone() -> None:

@@ -185,13 +185,10 @@ def test_a_code_is_exchanged_with_its_verifier(endpoint: Endpoint) -> None:
     assert endpoint.seen[0]["auth"] is None
 
 
-def test_nothing_is_sent_without_a_secret_or_without_a_grant(endpoint: Endpoint) -> None:
+def test_nothing_is_sent_without_a_secret(endpoint: Endpoint) -> None:
     tokens, post = endpoint_of(OAuth(endpoint.url, "c"))
     with pytest.raises(ConfigError, match="has no client secret"):
         tokens.fetch(None, post)
-    tokens, post = endpoint_of(OAuth(endpoint.url, "c", **PERSON))
-    with pytest.raises(AuthRevokedError, match="nobody has granted access yet"):
-        tokens.fetch("s3cret", post)
     assert endpoint.seen == []
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
+import stamina
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from sis_pipeline.connect.breaker import SourceLeftAloneError
 from sis_pipeline.connect.errors import AuthExpiredError, ConfigError, RateLimitedError, SisError, TransientError
@@ -63,6 +67,46 @@ def test_it_goes_on_until_it_works() -> None:
 def test_the_fifth_failure_is_the_last() -> None:
     with pytest.raises(TransientError, match="number 5"):
         _run([TransientError(f"number {n}") for n in range(1, 9)])
+
+
+def test_a_repeat_is_one_line_that_says_what_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    where = {"integration": "lincoln", "template": "/users", "status": 503}
+    failed = TransientError("Rosalind", code="transient.server_error", **where)
+    throttled = RateLimitedError("Rosalind", retry_after=7.0, **where)
+    with capture_logs() as lines, caplog.at_level(logging.DEBUG):
+        _run([failed, AuthExpiredError("Rosalind", **where), throttled])
+    same = {"event": "trying again", "integration": "lincoln", "template": "/users"}
+    assert [{**line, "seconds": 0} for line in lines] == [
+        same | {"log_level": level, "attempt": attempt, "error_class": kind, "code": code, "seconds": 0}
+        for attempt, (level, kind, code) in enumerate(
+            [
+                ("warning", "transient", "transient.server_error"),
+                ("debug", "auth_expired", "auth_expired"),
+                ("warning", "rate_limited", "rate_limited"),
+            ],
+            1,
+        )
+    ]
+    assert lines[2]["seconds"] >= 7.0, "what was asked for, wherever it is waited"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("error", [TransientError("x"), ConfigError("x")])
+def test_what_is_not_repeated_is_not_said_to_be(error: SisError) -> None:
+    with capture_logs() as lines, pytest.raises(type(error)):
+        _run([error] * 2, backoff=Backoff(attempts=1))
+    assert lines == []
+
+
+def test_other_repeats_are_told_without_the_text_of_the_error() -> None:
+    with capture_logs() as lines:
+        for attempt in stamina.retry_context(on=ValueError, attempts=2, wait_initial=0, wait_jitter=0):
+            with attempt:
+                if attempt.num == 1:
+                    raise ValueError("Rosalind")
+    assert lines == [
+        {"event": "trying again", "log_level": "warning", "attempt": 1, "error": "ValueError", "seconds": 0.0}
+    ]
 
 
 @pytest.mark.parametrize("error", [ConfigError("x"), ZeroDivisionError()])

@@ -364,6 +364,25 @@ def test_paths_without_a_template_lose_what_looks_like_an_id(database: Engine) -
     assert [row[1] for row in rows(database)] == ["/ws/v1/school/{id}/student", "/v1p2/users/{id}", "/a/{id}"]
 
 
+@pytest.mark.parametrize(
+    ("fault", "error_class"), [(KeyboardInterrupt(), "transient"), (ZeroDivisionError(), "internal")]
+)
+def test_a_call_that_ended_in_no_foreseen_way_is_not_recorded_as_a_success(
+    make: Callable[..., HttpSource],
+    database: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    error_class: str,
+) -> None:
+    def send(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("sis_pipeline.connect.http.Door.send", send)
+    with make(authorised=False) as source, pytest.raises(type(fault)):
+        source.send(Request("/users"))
+    assert rows(database) == [("GET", "/users", None, error_class, 1)]
+
+
 def test_records_are_written_in_batches_and_at_the_end(database: Engine) -> None:
     with serve(Sis()) as sis, a_source(database, sis.url, authorised=False) as source:
         for _ in range(60):

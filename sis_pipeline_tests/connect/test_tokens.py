@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
 
 from sis_pipeline.connect import tokens as module
@@ -402,6 +403,73 @@ def test_credentials_that_change_during_a_call_are_not_joined_by_an_old_token(va
     assert tokens(vault, grants).bearer().value == "of the new one"
 
 
+def once(work: Callable[[], object]) -> Callable[[], None]:
+    """Do it during the first call."""
+    works = iter([work])
+
+    def meanwhile() -> None:
+        for it in works:
+            it()
+
+    return meanwhile
+
+
+def replace_secret(vault: Vault) -> None:
+    vault.put(HOLDER, "client_secret", "new")
+
+
+def test_a_new_client_secret_during_a_refresh_costs_no_refresh_token(vault: Vault, database: Engine, mark: int) -> None:
+    """The server has replaced it already, and would take the old one for stolen."""
+    grants = Script(refreshes=True, rotates=True, meanwhile=once(lambda: replace_secret(vault)))
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    assert keeper.bearer(refused="t0").value == "t2", "t1 was got with the old secret"
+    assert grants.used == ["r0", "r1"]
+    assert vault.get(HOLDER, "refresh") == "r2"
+    assert one(database, "select count(*) from sis.oauth_tokens where status <> 'active'") == 0
+    assert audited(database, mark) == ["token.authorize", "token.set_secret", "token.refresh", "token.refresh"]
+
+
+def test_nobody_uses_a_refresh_token_that_is_in_use_though_the_secret_is_new(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.1)
+    hasty = Script(refreshes=True)
+
+    def meanwhile() -> None:
+        replace_secret(vault)
+        with pytest.raises(TransientError, match="Another process"):
+            tokens(vault, hasty).bearer()
+
+    grants = Script(refreshes=True, rotates=True, meanwhile=once(meanwhile))
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    with pytest.raises(TransientError, match="Another process"):
+        keeper.bearer(refused="t0")  # the wait of the test's has used up its own
+    assert keeper.bearer().value == "t2"
+    assert (grants.used, hasty.used) == (["r0", "r1"], [])
+
+
+@pytest.mark.parametrize("answer", [dead("invalid_client", 401), TransientError("down"), KeyboardInterrupt()])
+def test_a_call_that_fails_while_the_secret_is_replaced_keeps_nobody_waiting(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, answer: BaseException
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_WAIT", 5.0)
+
+    def meanwhile() -> None:
+        replace_secret(vault)
+        raise answer
+
+    grants = Script(refreshes=True, meanwhile=once(meanwhile))
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    if not isinstance(answer, AuthRevokedError):  # which is the old secret's: the new one is tried
+        with pytest.raises(type(answer)):
+            keeper.bearer(refused="t0")
+    assert keeper.bearer(refused="t0").value == "t2"
+    assert grants.used == ["r0", "r0"]
+
+
 # Dead grants
 
 
@@ -669,8 +737,7 @@ def test_a_revocation_is_done_only_when_the_server_says_so(
         source.revoke_tokens()
     assert fault.fired >= 1
     sandbox.faults.clear()
-    pending = "select count(*) from sis.oauth_tokens where status = 'revocation_pending'"
-    assert one(database, pending) == 2
+    assert pending(database) == 2
     with grant.source() as source:
         with pytest.raises(AuthRevokedError, match="are being given back"):
             source.send(Request("orgs"))
@@ -684,7 +751,7 @@ def test_a_revocation_is_done_only_when_the_server_says_so(
         finally:
             change(database, "delete from sis.integrations")
         assert source.finish_revocations() == 2
-    assert one(database, pending) == 0
+    assert pending(database) == 0
     assert grant.handle.authorization.stats()["live_families"] == 0
 
 
@@ -729,6 +796,106 @@ def test_tokens_that_come_while_they_are_given_back_are_given_back_too(vault: Va
     assert one(database, "select string_agg(distinct status, '') from sis.oauth_tokens") == "revoked"
 
 
+def pending(engine: Engine) -> object:
+    return one(engine, "select count(*) from sis.oauth_tokens where status = 'revocation_pending'")
+
+
+@pytest.mark.parametrize("rotates", [True, False])
+def test_what_comes_of_a_grant_that_was_replaced_meanwhile_is_given_back(
+    vault: Vault, database: Engine, rotates: bool
+) -> None:
+    """Else the old grant's tokens would live on, and nobody would know them."""
+    person = tokens(vault, Script(refreshes=True))
+    grants = Script(refreshes=True, rotates=rotates, meanwhile=once(lambda: person.accept(Token("new", 3600, "rn"))))
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    assert keeper.bearer(refused="t0").value == "new"
+    assert (vault.get(HOLDER, "access"), vault.get(HOLDER, "refresh")) == ("new", "rn")
+    keeper.finish_revocations()
+    late = {("t1", "access_token"), ("r1", "refresh_token")} if rotates else {("t1", "access_token")}
+    assert set(grants.given_back) == {("t0", "access_token"), ("r0", "refresh_token")} | late
+    assert pending(database) == 0
+
+
+@pytest.mark.parametrize("again", [Token("new", 3600, "r0"), Token("new", 3600, "r1")])
+def test_what_comes_late_of_the_same_grant_is_not_given_back(vault: Vault, database: Engine, again: Token) -> None:
+    """Giving back one token of a grant may end them all: a sibling's, or those that the server has given once more."""
+    sibling = tokens(vault, Script(refreshes=True, revocable=True))
+    grants = Script(refreshes=True, rotates=True, meanwhile=once(lambda: sibling.accept(again)))
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    assert keeper.bearer(refused="t0").value == "new"
+    assert "r1" not in dict(grants.given_back)
+    keeper.finish_revocations()
+    assert again.refresh not in dict(grants.given_back)
+    assert "t1" not in dict(grants.given_back)
+
+
+def test_what_a_sibling_has_stored_meanwhile_is_of_the_same_grant(
+    vault: Vault, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sibling = tokens(vault, Script(refreshes=True, answers=[Token("of the sibling", 3600, "rs")]))
+
+    def overtake() -> None:
+        change(database, "update sis.oauth_tokens set lease_until = sis.clock() - interval '1 second'")
+        assert sibling.bearer(refused="t0").value == "of the sibling"
+
+    keeper = tokens(vault, Script(refreshes=True, rotates=True, meanwhile=once(overtake)))
+    keeper.accept(Token("t0", 3600, "r0"))
+    assert keeper.bearer(refused="t0").value == "of the sibling"
+    assert vault.get(HOLDER, "refresh") == "rs"
+    assert pending(database) == 0
+
+
+def test_what_comes_after_all_was_given_back_is_given_back_too(vault: Vault, database: Engine) -> None:
+    person = tokens(vault, Script(refreshes=True))
+
+    def withdraw() -> None:
+        change(database, "update sis.oauth_tokens set lease_until = sis.clock() - interval '1 second'")
+        assert person.revoke() == 2
+
+    grants = Script(refreshes=True, rotates=True, meanwhile=once(withdraw))
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    with pytest.raises(AuthRevokedError, match="given back"):
+        keeper.bearer(refused="t0")
+    assert keeper.finish_revocations() == 2
+    assert set(grants.given_back) == {("r1", "refresh_token"), ("t1", "access_token")}
+
+
+def test_an_authorization_that_is_stored_twice_does_not_give_itself_back(
+    vault: Vault, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is lost when the server has committed, before it could say so."""
+    grants = Script(refreshes=True)
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    store, lost = Tokens._accepted, [OperationalError("commit", None, OSError("lost"))]
+
+    def unheard(*arguments: Any, **named: Any) -> Any:
+        bearer = store(*arguments, **named)
+        if lost:
+            raise lost.pop()
+        return bearer
+
+    monkeypatch.setattr(Tokens, "_accepted", unheard)
+    assert keeper.accept(Token("t1", 3600, "r1")).value == "t1"
+    assert lost == []
+    keeper.finish_revocations()
+    assert set(grants.given_back) == {("r0", "refresh_token"), ("t0", "access_token")}
+    assert (vault.get(HOLDER, "access"), vault.get(HOLDER, "refresh")) == ("t1", "r1")
+
+
+def test_a_server_that_goes_on_with_the_grant_before_keeps_it(vault: Vault, database: Engine) -> None:
+    grants = Script(refreshes=True)
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    keeper.accept(Token("t1", 3600, "r0"))
+    assert keeper.finish_revocations() == 0
+    assert keeper.bearer(refused="t1").value == "t1"
+    assert grants.used == ["r0"]
+
+
 def test_credentials_fetch_a_new_token_after_the_old_one_was_given_back(vault: Vault) -> None:
     grants = Script()
     keeper = tokens(vault, grants)
@@ -736,6 +903,81 @@ def test_credentials_fetch_a_new_token_after_the_old_one_was_given_back(vault: V
     assert keeper.revoke() == 1
     assert grants.given_back == [("t1", "access_token")]
     assert keeper.bearer().value == "t2"
+
+
+def unconfirmed() -> ContractError:
+    return ContractError("It answered 204.", code="contract.revocation")
+
+
+def test_credentials_fetch_a_new_token_though_the_server_does_not_confirm_that_the_old_one_is_revoked(
+    vault: Vault, database: Engine, mark: int
+) -> None:
+    grants = Script(refusals=[unconfirmed(), unconfirmed()])
+    keeper = tokens(vault, grants)
+    keeper.bearer()
+    with pytest.raises(ContractError):
+        keeper.revoke()
+    assert (grants.calls, status(database)) == (1, "revocation_pending"), "nothing is fetched that nobody needs"
+    grants.answers = [TransientError("down")]
+    with pytest.raises(TransientError):
+        keeper.bearer()
+    assert vault.get(HOLDER, "access") is None, "the old one is not used any more"
+    assert keeper.bearer().value == "t3"
+    waiting = (
+        "select kind || ' ' || failures || ' ' || last_error from sis.oauth_tokens where status = 'revocation_pending'"
+    )
+    assert one(database, waiting) == "access 1 1 It answered 204."
+    with pytest.raises(ContractError):
+        keeper.finish_revocations()
+    assert keeper.finish_revocations() == 1
+    assert grants.given_back == [("t1", "access_token")]
+    assert (keeper.bearer().value, pending(database)) == ("t3", 0)
+    assert audited(database, mark).count("token.revoke") == 2, "the first refusal and the end"
+
+
+def test_a_forced_refresh_and_a_grant_of_before_are_no_hindrance_to_credentials(vault: Vault, database: Engine) -> None:
+    """Once a person granted access; now the credentials do. The old refresh token is still to be given back."""
+    grants = Script(refusals=[unconfirmed(), unconfirmed()])
+    tokens(vault, Script(refreshes=True)).accept(Token("t0", 3600, "r0"))
+    keeper = tokens(vault, grants)
+    with pytest.raises(ContractError):
+        keeper.revoke()
+    assert keeper.refresh_now().value == "t1"
+    assert keeper.bearer().value == "t1"
+    assert status(database, "refresh") == "revocation_pending"
+
+
+@pytest.mark.parametrize("refreshes", [True, False])
+def test_a_token_that_is_long_over_need_not_be_confirmed(
+    vault: Vault, database: Engine, mark: int, refreshes: bool
+) -> None:
+    grants = Script(refreshes=refreshes, refusals=[unconfirmed() for _ in range(3)])
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600))
+    with pytest.raises(ContractError):
+        keeper.revoke()
+    for hours, over in ((24, False), (2, True)):
+        change(database, f"update sis.oauth_tokens set expires_at = expires_at - interval '{hours} hours' where kind = 'access'")  # fmt: skip
+        if over:
+            assert keeper.finish_revocations() == 1
+        else:  # its end may be a guess
+            with pytest.raises(ContractError):
+                keeper.finish_revocations()
+    assert (status(database), vault.get(HOLDER, "access")) == ("revoked", None)
+    assert grants.refusals == [], "the server was asked all the same"
+    last = "select details ->> 'done' || (details ->> 'ended') from sis.audit_log order by entry desc limit 1"
+    assert one(database, last) == "falsetrue"
+
+
+def test_a_grant_that_is_being_given_back_waits_for_a_person(vault: Vault) -> None:
+    keeper = tokens(vault, Script(refreshes=True, refusals=[unconfirmed()]))
+    keeper.accept(Token("t0", 3600, "r0"))
+    with pytest.raises(ContractError):
+        keeper.revoke()
+    with pytest.raises(AuthRevokedError, match="has not confirmed") as caught:
+        keeper.bearer()
+    assert "sis oauth authorize lincoln" in caught.value.advice
+    assert keeper.accept(Token("t1", 3600, "r1")).value == keeper.bearer().value == "t1"
 
 
 # All integrations, seen from outside

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from sis_pipeline.connect.source import HttpSource, open_source
 from sis_pipeline.connect.tokens import Tokens
 from sis_pipeline.connect.vault import Vault
 from sis_pipeline.crashpoints import VARIABLE
+from sis_pipeline_tests.forking import FORKS, ready_pool
 
 KEY = "RUxFVkVOLUVMRVZFTi1FTEVWRU4tRUxFVkVOLTEyMzQ="
 SECRET = "s3cret-of-the-client"
@@ -154,9 +154,7 @@ def _dying(point: str, work: Callable[..., Any], arguments: dict[str, Any]) -> N
 
 def killed_at(point: str, work: Callable[..., Any], **arguments: Any) -> int | None:
     """Run `work` in a process that is killed at a crash point; its exit code, -9 where it came to that."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_dying, args=(point, work, arguments))
+    process = FORKS.Process(target=_dying, args=(point, work, arguments))
     process.start()
     process.join(60)
     return process.exitcode
@@ -164,8 +162,6 @@ def killed_at(point: str, work: Callable[..., Any], **arguments: Any) -> int | N
 
 def in_processes(count: int, work: Callable[..., Any], arguments: Callable[[int], dict[str, Any]]) -> list[Any]:
     """Run `work` in `count` processes at once; their results, or the first one's error."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with context.Pool(count) as pool:
+    with ready_pool(count) as pool:
         pending = [pool.apply_async(work, kwds=arguments(number)) for number in range(count)]
         return [one.get(timeout=60) for one in pending]

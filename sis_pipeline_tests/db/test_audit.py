@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import threading
 import time
@@ -24,6 +23,7 @@ from sis_pipeline.db import audit, migrate
 from sis_pipeline.db.audit import Chain, Entry, Head
 from sis_pipeline.db.engine import engine_for
 from sis_pipeline.db.tables import audit_log
+from sis_pipeline_tests.forking import FORKS
 
 MUTATIONS = 60
 
@@ -537,9 +537,8 @@ def test_eight_processes_make_whole_chains_without_a_deadlock(database, database
             connection.execute(
                 text("insert into rate_limits (limit_key, next_free) values (:key, now())"), {"key": key}
             )
-    spawn = multiprocessing.get_context("spawn")
     url = database_url.render_as_string(hide_password=False)
-    workers = [spawn.Process(target=_append_many, args=(url, number, operations)) for number in range(processes)]
+    workers = [FORKS.Process(target=_append_many, args=(url, number, operations)) for number in range(processes)]
     for worker in workers:
         worker.start()
     for worker in workers:

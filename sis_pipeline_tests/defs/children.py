@@ -3,7 +3,6 @@ What the work is (a module's function and plain arguments), and what must hold a
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import traceback
@@ -18,11 +17,10 @@ from sis_pipeline.defs.loading import load_raw
 from sis_pipeline.defs.resources import Roster, provider_resource
 from sis_pipeline.providers.registry import load_providers
 from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline_tests.forking import FORKS
 
 T = TypeVar("T")
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
 KILLED = -9
 PATIENCE = 60.0
 """Seconds a child may take before the test gives up on it."""
@@ -45,9 +43,9 @@ class Child(Generic[T]):
     """A process that does one piece of work under this process's environment as it is now."""
 
     def __init__(self, work: Callable[..., T], *arguments: Any, **environment: str) -> None:
-        self._answers, theirs = SERVER.Pipe(duplex=False)
+        self._answers, theirs = FORKS.Pipe(duplex=False)
         given = {**os.environ, **environment}
-        self._process = SERVER.Process(target=_do, args=(theirs, given, work, arguments))
+        self._process = FORKS.Process(target=_do, args=(theirs, given, work, arguments))
         self._process.start()
         theirs.close()
 

@@ -98,7 +98,7 @@ CHANGES = {
 }
 """Commands that change something, and how that is noted."""
 
-WRITERS = {"append", "append_all", "Entry", "_audit", "_mark"}
+WRITERS = {"append", "append_all", "Entry", "_audit", "_keep_identity", "_mark"}
 
 
 def written_actions() -> set[str]:

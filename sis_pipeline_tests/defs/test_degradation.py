@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from sis_pipeline.sandbox.server import SandboxServer
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
 from sis_pipeline.store.integrations import Integration
-from sis_pipeline_tests.defs.conftest import THIS_YEAR, Installation
+from sis_pipeline_tests.defs.conftest import THIS_YEAR, YEAR, Installation
+from sis_pipeline_tests.truth.chain import read
 
 SYSTEMS = (System("ps", "powerschool", 30), System("or", "oneroster_1.1", 25))
 
@@ -128,6 +130,41 @@ def test_a_rejected_snapshot_leaves_the_integration_failing_until_a_good_one_com
         "select details->>'from', details->>'to' from sis.audit_log where action = 'integration.status' order by entry"
     )
     assert changes == [("healthy", "failing"), ("failing", "healthy")], "a reading that ends is no recovery by itself"
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "told"),
+    [
+        ("demographics", {"status": 403}, "not offered to us (HTTP 403), although it gave"),
+        ("courses", {"status": 200, "body": '{"courses": []}'}, "nothing came, although there were"),
+    ],
+)
+def test_what_does_not_come_any_more_is_a_gap_every_night_until_a_person_says_that_it_is_gone(
+    connected, sandbox, path, answer, told
+):
+    def night():
+        return read(connected.roster, "fern-or", YEAR, "run").snapshot
+
+    assert night().completeness == "complete"
+    fault = sandbox.faults.add("status", system="or", path=path, times=None, **answer)
+    for number in (1, 2, 3):
+        found = night()
+        assert (found.completeness, number) == ("partial", number), "what was not seen may still be there"
+        reason = found.evidence[path]["reason"]
+        assert reason.startswith(told)
+        assert f'set gone to ["{path}"]' in reason
+    assert fault.fired
+
+    integration = connected.roster.integrations.get("fern-or")
+    accepted = replace(integration, settings={**integration.settings, "gone": [path]})
+    for settings in (accepted, integration):  # said once, it needs not be said for ever
+        connected.roster.integrations.add(settings, replace=True)
+        assert night().completeness == "complete"
+
+    sandbox.faults.clear()
+    assert night().completeness == "complete"
+    sandbox.faults.add("status", system="or", path=path, times=None, **answer)
+    assert night().completeness == "partial", "it was there again"
 
 
 def test_another_districts_data_are_stopped_before_anything_is_read(installation, instance):

@@ -17,13 +17,15 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from sis_pipeline.connect import source as source_module
-from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, TransientError
+from sis_pipeline.connect.errors import AuthExpiredError, AuthRevokedError, ConfigError, TransientError
 from sis_pipeline.connect.retry import Backoff
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.sandbox.server import Handle, SandboxServer
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
 from sis_pipeline.store.integrations import Integration
+from sis_pipeline.store.locks import AlreadyRunningError
+from sis_pipeline.store.snapshots import SnapshotWriter
 from sis_pipeline_tests.defs.children import Ended, Loaded, load, run
 from sis_pipeline_tests.truth.chain import YEAR, fresh_database, installation, read
 
@@ -332,6 +334,48 @@ def test_a_passing_failure_leaves_its_pages_and_a_lasting_one_does_not(
     assert ended.value is not None
     place.prove_equal(key, ended.value)
     assert calls == place.remaining("or", kept)
+
+
+def test_a_token_refused_at_the_last_attempt_leaves_the_pages(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After failures that pass: its own policy says to try again, so nothing is said against what was read."""
+    monkeypatch.setattr(source_module, "Backoff", partial(Backoff, attempts=2, base=0.01))
+    key = place.connect("or")
+    for status in (503, 401):
+        place.server.faults.add("status", system="or", path="enrollments", times=1, status=status)
+    with pytest.raises(AuthExpiredError, match="the next sync goes on from there"):
+        read(place.roster, key, YEAR, "run")
+    kept = place.kept(key)
+    assert kept.total() > 0
+    ended, calls = place.load(key)
+    assert ended.value is not None, ended.error
+    place.prove_equal(key, ended.value)
+    assert (ended.value.resumed, calls) == (1, place.remaining("or", kept))
+
+
+def test_a_database_that_was_restarted_leaves_one_reading(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock ends with its connection, in the middle of a reading; the next sync goes on with it, and the first one,
+    which is still at it, finds out and changes nothing."""
+    key, second = place.connect("or"), []
+    add_page = SnapshotWriter.add_page
+
+    def restarted(writer: SnapshotWriter, resource: str, *page: Any, **more: Any) -> None:
+        if resource == "enrollments" and not second:
+            cut = (
+                "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()"
+            )
+            assert place.rows(cut), "nobody held the lock"
+            second.append(place.load(key, run_id="second")[0])
+        add_page(writer, resource, *page, **more)
+
+    monkeypatch.setattr(SnapshotWriter, "add_page", restarted)
+    with pytest.raises(AlreadyRunningError, match="took the reading over or ended it"):
+        read(place.roster, key, YEAR, "first")
+    (other,) = second
+    assert other.value is not None, other.error
+    place.prove_equal(key, other.value)
+    snapshot = place.roster.snapshots.get(other.value.snapshot_id)
+    assert (snapshot.run_id, snapshot.resumed, snapshot.verdict) == ("second", 1, "pending")
+    assert place.roster.integrations.get(key).failures == 0
 
 
 @pytest.mark.parametrize("system", ["or", "ps"])

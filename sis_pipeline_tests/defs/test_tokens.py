@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from sis_pipeline.connect.contract import Token
+from sis_pipeline.connect.errors import AuthRevokedError
 from sis_pipeline.defs import tokens as module
 from sis_pipeline.defs.assembly import build_defs
 from sis_pipeline.defs.resources import Roster
@@ -65,10 +66,13 @@ def connect(installation: Installation, sandbox: SandboxServer) -> Callable[...,
 def tick(installation: Installation, instance: dg.DagsterInstance) -> Callable[[], str]:
     """One tick of the sensor as the definitions have it; what it says."""
     sensor = build_defs().get_repository_def().get_sensor_def("keep_tokens_warm")
+    cursor: str | None = None
 
     def run() -> str:
-        with dg.build_sensor_context(instance=instance, resources={"roster": Roster()}) as context:
+        nonlocal cursor
+        with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"roster": Roster()}) as context:
             data = sensor.evaluate_tick(context)
+        cursor = data.cursor
         assert data.run_requests == []
         return str(data.skip_message)
 
@@ -154,7 +158,7 @@ def test_who_is_paused_or_waits_for_a_person_is_left_alone(installation, connect
     connect("d1", "d2", "d3")
     nearly_over(installation, "d1", "d2", "d3")
     installation.roster.integrations.pause("d1")
-    installation.roster.integrations.set_status("d2", "needs_reauth", "It was refused.")
+    installation.roster.integrations.note_sync("d2", AuthRevokedError("It was refused.", code="auth_revoked.grant"))
     change(installation, "update sis.oauth_tokens set status = 'needs_reauth' where integration = 'd3'")
     change(installation, "update sis.oauth_tokens set last_refreshed_at = sis.clock() - interval '8 days'")
     before = calls(installation)
@@ -182,6 +186,33 @@ def test_a_tick_is_bounded_in_number(installation, connect, tick, monkeypatch):
     monkeypatch.setattr(module, "MOST_PER_TICK", 3)
     assert tick() == "3 refreshed, 1 left for the next tick"
     assert tick() == "1 refreshed"
+
+
+def test_those_that_fail_at_every_tick_do_not_stand_before_the_others(installation, connect, tick, monkeypatch):
+    """Wrong settings, a token endpoint that is left alone: nothing is noted, so they do not rest."""
+    connect(*KEYS)
+    nearly_over(installation, *KEYS)
+    change(installation, """update sis.integrations set settings = '{"base_url": 7}' where key in ('d1', 'd2')""")
+    monkeypatch.setattr(module, "MOST_PER_TICK", 2)
+    assert tick().startswith("0 refreshed, 2 failed (d1: config")
+    assert tick() == "2 refreshed, 2 left for the next tick"
+    assert versions(installation) == {"d1": 1, "d2": 1, "d3": 2, "d4": 2}
+    assert tick().startswith("0 refreshed, 2 failed (d1: config"), "in turn again"
+
+
+@pytest.mark.parametrize(
+    ("last", "order"),
+    [(None, "abcd"), ("b", "cdab"), ("bb", "cdab"), ("d", "abcd"), ("z", "abcd")],
+)
+def test_each_tick_begins_behind_the_last_one(last, order):
+    assert module.behind(["b", "d", "a", "c"], last) == list(order)
+
+
+@pytest.mark.parametrize("cursor", ["", "no json", "[]", "7", '{"refreshed": 7}'])
+def test_a_cursor_that_a_person_wrote_does_no_harm(installation, instance, cursor):
+    sensor = build_defs().get_repository_def().get_sensor_def("keep_tokens_warm")
+    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"roster": Roster()}) as context:
+        assert sensor.evaluate_tick(context).skip_message == "Every token is warm."
 
 
 def test_a_tick_is_bounded_in_time(installation, connect, tick, monkeypatch):

@@ -1,10 +1,9 @@
-"""What the token rows run in processes of their own; imports little, as every one of up to 32 has to.
+"""What the token rows run in processes of their own.
 What must hold is the rows' business."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import tempfile
 import time
@@ -17,8 +16,8 @@ from sqlalchemy import create_engine
 
 from sis_pipeline.connect import log
 from sis_pipeline.connect.contract import Request
-from sis_pipeline_tests.connect import workers
-from sis_pipeline_tests.connect.workers import Options, a_source, refresh_once
+from sis_pipeline_tests.connect.workers import Options, a_source
+from sis_pipeline_tests.forking import FORKS
 
 PATIENT: dict[str, Any] = {"connect_timeout": 30.0, "read_timeout": 30.0, "total_timeout": 60.0}
 """Seconds: 32 processes on two cores answer late, and that is not the fault in question."""
@@ -66,10 +65,8 @@ def racing(
     count: int, jobs: Sequence[dict[str, Any]], laps: int, end: Callable[[int, int], None]
 ) -> list[list[list[Lap]]]:
     """Run `race` in `count` processes; `end(job, lap)` ends the token while all stand still. By process, job, lap."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([workers.__name__])
-    line = context.Barrier(count + 1)
-    with context.Pool(count, _take_place, (line,)) as pool:
+    line = FORKS.Barrier(count + 1)
+    with FORKS.Pool(count, _take_place, (line,)) as pool:
         running = [pool.apply_async(race, kwds={"jobs": jobs, "laps": laps}) for _ in range(count)]
         try:
             for job in range(len(jobs)):
@@ -86,8 +83,8 @@ def racing(
         return [one.get(TOGETHER) for one in running]
 
 
-def refresh_at_home(*, home: str, **work: Any) -> None:
-    """Refresh once, with everything this process could write going below `home`, and all that it can tell told."""
+def read_at_home(*, home: str, database: str, key: str, url: str, oauth: Any) -> None:
+    """Read once, with everything this process could write going below `home`, and all that it can tell told."""
     os.environ |= {"SIS_HOME": home, "TMPDIR": home, "HOME": home}
     tempfile.tempdir = None
     os.chdir(home)
@@ -96,4 +93,6 @@ def refresh_at_home(*, home: str, **work: Any) -> None:
     os.dup2(said, 2)
     log.configure("json", level=logging.DEBUG)
     logging.getLogger().setLevel(logging.DEBUG)
-    refresh_once(**work)
+    engine = create_engine(database, connect_args={"options": "-c search_path=sis"})
+    with a_source(engine, url, key=key, oauth=oauth) as source:
+        source.send(Request("orgs"))

@@ -25,10 +25,8 @@ from sis_pipeline.defs.maintenance import run_all
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.settings import Settings
-from sis_pipeline_tests.defs import children
 from sis_pipeline_tests.defs.children import Child
-
-children.SERVER.set_forkserver_preload([children.__name__, __name__])
+from sis_pipeline_tests.forking import FORKS
 
 DONE = "done"
 Place = tuple[str, float]
@@ -99,7 +97,7 @@ def sync(keys: Sequence[str], school_year: str, *, kill_at: Place | None = None,
 
     A kill comes so many seconds after its phase began, whatever is under way by then.
     """
-    ours, theirs = children.SERVER.Pipe(duplex=False)
+    ours, theirs = FORKS.Pipe(duplex=False)
     environment = {crashpoints.VARIABLE: crash_at} if crash_at else {}
     child: Child[None] = Child(sync_all, theirs, keys, school_year, kill_at is not None, **environment)
     theirs.close()

@@ -50,7 +50,8 @@ class List:
     earlier: Answer | None = None
     present: set[int] = field(default_factory=set)
     """Ids that were there during all of the current reading."""
-    at_start: list[int] = field(default_factory=list)
+    ever: set[int] = field(default_factory=set)
+    """Ids that were there at any time of it."""
 
     def send(self, request: Request) -> Answer:
         self.calls += 1
@@ -59,7 +60,7 @@ class List:
             return self._count(event)
         offset = self._offset(request)
         if offset == 0:
-            self.at_start, self.present = list(self.ids), set(self.ids)
+            self.present, self.ever = set(self.ids), set(self.ids)
         if event in MOVES and offset > 0:
             self._move(event)
         answer = self._lie(event, self._page(offset), offset)
@@ -84,6 +85,7 @@ class List:
             new = self.chance.randrange(10**6)
             if new not in self.ids:
                 self.ids = sorted([*self.ids, new])
+                self.ever.add(new)
                 self.happened[event] += 1
         elif self.ids:
             gone = self.chance.choice(self.ids)
@@ -215,7 +217,7 @@ def judge(source: List, reading: Reading | None, kept: Kept, expected: int | Non
     if reading is None or not reading.complete or (not reading.rows and expected is None):
         return Counter()
     lost = source.present - set(kept.ids)
-    invented = set(kept.ids) - set(source.ids) - set(source.at_start)
+    invented = set(kept.ids) - source.ever
     return +Counter(lost=len(lost), invented=len(invented))
 
 
@@ -259,17 +261,19 @@ def test_nothing_is_lost(
 def test_deletions_while_a_list_is_read(
     dialect: str, events: Callable[[random.Random], list[str]], count: Count, chance: random.Random, row: Recorder
 ) -> None:
-    """With a count of the source, nothing is lost. Without one, or where as many rows came as went, a deletion moves a
-    row over a page's edge unseen; then no more rows are lost than were deleted meanwhile."""
+    """Pages asked for by offset overlap where they have more than one row, and nothing is lost. In the other dialects
+    nothing is lost with a count of the source. Without one, or where as many rows came as went, a deletion moves a row
+    over a page's edge unseen; then no more rows are lost than were deleted meanwhile."""
     cases, complete, lost = count(full=130, part=50), 0, 0
     for number in range(cases):
         source, pager, expected = interleaved(chance, dialect, events)
         reading, kept = read_list(source, pager, expected)
         trouble = judge(source, reading, kept, expected)
+        overlaps = dialect.startswith("offset") and source.size > 1
         counted = events is deletes and (source.counted or dialect == "offset with totals")
         said = f"case {number}: {source.events}, pages of {source.size}, {reading}"
         assert trouble["invented"] == 0, said
-        assert trouble["lost"] <= (0 if counted else source.happened["delete"]), said
+        assert trouble["lost"] <= (0 if overlaps or counted else source.happened["delete"]), said
         complete += reading is not None and reading.complete
         lost += trouble["lost"]
         row.happened(source.happened.total())

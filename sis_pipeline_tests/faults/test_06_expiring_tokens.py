@@ -106,6 +106,8 @@ def _ending(it: Connected, page: int, clock: str) -> Any:
         if number == page:
             it.handle.expire_tokens()
             set_clock(it.engine, clock)
+            moved = scalar(it.engine, "select extract(epoch from sis.clock() - clock_timestamp())")
+            assert float(moved) == pytest.approx(60 * int(clock.partition(" ")[0]), abs=1)
 
     return before
 

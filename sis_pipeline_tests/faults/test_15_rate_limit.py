@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from sis_pipeline.sandbox.throttle import worst_window
 from sis_pipeline_tests.connect.servers import Sis, serve
 from sis_pipeline_tests.connect.workers import Options, a_source
 from sis_pipeline_tests.faults.rows import Count, Recorder, Row
+from sis_pipeline_tests.forking import ready_pool
 
 ROW = Row(
     15,
@@ -57,12 +57,10 @@ def test_no_minute_has_too_many_calls(database_url: URL, count: Count, row: Reco
     """In `make test` ten times as fast and for seconds, where the machine's own delays need some room."""
     faster, seconds = count(full=1, part=10), count(full=130, part=8)
     room, used = (0, 0.95) if seconds > 60 else (3, 0.75)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     with ExitStack() as stack:
         systems = {name: stack.enter_context(serve(Sis())) for name in LIMITS}
         urls = {name: sis.url for name, sis in systems.items()}
-        pool = stack.enter_context(context.Pool(PROCESSES))
+        pool = stack.enter_context(ready_pool(PROCESSES))
         until = time.time() + seconds
         pending = [
             pool.apply_async(

@@ -3,14 +3,13 @@ The counts are those of a server on loopback; the breaker's states are written d
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.pool
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from multiprocessing.pool import Pool
 from typing import Any
 
 import pytest
@@ -18,9 +17,9 @@ from sqlalchemy import Engine, text
 
 from sis_pipeline.connect import breaker
 from sis_pipeline_tests.connect.servers import http_answer, raw_server
-from sis_pipeline_tests.faults import knocking
 from sis_pipeline_tests.faults.knocking import knock
 from sis_pipeline_tests.faults.rows import Count, Recorder, Row
+from sis_pipeline_tests.forking import ready_pool
 
 SECONDS = 60.0
 PROCESSES = 8
@@ -92,10 +91,8 @@ def states(database: Engine, url: str) -> list[State]:
 
 
 @pytest.fixture
-def callers() -> Iterator[multiprocessing.pool.Pool]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([knocking.__name__])
-    with context.Pool(PROCESSES) as pool:
+def callers() -> Iterator[Pool]:
+    with ready_pool(PROCESSES) as pool:
         yield pool
 
 
@@ -103,15 +100,13 @@ def address(database: Engine) -> str:
     return database.url.render_as_string(hide_password=False)
 
 
-def all_call(callers: multiprocessing.pool.Pool, **work: Any) -> list[Counter[str]]:
+def all_call(callers: Pool, **work: Any) -> list[Counter[str]]:
     """Every process calls until the system is back; what each of them met."""
     pending = [callers.apply_async(knock, kwds=work) for _ in range(PROCESSES)]
     return [one.get(timeout=180) for one in pending]
 
 
-def suffer(
-    database: Engine, callers: multiprocessing.pool.Pool, outage: Outage, *, look_again: float, poll: float
-) -> list[State]:
+def suffer(database: Engine, callers: Pool, outage: Outage, *, look_again: float, poll: float) -> list[State]:
     """Live through an outage, and prove what must hold. `look_again`, `poll`: seconds."""
     with raw_server(outage) as server:
         url = database.url.render_as_string(hide_password=False)
@@ -121,7 +116,9 @@ def suffer(
     assert [state.name for state in passed].count("closed") == 1, "it closed when the system was back, and not before"
     assert passed[0].at - outage.arrivals[breaker.FAILURES - 1] <= LONGEST_TO_OPEN
     _prove_one_call_per_probe(passed, outage, grace=look_again + 0.5)
-    assert all(one["good"] > 0 and one["left alone"] > 0 for one in met), "everybody was held off, and works again"
+    assert all(one["good"] > 0 and one["left alone"] > 0 for one in met), (
+        f"everybody was held off, and works again: {met}"
+    )
     return passed
 
 
@@ -151,9 +148,7 @@ def probes(passed: Sequence[State]) -> int:
     return [state.name for state in passed].count("half_open")
 
 
-def test_outages_on_a_faster_clock(
-    database: Engine, callers: multiprocessing.pool.Pool, row: Recorder, count: Count
-) -> None:
+def test_outages_on_a_faster_clock(database: Engine, callers: Pool, row: Recorder, count: Count) -> None:
     note_states(database, SPEED)
     for number in range(count(full=ROW.asked - len(DOWN), part=1)):
         outage = Outage(list(DOWN)[number % len(DOWN)], SECONDS / SPEED)
@@ -165,7 +160,7 @@ def test_outages_on_a_faster_clock(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", DOWN)
-def test_an_outage_in_full(database: Engine, callers: multiprocessing.pool.Pool, row: Recorder, kind: str) -> None:
+def test_an_outage_in_full(database: Engine, callers: Pool, row: Recorder, kind: str) -> None:
     note_states(database, 1)
     outage = Outage(kind, SECONDS)
     passed = suffer(database, callers, outage, look_again=breaker.LOOK_AGAIN, poll=0.25)
@@ -187,7 +182,7 @@ REFUSED = {
 }
 
 
-def test_refusals_and_broken_data_never_open_it(database: Engine, callers: multiprocessing.pool.Pool) -> None:
+def test_refusals_and_broken_data_never_open_it(database: Engine, callers: Pool) -> None:
     calls = 5
     for name, answer in REFUSED.items():
         with raw_server(lambda connection, answer=answer: connection.sendall(answer)) as server:  # type: ignore[misc]

@@ -124,6 +124,7 @@ def test_canaries(
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     out, results = suffer(sandbox, suffered, temporary)
+    assert debug_lines(out), "the product told what it tells at DEBUG only"
     failed = [one for one in results if one["fired"]]
     assert {one["name"] for one in results} >= {one["name"] for one in suffered}
     assert {one["name"] for one in suffered if one["faults"]} <= {one["name"] for one in failed}, (
@@ -167,7 +168,7 @@ def suffer(sandbox: Listening, suffered: list[dict[str, Any]], temporary: Path) 
     done = subprocess.run(
         [sys.executable, "-m", "sis_pipeline_tests.faults.suffering"],
         input=json.dumps(asked),
-        env={**os.environ, "TMPDIR": str(temporary)},
+        env={**os.environ, "TMPDIR": str(temporary), "SIS_LOG_FORMAT": "json", "SIS_LOG_LEVEL": "debug"},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -177,6 +178,12 @@ def suffer(sandbox: Listening, suffered: list[dict[str, Any]], temporary: Path) 
     assert done.returncode == 0, done.stderr[-2_000:]
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
     return done.stdout + done.stderr, results
+
+
+def debug_lines(said: str) -> list[dict[str, Any]]:
+    """Our own line for every call to a system."""
+    lines = (json.loads(line) for line in said.splitlines() if line.startswith("{") and '"event": "called"' in line)
+    return [line for line in lines if line["level"] == "debug"]
 
 
 def student_values(installation: Installation) -> set[str]:  # noqa: F811

@@ -46,6 +46,17 @@ def test_a_row_without_a_fault_or_with_a_failure_does_not_hold() -> None:
     assert verdict(told(reported(), reported("failed")), (1,)) == 1
 
 
+def test_a_row_with_fewer_cases_than_asked_for_does_not_hold_unless_it_says_why() -> None:
+    collector = told(reported(cases=9))
+    assert collector.table[0].result == "held"
+    collector.table[0].scaled = ""
+    assert collector.table[0].result == "TOO FEW"
+    assert verdict(collector, (0,)) == 1
+    collector.table[0].cases = 10
+    assert verdict(collector, (0,)) == 0
+    assert verdict(collector, (0,), wanted=frozenset({98, 99})) == 1, "a row that did not run at all"
+
+
 def test_nothing_at_all_does_not_hold_either() -> None:
     assert verdict(Collector(), (5, 5)) == 1
     assert verdict(told(reported()), (2,)) == 1, "pytest was interrupted"

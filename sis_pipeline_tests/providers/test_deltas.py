@@ -400,6 +400,8 @@ def test_a_resource_that_a_later_layer_read_whole_counts_from_there() -> None:
         ("Mon, 05 Oct 2026 12:00:00 GMT", datetime(2026, 10, 5, 12, tzinfo=UTC)),
         ("Mon, 05 Oct 2026 14:00:00 +0200", datetime(2026, 10, 5, 12, tzinfo=UTC)),
         ("yesterday", None),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 -1200", None),
         ("", None),
     ],
 )

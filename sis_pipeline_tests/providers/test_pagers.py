@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sis_pipeline.connect.errors import ContractError
+from sis_pipeline.connect.errors import ConfigError, ContractError
 from sis_pipeline.providers.base import Answer, End, Page, Pager, Request
 from sis_pipeline.providers.decoding import json_body, member, records
 from sis_pipeline.providers.pagers import (
@@ -106,10 +106,11 @@ def test_the_calls_of_offset_paging_are_known_before(count, limit, kind):
     assert len(server.sent) == pager.calls_for(count)
 
 
-def test_offset_paging_sends_its_own_parameters_and_advances_by_rows_received():
+def test_offset_paging_sends_its_own_parameters_and_asks_from_the_last_row_received():
     server = Server(rows(7), by_offset(cap=3), totals)
-    walk(OffsetPager(5), server)
-    assert [request.params["offset"] for request in server.sent] == ["0", "3", "6"]
+    pages = walk(OffsetPager(5), server)
+    assert [request.params["offset"] for request in server.sent] == ["0", "2", "4"]
+    assert [page.known for page in pages] == [None, [{"id": 2}], [{"id": 4}]]
     assert {(request.params["limit"], request.params["sort"]) for request in server.sent} == {("5", "id")}
 
 
@@ -138,7 +139,7 @@ def test_a_next_link_to_the_page_itself_is_no_next_page():
     server = Server(rows(5), by_offset(), headers)
     pages = walk(OffsetPager(3), server)
     assert ids(pages) == list(range(5))
-    assert pages[-1].end is End.SHORT_PAGE
+    assert pages[-1].end is End.EMPTY_PAGE
 
 
 def test_a_link_never_leads_to_another_address():
@@ -174,7 +175,55 @@ def test_a_server_that_ignores_the_offset_is_not_read_for_ever_and_proves_nothin
     pages = walk(OffsetPager(3), server)
     assert [page.end for page in pages] == [None, End.UNPROVEN]
     assert [page.repeated for page in pages] == [False, True]
-    assert len(server.sent) == 3
+    assert [request.params["offset"] for request in server.sent] == ["0", "2", "2", "3", "3"]
+
+
+def whole_pages_only(size: int) -> Callable[[Request, int], tuple[int, int]]:
+    """As servers do that work a page number out of the offset."""
+    return lambda request, _: (int(request.params["offset"]) // size * size, size)
+
+
+@given(count=st.integers(0, 20), stamped=st.booleans())
+def test_a_server_that_rounds_offsets_down_is_asked_for_whole_pages(count, stamped):
+    server = Server(rows(count), whole_pages_only(3))
+
+    def send(request: Request) -> Answer:
+        answer = server.send(request)
+        stamp = {"at": len(server.sent)} if stamped else {}  # then no two answers have the same bytes
+        return Answer(200, answer.headers, json.dumps(json.loads(answer.body) | stamp).encode())
+
+    pages = list(OffsetPager(3, maximum=3).pages(send, Request("/rows"), decode))
+    assert ids(pages) == list(range(count))
+    assert pages[-1].end in {End.EMPTY_PAGE, End.SHORT_PAGE}
+    assert all(page.known is None for page in pages)
+    asked = [int(request.params["offset"]) for request in server.sent]
+    assert sum(offset % 3 > 0 for offset in asked) == (2 if count >= 3 else 0), "tried twice, and never again"
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_refuses_offsets_inside_a_page_is_asked_for_whole_pages(status):
+    server = Server(rows(7), by_offset())
+
+    def send(request: Request) -> Answer:
+        if int(request.params["offset"]) % 3:
+            raise ConfigError("The request was refused.", status=status)
+        return server.send(request)
+
+    pages = list(OffsetPager(3).pages(send, Request("/rows"), decode))
+    assert ids(pages) == list(range(7))
+
+
+@pytest.mark.parametrize(("status", "allowed"), [(403, 1), (400, 2)])
+def test_other_refusals_are_none_of_an_offset(status, allowed):
+    server = Server(rows(9), by_offset())
+
+    def send(request: Request) -> Answer:
+        if len(server.sent) >= allowed:
+            raise ConfigError("The request was refused.", status=status)
+        return server.send(request)
+
+    with pytest.raises(ConfigError):
+        list(OffsetPager(3).pages(send, Request("/rows"), decode))
 
 
 def test_the_page_cap_ends_a_walk_without_proof():

@@ -132,6 +132,75 @@ def test_a_duplicate_on_one_page_is_the_sources_own():
     assert (reading.rows, reading.distinct, reading.duplicates, reading.complete) == (4, 3, 1, True)
 
 
+class Offsets:
+    """A list of ids asked for by offset, in which something goes or comes before single calls; no total."""
+
+    def __init__(self, count: int, moves: dict[int, Callable[[list[int]], object]]) -> None:
+        self.ids, self.moves, self.calls = list(range(count)), moves, 0
+
+    def send(self, request: Request) -> Answer:
+        self.calls += 1
+        self.moves.get(self.calls, lambda _: None)(self.ids)
+        offset, limit = (int(str(request.params[name])) for name in ("offset", "limit"))
+        return answer({"rows": [{"id": one} for one in self.ids[offset : offset + limit]]})
+
+
+def of_tens(pager: OffsetPager | None = None) -> Resource:
+    return Resource("users", Request("/users"), pager or OffsetPager(10), ("id",))
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+@pytest.mark.parametrize("gone", [3, 9, 18])
+def test_a_row_deleted_behind_us_is_seen_without_any_count(call, gone):
+    """It moves all others up: one of them slips from the next page to the one that was read."""
+    source, pages = Offsets(40, {call: lambda ids: ids.remove(gone)}), MemorySnapshot(YEAR)
+    (reading,) = read(plan(of_tens()), source.send, decode, pages)
+    seen = {record["id"] for _, body in pages.bodies("users") for record in decode("users", body)}
+    assert set(source.ids) <= seen
+    assert reading.complete
+    behind = gone < 9 * (call - 1) + 1
+    assert (reading.attempts, reading.rows) == ((2, 39) if behind else (1, 39))
+
+
+def test_a_deletion_made_up_for_by_an_addition_is_seen():
+    def swap(ids: list[int]) -> None:
+        ids.remove(3)
+        ids.append(99)
+
+    source = Offsets(40, {3: swap})
+    (reading,) = read(plan(of_tens(OffsetPager(10, totals=True))), source.send, decode, MemorySnapshot(YEAR))
+    assert (reading.attempts, reading.complete, reading.rows) == (2, True, 40)
+
+
+def test_a_list_that_never_stands_still_before_us_is_partial():
+    source = Offsets(40, {call: lambda ids: ids.pop(0) for call in range(2, 100)})
+    (reading,) = read(plan(of_tens()), source.send, decode, MemorySnapshot(YEAR))
+    assert (reading.attempts, reading.complete) == (3, False)
+    assert "did not begin where the one before ended" in reading.reason
+
+
+def test_an_answer_without_the_row_that_is_known_is_no_end():
+    """So many went at once that nothing is left where the next page began; the last of the list was never shown."""
+    source = Offsets(12, {2: lambda ids: ids.__delitem__(slice(0, 8))})
+    pages = MemorySnapshot(YEAR)
+    (reading,) = read(plan(of_tens()), source.send, decode, pages)
+    assert (reading.attempts, reading.complete, reading.rows) == (2, True, 4)
+
+
+def test_a_row_that_is_asked_for_twice_is_no_duplicate():
+    kept: list[Page] = []
+    (reading,) = read(plan(of_tens()), Offsets(25, {}).send, decode, lambda _, page: kept.append(page))
+    assert (reading.rows, reading.distinct, reading.duplicates, reading.pages) == (25, 25, 0, 3)
+    assert [len(page.records) for page in kept] == [10, 9, 6]
+    assert [len(decode("users", page.body)) for page in kept] == [10, 10, 7], "bodies stay as they came"
+
+
+def test_rows_without_an_id_are_known_by_what_they_hold():
+    nameless = Resource("users", Request("/users"), OffsetPager(10), ("none",))
+    (reading,) = read(plan(nameless), Offsets(25, {}).send, decode, MemorySnapshot(YEAR))
+    assert (reading.complete, reading.rows, reading.duplicates) == (True, 25, 0)
+
+
 def test_fewer_rows_than_counted_are_not_complete():
     def send(request: Request) -> Answer:
         if request.path.endswith("/count"):
@@ -194,6 +263,9 @@ def test_an_optional_resource_that_was_there_last_time_is_a_gap():
     optional = resource(optional=frozenset({403}), expected_rows=500)
     (reading,) = read(plan(optional), refused(403), decode, MemorySnapshot(YEAR))
     assert not reading.complete
+    assert reading.reason == (
+        'not offered to us (HTTP 403), although it gave 500 rows before; if that is right, set gone to ["students"]'
+    )
 
 
 @pytest.mark.parametrize("status", [401, 500])

@@ -36,6 +36,7 @@ class Server:
     dies_after: int | None = None
     empty: frozenset[int] = frozenset()
     cursors: bool = True
+    rounds: bool = False
 
     def send(self, request: Request) -> Answer:
         if self.dies_after is not None and len(self.calls) >= self.dies_after:
@@ -60,7 +61,8 @@ class Server:
                 raise ConfigError("This cursor is unknown.", status=400)
             return int(params["paging.cursor"] or 0), headers, True
         if "offset" in params:
-            return int(params["offset"]), headers, False
+            offset = int(params["offset"])
+            return offset - (offset % SIZE if self.rounds else 0), headers, False
         if "page" in params:
             return (int(params["page"]) - 1) * SIZE, headers, False
         return (int(request.path.split("/")[-2]) - 1) * SIZE, headers, False
@@ -152,6 +154,27 @@ def test_going_on_gives_what_an_undisturbed_walk_gives(kind, count, after, count
     assert said == []
 
 
+def test_behind_the_first_new_page_everything_is_new():
+    """A page in between is not there any more; those behind it are of another walk."""
+    server = Server(range(12))
+    left = interrupted(things("page"), server, 4)
+    del left.pages["things"][1]
+    reading, again, _ = go_on(things("page"), server, left)
+    assert (reading.complete, reading.kept) == (True, 1)
+    assert [page.kept for page in again.pages["things"]] == [True, False, False, False, False]
+    assert again.ids() == list(range(12))
+
+
+def test_going_on_with_a_server_that_takes_no_offset_inside_a_page():
+    server = Server(range(12), rounds=True)
+    left = interrupted(things("offset"), server, 6)  # two of these calls find out how it takes offsets
+    assert left.ids() == list(range(12))[: 4 * SIZE]
+    reading, again, said = go_on(things("offset"), server, left)
+    assert (reading.complete, reading.kept, said) == (True, 4, [])
+    assert again.ids() == list(range(12))
+    assert server.calls == ["0", "0", "0", "9", "12", "12"]
+
+
 def test_a_count_that_moved_starts_the_list_over():
     resource = things("page", counted=True)
     server = Server(range(9))
@@ -184,7 +207,7 @@ def test_a_total_in_a_header_that_moved_starts_the_list_over():
     reading, again, _ = go_on(things("offset"), server, left)
     assert (reading.complete, reading.total_before, reading.total_after, reading.kept) == (True, 13, 13, 0)
     assert again.ids() == list(range(13))
-    assert server.calls == ["3", "6", "0", "3", "6", "9", "12"]
+    assert server.calls == ["2", "4", "0", "2", "4", "6", "8", "10"]
 
 
 @pytest.mark.parametrize("token", [2, None])

@@ -95,7 +95,7 @@ def test_a_persons_grant_reaches_the_authentication_of_every_provider(provider):
     oauth = make(provider, {**GOOD, "grant": "authorization_code", "client_auth": "none", **urls}).authentication()
     assert (oauth.grant, oauth.client_auth) == ("authorization_code", "none")
     assert (oauth.authorize_url, oauth.revoke_url, oauth.issuer) == tuple(urls.values())
-    assert oauth.urls == (GOOD["token_url"], urls["revoke_url"], urls["issuer"])
+    assert oauth.urls == (GOOD["token_url"], urls["revoke_url"], urls["issuer"], urls["authorize_url"])
     plain = make(provider, GOOD).authentication()
     assert (plain.grant, plain.client_auth, plain.authorize_url) == ("client_credentials", "basic", None)
 

@@ -151,6 +151,35 @@ def test_absence_from_any_other_snapshot_means_nothing(completeness: Any) -> Non
     assert merged.stats.integrations["a"]["carried"] == 4
 
 
+def bare(**row: Any) -> Roster:
+    """The district, of whose students only names and schools came."""
+    return changed(district(), "students", "s1", birth_date=None, **row)
+
+
+def test_a_partial_snapshot_takes_no_value_away() -> None:
+    tables = loaded(district())
+    part = {"a": IntegrationInput(completeness="partial")}
+    merged = merge(bare(email="new@x.org"), tables, as_of=DAY_2, integrations=part)
+    student = student_of(tables, "s1")
+    found = merged.frames["students"].filter(pl.col("student_id") == student)
+    assert rows(found, "birth_date", "email") == [(date(2012, 3, 4), "new@x.org")]
+    after = publish(tables, merged)
+    again = merge(bare(), after, as_of=DAY_2, integrations=part)
+    assert again.frames["students"].equals(merged.frames["students"]), "nor does the one after it"
+
+    whole = merge(bare(), tables, as_of=DAY_2)
+    assert rows(whole.frames["students"].filter(pl.col("student_id") == student), "birth_date") == [None]
+
+
+def test_a_partial_snapshot_gives_no_values_to_another_name() -> None:
+    """The id may have been given to another child."""
+    tables = loaded(district())
+    part = {"a": IntegrationInput(completeness="partial")}
+    merged = merge(bare(last_name="Other"), tables, as_of=DAY_2, integrations=part)
+    known = merged.frames["student_sources"].filter(pl.col("sis_id") == "s1")
+    assert rows(known, "birth_date", "last_name") == [(None, "Other")]
+
+
 def test_an_empty_delta_changes_nothing_and_a_new_row_in_it_counts() -> None:
     tables = loaded(district())
     part = {"a": IntegrationInput(completeness="delta")}

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 from sis_pipeline.connect.breaker import Breaker
 from sis_pipeline.connect.errors import ConfigError, TransientError
 from sis_pipeline.connect.limits import RateLimit
+from sis_pipeline.store import health as module
 from sis_pipeline.store.health import Health, Problem, examine, reset_breakers, reset_limits
 from sis_pipeline.store.locks import integration_lock
 
@@ -100,7 +101,7 @@ def test_a_connection_that_does_well(database: Engine) -> None:
 @pytest.mark.parametrize(
     ("status", "person", "advice"),
     [
-        ("needs_reauth", True, "sis integration add lincoln --replace"),
+        ("needs_reauth", True, "sis integration add lincoln --replace`. Then `sis integration test lincoln`."),
         ("failing", True, "sis integration test lincoln"),
         ("degraded", False, "sis integration test lincoln"),
     ],
@@ -161,6 +162,17 @@ def test_calls_that_fail_often(database: Engine) -> None:
     assert problem.message == "48% of 40 calls failed in the last 24 hours."
 
 
+def test_of_very_many_calls_the_newest_are_looked_at(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NEWEST", 40)
+    integration(database)
+    snapshot(database)
+    calls(database, "lincoln", [90_000.0] * 30, failed=30, hours=2)
+    calls(database, "lincoln", [10.0] * 30, hours=1)
+    (one,) = look(database).integrations
+    assert (one.calls, one.error_share, one.p50_ms) == (40, 0.25, 10.0)
+    assert the_problem(database).message == "25% of the newest 40 calls failed in the last 24 hours."
+
+
 def test_holds_wait_for_a_person_and_come_first(database: Engine) -> None:
     integration(database, status="degraded", reason="x")
     snapshot(database)
@@ -196,6 +208,23 @@ def test_a_token_is_told_once_for_each_integration(database: Engine) -> None:
     assert problem.advice
     sql(database, "update sis.integrations set status = 'needs_reauth'")
     assert the_problem(database).kind == "integration"
+
+
+@pytest.mark.parametrize("by", ["the settings", "the token"])
+def test_a_grant_that_a_person_gave_is_given_anew_by_a_person(database: Engine, by: str) -> None:
+    settings = {"grant": "authorization_code"} if by == "the settings" else {}
+    integration(database, status="needs_reauth", reason="The grant was refused.", settings=settings)
+    snapshot(database)
+    if by == "the token":  # of a plugin with a grant of its own
+        sql(
+            database,
+            """insert into sis.oauth_tokens (integration, kind, ciphertext, key_id, version, status, failures, last_error)
+               values ('lincoln', 'refresh', '', 'k', 1, 'needs_reauth', 2, 'The grant was refused.')""",
+        )
+    problem = the_problem(database)
+    assert (problem.kind, problem.person) == ("integration", True)
+    assert "`sis oauth authorize lincoln`" in problem.advice
+    assert "--replace" not in problem.advice
 
 
 def opened(database: Engine, key: str) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.connect.errors import AuthRevokedError, ConfigError
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import oauth_tokens
 from sis_pipeline.store.integrations import Integration, Integrations, check_district, check_key, district_of
@@ -19,6 +19,8 @@ SETTINGS = {
     "token_url": "https://ps.lincoln.example/oauth/access_token",
     "client_id": "id",
 }
+
+REFUSED = AuthRevokedError("the client secret was refused", code="auth_revoked.client")
 
 
 def lincoln(key="lincoln-ps", **values) -> Integration:
@@ -48,7 +50,7 @@ def test_an_existing_key_is_refused_unless_it_is_to_be_replaced(registry, databa
     with pytest.raises(ConfigError, match="There is an integration lincoln-ps already"):
         registry.add(lincoln(priority=1))
     assert registry.get("lincoln-ps").priority == 100
-    registry.set_status("lincoln-ps", "needs_reauth", "the client secret was refused")
+    registry.note_sync("lincoln-ps", REFUSED)
     replaced = registry.add(lincoln(priority=1), replace=True, actor="ada")
     assert (replaced.priority, replaced.status, replaced.status_reason) == (1, "healthy", None)
     assert audited(database)[1:] == [
@@ -61,7 +63,7 @@ def test_an_existing_key_is_refused_unless_it_is_to_be_replaced(registry, databa
 def test_a_move_to_another_district_locks_both_chains_in_the_order_of_all_others(registry, database):
     """One after the other as it came, it would hold the old district's chain while it waits for the new one's."""
     registry.add(lincoln(district="washington"))
-    registry.set_status("lincoln-ps", "needs_reauth", "the client secret was refused")
+    registry.note_sync("lincoln-ps", REFUSED)
     waiting = text("select count(*) from pg_locks where locktype = 'advisory' and not granted")
     with ThreadPoolExecutor(1) as pool, database.connect() as other:
         audit.append(other, "a", "b", district="adams")
@@ -152,13 +154,11 @@ def test_listing_filters_by_provider_district_and_pause(registry):
 def test_only_a_person_ends_a_pause(registry, database):
     registry.add(lincoln())
     registry.pause("lincoln-ps", "ada", "maintenance")
-    registry.set_status("lincoln-ps", "failing", "503")
+    registry.note_sync("lincoln-ps", REFUSED)
     assert (registry.get("lincoln-ps").status, registry.get("lincoln-ps").status_reason) == ("paused", "maintenance")
     assert registry.resume("lincoln-ps", "ada").status == "healthy"
     with pytest.raises(ConfigError, match="is not paused"):
         registry.resume("lincoln-ps")
-    with pytest.raises(ConfigError, match="no status"):
-        registry.set_status("lincoln-ps", "paused")
     assert [action for action, *_ in audited(database)] == [
         "integration.add",
         "integration.pause",

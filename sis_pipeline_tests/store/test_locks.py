@@ -96,6 +96,17 @@ def test_a_lock_whose_connection_was_cut_ends_quietly(database):
         pass
 
 
+def test_a_lock_whose_connection_was_cut_hides_no_error_of_its_block(database):
+    def fail_without_lock():
+        cut = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()"
+        with database.connect() as connection:
+            assert connection.scalar(text(cut))
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"), integration_lock(database, "lincoln-ps", YEAR):
+        fail_without_lock()
+
+
 def test_names_do_not_run_into_each_other():
     assert lock_key("sync", "a", "b") != lock_key("sync", "ab")
     assert -(2**63) <= lock_key("x") < 2**63

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import stat
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from sis_pipeline.connect.errors import ConfigError, DataError, InternalError, T
 from sis_pipeline.providers.base import Origin, RawSnapshot
 from sis_pipeline.roster.frames import empty
 from sis_pipeline.roster.model import ENTITIES
+from sis_pipeline.store.locks import AlreadyRunningError
 from sis_pipeline.store.snapshots import SnapshotStore, fingerprint
 from sis_pipeline_tests.store.conftest import (
     SCHOOL,
@@ -285,6 +287,13 @@ def test_the_latest_reading_is_the_runs_own_where_it_has_one(snapshots):
     assert snapshots.good_years() == [YEAR]
 
 
+@dataclass(frozen=True)
+class Pages(Read):
+    """A reading that also says how many pages it took."""
+
+    pages: int = 1
+
+
 # --- readings that were interrupted ----------------------------------------------------------------------------------
 
 
@@ -344,7 +353,7 @@ def test_what_was_not_taken_over_is_not_in_the_snapshot(snapshots):
     assert raw.resources == ["students"]
     assert [body for _, body in raw.bodies("students")] == [b"old", b"new"]
     files = snapshots.files
-    assert files.names(f"{snapshot.path}/students") == ["00001.json.zst", "00002.json.zst"]
+    assert files.names(f"{snapshot.path}/students") == ["00001.json.zst", "00002.1.json.zst"]
     assert files.names(f"{snapshot.path}/staff") == []
 
 
@@ -373,6 +382,109 @@ def test_a_reading_that_does_not_fit_is_given_up(snapshots, database, changed, r
     assert (after.verdict, after.evidence) == ("rejected", {"abandoned": reason})
     with database.connect() as connection:
         assert connection.scalar(text("select count(*) from sis.snapshot_pages")) == 0
+
+
+def lost_to(store):
+    """(writer of a process that lost the lock, writer of the one that has gone on meanwhile)."""
+    first = store.begin("lincoln-ps", "powerschool", YEAR, settings_hash="s1")
+    for number in (1, 2):
+        first.add_page("students", {}, number, b"page %d" % number, 1, origin=Origin(f"request-{number}", {}))
+    second = go_on(store)
+    assert second.snapshot.snapshot_id == first.snapshot.snapshot_id
+    return first, second
+
+
+WRITES = {
+    "add_page": lambda writer: writer.add_page("students", {}, 3, b"late", 1),
+    "start over": lambda writer: writer.add_page("students", {}, 1, b"late", 1),
+    "build_on": lambda writer: writer.build_on(None, since=None, watermark=None),
+    "finish": lambda writer: writer.finish([Read("students", 2)], "complete", 1, 0.1),
+    "interrupt": lambda writer: writer.interrupt("late"),
+    "abandon": lambda writer: writer.abandon("late"),
+}
+
+
+@pytest.mark.parametrize("when", ["under way", "ended"])
+@pytest.mark.parametrize("write", WRITES)
+def test_who_lost_the_lock_changes_nothing_of_what_another_process_goes_on_with(snapshots, database, write, when):
+    first, second = lost_to(snapshots)
+    for number, page in enumerate(second.before("students"), 1):
+        second.add_page("students", {}, number, page.body(), 1, kept=True)
+    second.add_page("students", {}, 3, b"page 3", 1)
+    if when == "ended":
+        second.finish([Read("students", 3)], "complete", 1, 0.1)
+    before = snapshots.get(second.snapshot.snapshot_id)
+    with pytest.raises(AlreadyRunningError, match="another process took the reading over or ended it"):
+        WRITES[write](first)
+    assert first.closed
+    with database.connect() as connection:
+        rows = connection.scalar(text("select count(*) from sis.snapshot_pages"))
+    assert rows == (0 if when == "ended" else 3)
+    after = before if when == "ended" else second.finish([Read("students", 3)], "complete", 1, 0.1)
+    assert replace(snapshots.get(before.snapshot_id), age=before.age) == replace(after, age=before.age)
+    assert after.completeness == "complete"
+    bodies = [body for _, body in snapshots.open_raw(after.snapshot_id).bodies("students")]
+    assert bodies == [b"page 1", b"page 2", b"page 3"]
+    assert len(snapshots.files.names(f"{after.path}/students")) == 3, "what came too late is removed"
+
+
+def test_who_lost_the_lock_and_is_first_at_the_end_has_the_snapshot(snapshots):
+    """The lock was lost, and nobody has gone on yet: what was read stands by itself."""
+    first = snapshots.begin("lincoln-ps", "powerschool", YEAR, settings_hash="s1")
+    first.add_page("students", {}, 1, b"page 1", 1, origin=Origin("request-1", {}))
+    left = snapshots.get(first.snapshot.snapshot_id)
+    done = first.finish([Read("students", 1)], "complete", 1, 0.1)
+    assert snapshots._taken_over(left, "run-2") is None
+    snapshots._give_up(left, "too late")
+    assert snapshots.get(done.snapshot_id).completeness == "complete"
+    assert snapshots.get(done.snapshot_id).verdict == "pending"
+
+
+def test_a_manifest_left_in_the_last_moment_is_replaced_by_who_went_on(snapshots):
+    _, second = lost_to(snapshots)
+    snapshots.files.write(f"{second.snapshot.path}/manifest.json", b"{}")
+    for number, page in enumerate(second.before("students"), 1):
+        second.add_page("students", {}, number, page.body(), 1, kept=True)
+    done = second.finish([Read("students", 2)], "complete", 1, 0.1)
+    assert snapshots.open_raw(done.snapshot_id).resources == ["students"]
+
+
+def test_a_reading_that_can_not_be_ended_began_when_it_began(snapshots, monkeypatch):
+    """A full disk at the very end: who goes on must ask for changes from when the first page was read."""
+    began = datetime(2026, 10, 5, 12, tzinfo=UTC)
+    writer = snapshots.begin("lincoln-ps", "powerschool", YEAR, settings_hash="s1")
+    writer.build_on(None, since=None, watermark=began)
+    writer.add_page("students", {}, 1, b"page 1", 1, origin=Origin("request-1", {}))
+
+    def full(*_args, **_more):
+        raise TransientError("No space left.", code="transient.storage")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(snapshots.files, "write_json", full)
+        with pytest.raises(TransientError):
+            writer.finish([Read("students", 1)], "delta", 1, 0.1, builds=False)
+    assert writer.interrupt("the disk is full") == 1
+    again = go_on(snapshots)
+    assert again.snapshot.watermark == began
+    assert again.finish([Read("students", 1)], "delta", 1, 0.1, builds=False).watermark is None
+
+
+def test_rows_are_expected_as_they_were_last_proven(snapshots):
+    def read(completeness="complete", **found):
+        writer = snapshots.begin("lincoln-ps", "powerschool", YEAR)
+        readings = [Pages(name, rows, complete=whole, pages=rows // 10 + 1) for name, (rows, whole) in found.items()]
+        writer.finish(readings, completeness, 1, 0.1)
+
+    assert snapshots.last_rows("lincoln-ps", YEAR) == {}
+    read(students=(40, True), courses=(7, True), never=(3, False))
+    for _ in range(3):
+        read("partial", students=(41, True), courses=(0, False), never=(4, False))
+    snapshots.begin("lincoln-ps", "powerschool", YEAR).abandon("the source was down")
+    assert snapshots.last_rows("lincoln-ps", YEAR) == {"students": 41, "courses": 7, "never": 4}
+    assert snapshots.last_pages("lincoln-ps", YEAR) == {"students": 5, "courses": 1, "never": 1}
+    read(students=(41, True), courses=(0, True))
+    assert snapshots.last_rows("lincoln-ps", YEAR)["courses"] == 0, "that it is gone is proven now"
+    assert snapshots.last_rows("lincoln-ps", "2024-2025") == {}
 
 
 def test_only_the_newest_reading_with_pages_is_gone_on_with(snapshots):

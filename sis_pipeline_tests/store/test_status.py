@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import get_args
 
@@ -19,6 +20,7 @@ from sis_pipeline.connect.errors import (
     TransientError,
 )
 from sis_pipeline.store.integrations import Integration, Integrations
+from sis_pipeline.store.locks import lock_key
 from sis_pipeline.store.status import FAILING_AFTER, STATUS_OF, Status, next_status, status_after_test
 
 OUTCOMES = st.sampled_from([None, *ErrorClass])
@@ -196,6 +198,67 @@ def test_a_consortium_may_lose_a_district_but_not_gain_one(registry) -> None:
     registry.recognise("lincoln", frozenset({"a", "b", "c"}))
     with pytest.raises(ConfigError, match="data of district d; until now it was a, b, c"):
         registry.recognise("lincoln", frozenset({"a", "b", "c", "d"}))
+
+
+def test_a_system_that_no_longer_says_whose_data_it_gives_is_refused(registry) -> None:
+    registry.recognise("lincoln", frozenset({"7f/340"}))
+    with pytest.raises(ConfigError, match="no longer says whose data it gives; until now it was district 7f/340") as no:
+        registry.recognise("lincoln", frozenset())
+    assert no.value.code == "config.wrong_district"
+    assert "sis integration trust lincoln" in no.value.advice
+    assert registry.get("lincoln").source_identity == {"7f/340"}
+    registry.trust("lincoln", frozenset(), actor="ada")
+    registry.recognise("lincoln", frozenset())
+
+
+def test_the_first_answer_is_refused_where_an_integration_of_another_district_gives_the_same(
+    registry, database
+) -> None:
+    """Two integrations added with one secret and one address, by copy and paste."""
+    registry.add(Integration("copied", "oneroster", "washington", settings=SETTINGS))
+    registry.recognise("lincoln", frozenset({"7f/340"}))
+    words = "'copied' of washington answers with the data of district 7f/340, which integration 'lincoln' of lincoln"
+    with pytest.raises(ConfigError, match=words) as refused:
+        registry.recognise("copied", frozenset({"7f/340", "8c/911"}))
+    assert refused.value.code == "config.wrong_district"
+    assert "sis integration trust copied" in refused.value.advice
+    assert registry.get("copied").source_identity == frozenset()
+    registry.recognise("copied", frozenset({"8c/911"}))
+    registry.trust("copied", frozenset({"7f/340"}), actor="ada")
+    registry.recognise("copied", frozenset({"7f/340"}))
+    assert [(action, new) for action, _, _, new in identities(database)] == [
+        ("integration.identity", "7f/340"),
+        ("integration.identity", "8c/911"),
+        ("integration.trust", "7f/340"),
+    ]
+
+
+def test_what_a_person_trusts_at_first_is_written_down_as_trust(registry, database) -> None:
+    registry.trust("lincoln", frozenset({"7f/340"}), actor="ada")
+    assert identities(database) == [("integration.trust", "ada", None, "7f/340")]
+
+
+@pytest.mark.parametrize("organisations", [{}, {"9": "lincoln"}], ids=["a second system", "a consortium's"])
+def test_integrations_with_a_district_in_common_may_give_the_same(registry, organisations) -> None:
+    district = "consortium" if organisations else "lincoln"
+    both = Integration("both", "oneroster", district, organisations=organisations, settings=SETTINGS)
+    registry.add(both)
+    registry.recognise("lincoln", frozenset({"7f/340"}))
+    registry.recognise("both", frozenset({"7f/340", "8c/911"}))
+    assert registry.get("both").source_identity == {"7f/340", "8c/911"}
+
+
+def test_of_two_first_answers_at_once_one_is_refused(registry, database) -> None:
+    registry.add(Integration("copied", "oneroster", "washington", settings=SETTINGS))
+    waiting = text("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+    with ThreadPoolExecutor(2) as pool, database.connect() as held, database.connect() as looking:
+        held.execute(text("select pg_advisory_xact_lock(:key)"), {"key": lock_key("identity")})
+        both = [pool.submit(registry.recognise, key, frozenset({"7f/340"})) for key in ("lincoln", "copied")]
+        while looking.scalar(waiting) < 2:
+            assert not any(one.done() for one in both)
+        held.rollback()
+        refused = [error for one in both if (error := one.exception(10))]
+    assert [error.code for error in refused] == ["config.wrong_district"]
 
 
 def test_the_district_is_kept_when_the_settings_change(registry) -> None:
