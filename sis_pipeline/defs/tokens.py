@@ -5,6 +5,7 @@ It looks at the database alone, so nothing can be missed; what a token call does
 
 import json
 from collections.abc import Sequence
+from operator import itemgetter
 
 import dagster as dg
 import structlog
@@ -89,7 +90,7 @@ def _each(roster: Roster, keys: Sequence[str], work: Work) -> list[Outcome]:
 
 def _told(what: str, asked: Sequence[str], outcomes: Sequence[Outcome]) -> str:
     """`3 refreshed, 1 failed (lincoln: transient.server_error), 2 left for the next tick`; empty where nothing was due."""
-    failed = [(one.integration.key, one.error) for one in outcomes if one.error is not None]
+    failed = sorted(((one.integration.key, one.error) for one in outcomes if one.error is not None), key=itemgetter(0))
     for key, error in failed:
         if isinstance(error, AuthRevokedError):
             continue  # whoever met it has told it: one alert
