@@ -73,7 +73,8 @@ def up(
 def prepare(here: Installation, say: Callable[[str], None]) -> dict[str, str]:
     """Bring the schema up to date, prove the key, make Dagster's home, close runs that were left open; the children's
     environment. Raises ConfigError without the right key: what is started would find out only when it needs a secret."""
-    from sis_pipeline.defs.runs import dagster_environment, dagster_instance, fail_orphaned_runs
+    from sis_pipeline.defs.instance import dagster_environment, dagster_instance
+    from sis_pipeline.defs.runs import fail_orphaned_runs
 
     if here.settings.database_url is None:  # any other may be shared by machines, which must share its key, too
         make_key_once(here, say)

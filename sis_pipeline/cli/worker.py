@@ -59,7 +59,8 @@ class Worker:
 
 def prepare(report: Report) -> None:  # noqa: ARG001 every job is given it
     from sis_pipeline.cli.installation import Installation
-    from sis_pipeline.defs.runs import dagster_instance, fail_orphaned_runs
+    from sis_pipeline.defs.instance import dagster_instance
+    from sis_pipeline.defs.runs import fail_orphaned_runs
 
     with dagster_instance(Installation().settings) as instance:
         fail_orphaned_runs(instance)

@@ -324,19 +324,21 @@ class HttpSource:
         raise AssertionError("attempts end with an answer or an error")
 
     def _sit_out(self, once: Callable[[int], T], attempt: int, patience: Patience) -> T:
-        """One attempt, waiting for a system that is left alone: nothing is sent meanwhile, so waiting is no attempt.
+        """One attempt, waiting for a system that is left alone, or to ask for a token when its turn is near: nothing is
+        sent meanwhile, so waiting is no attempt.
 
         An outage that outlasts the patience ends the run at once; a later run finds the system back.
         """
         while True:
             try:
                 return once(attempt)
-            except SourceLeftAloneError as error:
-                if not patience.take(error.retry_after):
+            except (SourceLeftAloneError, _TurnTooFarError) as error:
+                seconds = error.retry_after or 0.0
+                if not patience.take(seconds):
                     raise
-                log.info("waiting for a system that is left alone", seconds=round(error.retry_after, 1))
-                self.waited_seconds += error.retry_after
-                time.sleep(error.retry_after)
+                log.info("waiting before anything is sent", seconds=round(seconds, 1), because=error.code)
+                self.waited_seconds += seconds
+                time.sleep(seconds)
 
     def _before_retry(self, error: SisError, seconds: float) -> float:
         """Seconds to sleep. A throttle is everybody's: the wait goes into the shared limit, where the next attempt

@@ -3,27 +3,23 @@ Fanning out over integrations, and what is shown to a person, is the command's b
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import psutil
 
-import sis_pipeline
 from sis_pipeline.connect.errors import POLICIES, ConfigError, ErrorClass
-from sis_pipeline.db.engine import dagster_storage_url
 from sis_pipeline.defs import identity, loading
 from sis_pipeline.defs.assembly import build_defs
 from sis_pipeline.defs.assets import PUBLISHED, raw_key, roster_asset_key
 from sis_pipeline.defs.deltas import FULL_TAG
 from sis_pipeline.defs.failures import LAUNCHED_BY, Trouble
+from sis_pipeline.defs.instance import dagster_instance
 from sis_pipeline.defs.jobs import MERGE_JOB, sync_job_name
 from sis_pipeline.defs.partitions import check_school_year, integrations_name, roster_key, school_year_partitions
 from sis_pipeline.defs.progress import Listener, told_to
@@ -34,7 +30,6 @@ from sis_pipeline.settings import Settings
 from sis_pipeline.store.integrations import Integration
 
 HOST, PID, PROCESS_STARTED = "sis/host", "sis/pid", "sis/process_started"
-CONFIGURATION = "dagster.yaml"
 CLOCK_TOLERANCE = 2.0
 """Seconds by which a process start time may differ between readings: it is counted from a boot time that is rounded."""
 
@@ -77,53 +72,6 @@ class MergeResult:
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "error": self.error.as_json() if self.error else None}
-
-
-def dagster_environment(settings: Settings) -> dict[str, str]:
-    """The environment in which Dagster's own processes find this installation; prepares its home.
-
-    A DAGSTER_HOME or SIS_DAGSTER_PG_URL that is set already is left as it is: then somebody else runs Dagster, and
-    what `sis` does is recorded there. Starts the embedded database where none is configured.
-    """
-    home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _configure(home, ours="DAGSTER_HOME" not in os.environ or home == settings.dagster_home)
-    return {
-        "DAGSTER_HOME": str(home),
-        "SIS_HOME": str(settings.root),
-        "SIS_DAGSTER_PG_URL": os.environ.get("SIS_DAGSTER_PG_URL") or dagster_storage_url(settings),
-        "DAGSTER_REDACT_USER_CODE_ERRORS": "1",
-    }
-
-
-def _configure(home: Path, *, ours: bool) -> None:
-    """Put our dagster.yaml into our Dagster home, the newest version of it; another's home must have one."""
-    wanted, there = _shipped(), home / CONFIGURATION
-    if wanted.exists() and (ours or not there.exists()):
-        text = wanted.read_text(encoding="utf-8")
-        if not there.exists() or there.read_text(encoding="utf-8") != text:
-            part = there.with_suffix(f".{os.getpid()}")
-            part.write_text(text, encoding="utf-8")
-            part.replace(there)
-    if not there.exists():
-        raise ConfigError(
-            f"There is no {CONFIGURATION} in {home}.",
-            code="config.dagster_home",
-            advice="Copy the one from the repository of sis_pipeline there.",
-        )
-
-
-def _shipped() -> Path:
-    """Our dagster.yaml: beside the package in a checkout, where setup.py puts it in an installed wheel."""
-    checkout = Path(sis_pipeline.__file__).parent.parent / CONFIGURATION
-    return checkout if checkout.exists() else Path(sys.prefix) / "share" / "sis_pipeline" / CONFIGURATION
-
-
-def dagster_instance(settings: Settings) -> dg.DagsterInstance:
-    """The instance of this installation, as a context manager. Sets this process's environment accordingly."""
-    environment = dagster_environment(settings)
-    os.environ.update(environment)
-    return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
 
 
 def run_sync(

@@ -128,7 +128,7 @@ def test_one_fails_one_is_killed_the_others_go_on(added, sis, home):
 
 
 def runs_by_status():
-    from sis_pipeline.defs.runs import dagster_instance
+    from sis_pipeline.defs.instance import dagster_instance
     from sis_pipeline.settings import Settings
 
     found: dict[str, int] = {}

@@ -15,8 +15,8 @@ from cryptography.fernet import Fernet
 from sqlalchemy import Engine, text
 from sqlalchemy.engine import URL
 
+from sis_pipeline.defs.instance import dagster_instance
 from sis_pipeline.defs.resources import Roster
-from sis_pipeline.defs.runs import dagster_instance
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.sandbox.server import Handle
 from sis_pipeline.settings import Settings

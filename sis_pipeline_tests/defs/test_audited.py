@@ -18,8 +18,9 @@ from typer.main import get_command
 import sis_pipeline
 from sis_pipeline.cli.main import app
 from sis_pipeline.db import audit, roles
+from sis_pipeline.defs.instance import dagster_instance
 from sis_pipeline.defs.resources import Roster
-from sis_pipeline.defs.runs import dagster_instance, run_merge, run_sync
+from sis_pipeline.defs.runs import run_merge, run_sync
 from sis_pipeline.sandbox.server import SandboxServer
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World

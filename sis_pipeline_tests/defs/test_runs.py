@@ -208,7 +208,8 @@ def test_settings_and_district_are_proven_with_one_call(connected, sandbox):
 
 SLEEPER = """
 import os, sys, time
-from sis_pipeline.defs.runs import dagster_instance, run_sync
+from sis_pipeline.defs.instance import dagster_instance
+from sis_pipeline.defs.runs import run_sync
 from sis_pipeline.settings import Settings
 run_sync("fern-or", sys.argv[1], on_event=lambda event: (print("reading", flush=True), time.sleep(600)))
 """

@@ -18,8 +18,8 @@ import dagster as dg
 import pytest
 import requests
 
+from sis_pipeline.defs.instance import dagster_environment
 from sis_pipeline.defs.partitions import integrations_name, roster_key
-from sis_pipeline.defs.runs import dagster_environment
 from sis_pipeline.sandbox.server import SandboxServer
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World

@@ -11,8 +11,9 @@ from typing import Any
 import requests
 from sqlalchemy import text
 
+from sis_pipeline.defs.instance import dagster_instance
 from sis_pipeline.defs.resources import Roster
-from sis_pipeline.defs.runs import dagster_instance, run_merge, run_sync
+from sis_pipeline.defs.runs import run_merge, run_sync
 from sis_pipeline.settings import Settings
 
 

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import URL
 
 from sis_pipeline.connect.contract import Answer, Request
+from sis_pipeline.defs.instance import dagster_instance
 from sis_pipeline.defs.resources import Roster
-from sis_pipeline.defs.runs import dagster_instance, run_sync
+from sis_pipeline.defs.runs import run_sync
 from sis_pipeline.providers.decoding import json_body, member, records
 from sis_pipeline.providers.pagers import OffsetPager
 from sis_pipeline.sandbox.server import Handle, SandboxServer

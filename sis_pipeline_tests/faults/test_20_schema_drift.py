@@ -114,7 +114,7 @@ def guessed(spoil: Flavor, outcome: Outcome, field_values: set[str]) -> list[str
 WORKED_OUT = frozenset(
     {"entry_date", "exit_date", "entry_date_source", "begin_date", "end_date", "status", "kind", "is_primary", "role"}
     | {"school_sis_id", "school_sis_ids", "parent_sis_id", "session_sis_id", "session_sis_ids", "teacher_sis_id"}
-    | {"grades", "grade_level", "homeroom", "primary_school_sis_id", "record_status", "school_year"}
+    | {"grades", "grade_level", "grade_levels", "homeroom", "primary_school_sis_id", "record_status", "school_year"}
 )
 """Columns that have a rule for when the source says nothing (docs/roster-model.md), which is no guess."""
 

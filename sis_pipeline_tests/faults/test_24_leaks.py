@@ -20,7 +20,7 @@ import requests
 from sqlalchemy import create_engine, text
 
 from sis_pipeline.db.engine import dagster_storage_url
-from sis_pipeline.defs.runs import dagster_environment
+from sis_pipeline.defs.instance import dagster_environment
 from sis_pipeline.sandbox.server import SandboxServer
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
