@@ -185,12 +185,12 @@ class _Roster:
 
     @cached_property
     def staff(self) -> pd.DataFrame:
-        """Each person once: PowerSchool lists the same one per school, with another id each time."""
-        people: dict[str, Record] = {}
-        for record in self.all("staff"):
-            person = people.setdefault(
-                _person(record), {**record, "person": _person(record), "schools": [], "types": []}
-            )
+        """Each person once: PowerSchool lists the same one per school, with another id each time. A row that does not say
+        who it is stays a row by itself, to be rejected as such."""
+        people: dict[object, Record] = {}
+        for number, record in enumerate(self.all("staff")):
+            who = _person(record)
+            person = people.setdefault(who or number, {**record, "person": who, "schools": [], "types": []})
             for school, role in _affiliations(record):
                 person["types"].append(role)
                 if school not in self.skipped_schools | {"0"} and school not in person["schools"]:
@@ -203,7 +203,7 @@ class _Roster:
     @cached_property
     def people(self) -> dict[str, str]:
         """SCHOOLSTAFF.DCID, which sections name, to the person."""
-        return {_id(record, "id"): _person(record) for record in self.all("staff")}
+        return _known((_id(record, "id"), _person(record)) for record in self.all("staff"))
 
     @cached_property
     def sections(self) -> pd.DataFrame:
@@ -261,16 +261,16 @@ class _Roster:
 
     @cached_property
     def student_dcids(self) -> dict[str, str]:
-        return {_id(row, "id"): _id(row, "dcid") for row in self.all("student_ids")}
+        return _known((_id(row, "id"), _id(row, "dcid")) for row in self.all("student_ids"))
 
     @cached_property
     def section_dcids(self) -> dict[str, str]:
-        return {_id(row, "id"): _id(row, "dcid") for row in self.all("section_ids")}
+        return _known((_id(row, "id"), _id(row, "dcid")) for row in self.all("section_ids"))
 
     @cached_property
     def school_dcids(self) -> dict[str, str]:
         """School number, by which tables name a school, to DCID."""
-        return {_id(school, "school_number"): _id(school, "id") for school in self.all("schools")}
+        return _known((_id(school, "school_number"), _id(school, "id")) for school in self.all("schools"))
 
     # --- students and their enrollments ------------------------------------------------------------------------------
 
@@ -377,9 +377,14 @@ def _school(record: Record) -> Record:
     return {**record, "principal_name": " ".join(part for part in parts if part)}
 
 
+def _known(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Id -> id. Who refers to nothing must not find what has no id."""
+    return {key: value for key, value in pairs if key and value}
+
+
 def _person(record: Record) -> str:
-    """USERS.DCID identifies the person; a server that leaves it out identifies by the staff id."""
-    return _id(record, "users_dcid") or _id(record, "id")
+    """USERS.DCID identifies the person, who has another staff id at every school: without it nobody is guessed."""
+    return _id(record, "users_dcid")
 
 
 def _affiliations(record: Record) -> Iterator[tuple[str, str]]:

@@ -271,11 +271,13 @@ class _Roster:
         return frame.assign(**{column: day_after(frame[column])}) if self.inclusive else frame
 
     def by(self, name: str, key: str, keep: Callable[[Record], bool] = lambda _: True) -> dict[str, Record]:
-        """Objects by one of their ids; of several the first, by Rank where they have one."""
+        """Objects by one of their ids; of several the first, by Rank where they have one. Who refers to nothing must not
+        find those that have no id."""
         ranked = sorted(filter(keep, self.rows(name)), key=_rank)
         found: dict[str, Record] = {}
         for row in ranked:
-            found.setdefault(text(row.get(key)) or "", row)
+            if known := text(row.get(key)):
+                found.setdefault(known, row)
         return found
 
     # --- schools and sections ---

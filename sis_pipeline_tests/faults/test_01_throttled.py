@@ -170,7 +170,7 @@ def throttled(sandbox: SandboxServer, process: Client, burst: Burst, whole: str,
     fault = sandbox.faults.add(
         "status",
         system=process.handle.name,
-        path="^/(?!oauth)",
+        path="^(?!.*token)",
         nth=burst.nth,
         times=times,
         status=429,
