@@ -28,6 +28,10 @@ CATALOGUE: dict[str, Entry] = {
     "transient.already_running": Entry(
         "Another process is syncing the same integration and school year.", "Wait for it to end, then run it again."
     ),
+    "transient.export": Entry(
+        "An export could not be written: the disk is full, or the folder can't be written to or replaced.",
+        "Make room, or name a folder that you may write to; what was there before is untouched.",
+    ),
     "transient.interrupted": Entry("A run was interrupted before it was done.", "Run it again."),
     "transient.left_alone": Entry(
         "The system failed too often; it is left alone for a while, and nothing was sent.",
@@ -141,6 +145,10 @@ CATALOGUE: dict[str, Entry] = {
     "config.no_operation": Entry("There is no such merge operation."),
     "config.no_provider": Entry("The provider is not installed, or can't be loaded.", "`sis providers` lists them."),
     "config.no_snapshot": Entry("Nothing good was read yet, or there is no such snapshot.", "Run `sis sync` first."),
+    "config.not_published": Entry(
+        "Nothing is published for the district and school year.",
+        "Choose a school year that is, or run `sis sync` first.",
+    ),
     "config.not_paused": Entry("The integration is not paused.", "Run `sis integration pause KEY` first."),
     "config.other_provider": Entry("The integration is another provider's.", SEE_LIST),
     "config.partition": Entry("The run has no integration and school year.", "Choose a partition of both."),
@@ -161,6 +169,10 @@ CATALOGUE: dict[str, Entry] = {
         "Set path to the folder or .zip that holds the set, readable by the pipeline.",
     ),
     "config.csv_version": Entry("The CSV set says it is of a OneRoster version other than 1.1 and 1.2."),
+    "config.export_target": Entry(
+        "The folder of an export holds something other than a former export of the district.",
+        "Name a folder that is empty or does not exist yet; nothing was written.",
+    ),
     # --- contract: what came is not what the API or the file format allows -------------------------------------------
     "contract.authorization": Entry(
         "The answer to an authorization request is another request's, another server's, or none; it was not used.",

@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from sis_pipeline.connect.errors import ConfigError, ContractError
 from sis_pipeline.providers.base import End, Page, Pager, Record, Request, Send
+from sis_pipeline.roster.formulas import unquoted
+from sis_pipeline.roster.oneroster_export import SYSTEM, Version
 
-Version = Literal["1.1", "1.2"]
 MANIFEST = "manifest"
 LISTS = frozenset(
     {"agentSourcedIds", "grades", "orgSourcedIds", "periods", "subjectCodes", "subjects", "termSourcedIds"}
@@ -119,6 +120,11 @@ class Bundle:
         if said is not None:
             return "1.2" if said == "1.2" else "1.1"
         return "1.2" if "roles" in self.members else "1.1"
+
+    @property
+    def quotes_formulas(self) -> bool:
+        """True for our own exports: an apostrophe before what would be a formula belongs to the file, not to the value."""
+        return self.manifest.get("source.systemName") == SYSTEM
 
     @property
     def delta(self) -> bool:
@@ -274,6 +280,14 @@ def records_of(body: bytes, name: str) -> list[Record]:
         )
     width = _width(header, rows)
     return [_record(header, row, width) for row in rows]
+
+
+def without_quotes(record: Record) -> Record:
+    """A record of a set that quotes formulas, with its true values; a list was quoted as one text."""
+    return {
+        column: [unquoted(value[0]), *value[1:]] if isinstance(value, list) else value and unquoted(value)
+        for column, value in record.items()
+    }
 
 
 def _width(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:

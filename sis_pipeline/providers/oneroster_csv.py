@@ -4,6 +4,7 @@ How files are found and checked is `oneroster_bundle`'s business, what their row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -24,7 +25,7 @@ from sis_pipeline.providers.base import (
     Source,
 )
 from sis_pipeline.providers.oneroster import active_year, districts_among
-from sis_pipeline.providers.oneroster_bundle import Bundle, WholeFile, records_of
+from sis_pipeline.providers.oneroster_bundle import Bundle, WholeFile, records_of, without_quotes
 from sis_pipeline.providers.oneroster_records import ENTITIES, Delivered, RosterSettings, session_years, standard_frames
 from sis_pipeline.roster.school_year import SchoolYear
 
@@ -59,7 +60,12 @@ class OneRosterCsv(Provider):
         bundle = self._bundle()
         notes = tuple(bundle.notes())
         active = self._active_year(bundle, school_year)
-        about = {"version": bundle.version, "active_year": active.key, "delta": str(bundle.delta).lower()}
+        about = {
+            "version": bundle.version,
+            "active_year": active.key,
+            "delta": str(bundle.delta).lower(),
+            "quotes_formulas": str(bundle.quotes_formulas).lower(),
+        }
         return Plan(
             resources=tuple(
                 Resource(
@@ -82,6 +88,9 @@ class OneRosterCsv(Provider):
 
     def standardise(self, raw: RawSnapshot) -> dict[str, pd.DataFrame]:
         delivered = Delivered.of(raw, self.decode)
+        if delivered.about.get("quotes_formulas") == "true":
+            records = {name: [without_quotes(row) for row in rows] for name, rows in delivered.records.items()}
+            delivered = replace(delivered, records=records)
         return standard_frames(delivered, self.settings, self.exit_dates, self.settings.custom_fields)
 
     def check(self, source: Source) -> str:  # noqa: ARG002 files

@@ -48,8 +48,8 @@ class DataFolder:
         target = self._local / path
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
-            _make_private(target.parent)
-            with open(part, "wb", opener=_private) as file:
+            make_private(target.parent)
+            with open(part, "wb", opener=private) as file:
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
@@ -119,13 +119,13 @@ class DataFolder:
         return pl.read_parquet(body)
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CREAT | os.O_TRUNC, FILE_MODE)
 
 
-def _make_private(folder: Path) -> None:
+def make_private(folder: Path) -> None:
     """The folder and the missing ones above it; `mkdir(parents=True)` would give those the default mode."""
     if folder.is_dir():
         return
-    _make_private(folder.parent)
+    make_private(folder.parent)
     folder.mkdir(FOLDER_MODE, exist_ok=True)
