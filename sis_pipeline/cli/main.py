@@ -16,6 +16,7 @@ from sis_pipeline.cli import (
     holds,
     integrations,
     keys,
+    links,
     listings,
     maintenance,
     oauth,
@@ -74,6 +75,7 @@ app.add_typer(students.app, name="students")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
 app.add_typer(holds.app, name="holds")
+app.add_typer(links.app, name="links")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")
 app.add_typer(sandbox.app, name="sandbox")
