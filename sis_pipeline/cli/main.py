@@ -17,6 +17,7 @@ from sis_pipeline.cli import (
     holds,
     integrations,
     keys,
+    links,
     listings,
     maintenance,
     oauth,
@@ -76,6 +77,7 @@ app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
 app.add_typer(holds.app, name="holds")
 app.add_typer(exports.app, name="export")
+app.add_typer(links.app, name="links")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")
 app.add_typer(sandbox.app, name="sandbox")

@@ -80,6 +80,12 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.certificate": Entry("The server's certificate could not be verified; nothing was sent."),
     "config.header": Entry("A header in the settings can't be sent, or is named like a credential."),
+    "config.link_reason": Entry("A decision about who is who needs who decides and why."),
+    "config.near_match_gone": Entry("The near match was withdrawn: the records no longer give reason for it."),
+    "config.no_link": Entry(
+        "The record is not one of that student.", "`sis students show` lists the records of a student."
+    ),
+    "config.no_near_match": Entry("There is no such near match.", "`sis links review` shows those there are."),
     "config.no_secret": Entry("The integration has no client secret.", SET_SECRET),
     "config.metadata": Entry(
         "The issuer publishes no metadata, or they contradict the settings.",
@@ -90,6 +96,7 @@ CATALOGUE: dict[str, Entry] = {
         "The system answered 404: there is nothing at this address.",
         "Check the integration's base_url; it may also mean that the district has not switched this API on.",
     ),
+    "config.only_link": Entry("The record is the only one of its student: there is nothing to split."),
     "config.private_address": Entry(
         "The host has an address that is not public, and the integration does not allow that; nothing was sent.",
         "Set private_addresses to true if the system really is inside your own network.",
@@ -108,6 +115,10 @@ CATALOGUE: dict[str, Entry] = {
         "Have the scopes granted, or set scope to those that are.",
     ),
     "config.token_request": Entry("The token endpoint refuses the kind of request."),
+    "config.two_state_ids": Entry(
+        "The two have different state ids of one issuer; two state ids are never joined.",
+        "Have the wrong one corrected in its SIS; the next sync then joins them, or asks again.",
+    ),
     "config.wrong_district": Entry(
         "The credentials reach another district's data than they did the first time, those of a district that another "
         "integration is for, or it can't be told any more whose. Nothing was read or written.",

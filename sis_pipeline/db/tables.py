@@ -347,6 +347,74 @@ holds = Table(
     comment="Removals that wait for a person.",
 )
 
+
+def _pair(*, nullable_student: bool) -> list[SqlColumn[Any]]:
+    """The two sides of a near match or a decision: records, or people who have none here."""
+    return [
+        SqlColumn(f"{side}{name}", kind, nullable=nullable, comment=f"{words} {about}")
+        for side, words in (("", "one side:"), ("other_", "the other side:"))
+        for name, kind, nullable, about in (
+            ("integration", Text(), True, "the integration of its record"),
+            ("sis_id", Text(), True, "the id of its record; null for a student without a record in that school year"),
+            ("student_id", UUID(as_uuid=False), nullable_student, "the student it was then"),
+        )
+    ]
+
+
+near_matches = Table(
+    "near_matches",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("near_match_id", UUID(as_uuid=False), primary_key=True, comment="the pair; the same two always have it"),
+    SqlColumn("school_year", Text, nullable=False, comment="the latest school year whose merge found it"),
+    *_pair(nullable_student=False),
+    SqlColumn("rule", Text, nullable=False, comment="the rule that made it a doubt"),
+    SqlColumn("evidence", Text, nullable=False, comment="names of what agrees or is alike; no values"),
+    SqlColumn("score", Double, nullable=False, comment="how alike they are, from 0 to 1"),
+    SqlColumn("status", Text, nullable=False, server_default=text("'open'"), comment="open, decided, gone"),
+    SqlColumn("operation_id", UUID(as_uuid=False), nullable=False, comment="the operation that found it"),
+    _stamp("opened_at", "since when it waits"),
+    SqlColumn("closed_at", TIMESTAMP(timezone=True), comment="when it was decided, or no longer found"),
+    CheckConstraint("status in ('open','decided','gone')", name="status"),
+    Index("ix_near_matches_queue", "district", "score", postgresql_where=text("status = 'open'")),
+    comment="Pairs of students who may be one, waiting for a person.",
+)
+
+identity_decisions = Table(
+    "identity_decisions",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("decision_id", UUID(as_uuid=False), primary_key=True, comment="the decision"),
+    SqlColumn("verdict", Text, nullable=False, comment="same or distinct"),
+    *_pair(nullable_student=True),
+    SqlColumn("near_match_id", UUID(as_uuid=False), comment="the near match it answers; null for a split"),
+    SqlColumn("decided_by", Text, nullable=False, comment="who decided"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("decided_at", "when it was decided"),
+    SqlColumn(
+        "superseded_by", UUID(as_uuid=False), comment="the later decision about the same two; null while it stands"
+    ),
+    CheckConstraint("verdict in ('same','distinct')", name="verdict"),
+    Index("ix_identity_decisions_standing", "district", postgresql_where=text("superseded_by is null")),
+    comment="What people decided about who is who; remembered for ever, inputs of every merge.",
+)
+
+student_aliases = Table(
+    "student_aliases",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("alias_id", UUID(as_uuid=False), primary_key=True, comment="the student id that was merged away"),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student it is now"),
+    SqlColumn("records", JSONB, nullable=False, comment="[integration, sis_id] of the records it had"),
+    SqlColumn("operation_id", UUID(as_uuid=False), nullable=False, comment="the operation that merged it"),
+    _stamp("merged_at", "when it was merged"),
+    SqlColumn(
+        "restored_at", TIMESTAMP(timezone=True), comment="when a split brought it back; null while it is an alias"
+    ),
+    Index("ix_student_aliases_student_id", "student_id"),
+    comment="Ids of students that were found to be another one.",
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

@@ -20,6 +20,7 @@ from sis_pipeline.roster.catalog import (
     with_kept,
 )
 from sis_pipeline.roster.changes import About, State, detect_changes
+from sis_pipeline.roster.decisions import SPLIT, no_decisions
 from sis_pipeline.roster.enrollments import (
     OPEN,
     PLACE,
@@ -103,6 +104,7 @@ class DistrictInputs:
     of the whole district (links may carry a `first_seen` timestamp beside the model's columns), all other tables of
     the school year only; a table that is left out is empty.
     `as_of`: the day the roster is judged on. `released`: fingerprints of holds that a person released.
+    `decisions`: what people decided about who is who, as `decisions.DECISIONS`.
     """
 
     district: str
@@ -116,6 +118,7 @@ class DistrictInputs:
     policies: Policies = field(default_factory=Policies)
     thresholds: Thresholds = field(default_factory=Thresholds)
     released: frozenset[str] = frozenset()
+    decisions: pl.DataFrame = field(default_factory=no_decisions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class MergedRoster:
     `frames`: by MERGED table name, exactly the model's columns; how each is published says `PUBLICATION`.
     `changes` is `frames["enrollment_changes"]`. `held`: removals that wait for a person; the frames hold the previous
     state for them. `near_matches`: integration, sis_id, other_integration, other_sis_id, student_id,
-    other_student_id, rule, evidence. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
+    other_student_id, rule, evidence, score. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
     `recycled`: integration, sis_id of records whose id seems to be given to another person (to quarantine).
     `retired`: student_id -> the student_id it was merged into (all its links are in the frames, pointing to the
     survivor); other school years of a retired student have to be merged again. `retired_staff`: the same for staff.
@@ -169,7 +172,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     school_ids = _school_ids(now)
 
     people = _identify(now, school_ids)
-    before = _before(now, people.resolution.retired)
+    before = _before(now, people, school_ids)
     staff = resolve_staff(inputs.district, now.records("staff"), now.existing("staff_links"), now.existing("staff"))
     staff_ids = _known_ids(staff.assignment, now.existing("staff_links"), "staff_id", staff.retired)
 
@@ -279,7 +282,9 @@ class _People:
     records: pl.DataFrame
     """Records that count: delivered, or carried over from before."""
     previous: pl.DataFrame
-    """Records published before, with `fate`; their student_id follows merges of students."""
+    """Records published before, with `fate`; their student_id follows merges and splits of students."""
+    moved: pl.DataFrame
+    """Records that a person took out of a student: integration, sis_id, student_id, was."""
 
     @property
     def ids(self) -> pl.DataFrame:
@@ -324,16 +329,22 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
     columns = [name for name in delivered.columns if name != "record_status"]
     candidates = pl.concat([delivered.select(columns), fated.filter(pl.col("fate") == CARRIED).select(columns)])
     resolution = resolve_students(
-        now.inputs.district, candidates, now.existing("student_links"), now.existing("students")
+        now.inputs.district,
+        candidates,
+        now.existing("student_links"),
+        now.existing("students"),
+        now.inputs.decisions,
     )
     who = resolution.assignment.select(*RECORD, student_id="person_id")
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before
     spared = fated.join(resolution.recycled, on=RECORD, how="semi").with_columns(fate=pl.lit(CARRIED))
     fated = pl.concat([fated.join(spared, on=RECORD, how="anti"), spared])
-    fated = _repointed(fated, resolution.retired)
+    linked = _repointed(now.existing("student_links").select(*RECORD, was="student_id"), resolution.retired, "was")
+    moved = who.join(linked, on=RECORD).filter(pl.col("student_id") != pl.col("was"))
+    fated = _repointed(fated, resolution.retired).update(moved.select(*RECORD, "student_id"), on=RECORD)
     records = candidates.join(who, on=RECORD, how="inner")
     records = pl.concat([records, spared.pipe(_repointed, resolution.retired).select(records.columns)])
-    return _People(resolution, records, fated)
+    return _People(resolution, records, fated, moved)
 
 
 def _with_values_before(now: _Delivery) -> pl.DataFrame:
@@ -356,8 +367,10 @@ def _repointed(frame: pl.DataFrame, retired: Mapping[str, str], column: str = "s
     return frame.with_columns(pl.col(column).replace(dict(retired))) if retired else frame
 
 
-def _before(now: _Delivery, retired: Mapping[str, str]) -> State:
-    """The published state, as it would read had merged students always been one: an identity merge is no removal."""
+def _before(now: _Delivery, people: _People, school_ids: pl.DataFrame) -> State:
+    """The published state, as it would read had merged students always been one, and split ones two: neither is a
+    removal."""
+    retired = people.resolution.retired
     stays = now.existing("enrollments").with_columns(closed=~pl.col("status").is_in(OPEN))
     stays = (
         _repointed(stays, retired).sort("closed", maintain_order=True).unique(STAY, keep="first", maintain_order=True)
@@ -366,7 +379,30 @@ def _before(now: _Delivery, retired: Mapping[str, str]) -> State:
         SEAT, keep="first", maintain_order=True
     )
     years = _repointed(now.existing("student_years"), retired).unique("student_id", keep="first", maintain_order=True)
-    return State(stays.drop("closed"), seats, years, now.existing("sections"))
+    sections = now.existing("sections")
+    if people.moved.height:
+        at_school = refer(now.of_year("enrollments"), "school_sis_id", school_ids, "school_id")
+        in_section = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+        stays = _divided(stays, people, at_school.select("integration", "school_id", sis_id="student_sis_id"))
+        taken = in_section.filter(pl.col("role") == "student")
+        taken = taken.select("integration", "section_id", sis_id="person_sis_id")
+        seats = _divided(seats, people, taken, "person_id")
+    return State(stays.drop("closed"), seats, years, sections)
+
+
+def _divided(rows: pl.DataFrame, people: _People, reports: pl.DataFrame, person: str = "student_id") -> pl.DataFrame:
+    """The rows published of a split student, shared out by who reports them now: to one side, or to both.
+
+    `reports`: integration, the student record's sis_id, and the place, which is a column of `rows` too.
+    """
+    [place] = [name for name in reports.columns if name not in RECORD]
+    leaving = reports.join(people.moved, on=RECORD).select(place, "was", "student_id").unique()
+    staying = reports.join(people.ids, on=RECORD).select(place, "student_id").unique()
+    key = [person, place]
+    shared = leaving.select(place, pl.col("was").alias(person), goes_to="student_id")
+    copies = rows.join(shared, on=key).with_columns(pl.col("goes_to").alias(person)).select(rows.columns)
+    gone = shared.select(key).join(staying.rename({"student_id": person}), on=key, how="anti")
+    return pl.concat([rows.join(gone, on=key, how="anti", maintain_order="left"), copies])
 
 
 def _known_ids(assignment: pl.DataFrame, links: pl.DataFrame, person: str, retired: Mapping[str, str]) -> pl.DataFrame:
@@ -557,8 +593,11 @@ def _student_links(now: _Delivery, people: _People, sources: pl.DataFrame) -> pl
     """
     table, links = MERGED["student_links"], now.existing("student_links")
     new = people.resolution.assignment.rename({"person_id": "student_id"}).with_columns(active=pl.lit(value=True))
-    known = _repointed(links, people.resolution.retired).join(
-        new.select(*RECORD, fresh_confidence="confidence"), on=RECORD, how="left", maintain_order="left"
+    moved = people.moved.select(*RECORD, "student_id", rule=pl.lit(SPLIT))
+    known = (
+        _repointed(links, people.resolution.retired)
+        .update(moved, on=RECORD)
+        .join(new.select(*RECORD, fresh_confidence="confidence"), on=RECORD, how="left", maintain_order="left")
     )
     if _speaks_for_links(now):
         here = sources.select(RECORD).with_columns(here=pl.lit(value=True))

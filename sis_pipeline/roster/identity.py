@@ -9,24 +9,36 @@ are cut and reported instead. Unknown values form no groups, so the unknown neit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
+from sis_pipeline.roster.decisions import (
+    CONFIRMED,
+    DISTINCT,
+    SAME,
+    decided_nodes,
+    links_as_decided,
+    no_decisions,
+)
 from sis_pipeline.roster.ids import derived_id, derived_ids
+from sis_pipeline.roster.near import PAIR, judged, neighbours, similar
 from sis_pipeline.roster.normalise import email_key, exact_key, first_word_key, name_key, phone_key
+from sis_pipeline.roster.presence import RECORD
 
 Nodes = np.ndarray[Any, np.dtype[np.int64]]
 
-RECORD = ["integration", "sis_id"]
 NEW = "new"
 NEAR_CONFIDENCE = 0.5
-NEAR_SCHEMA = dict.fromkeys(
-    (*RECORD, "other_integration", "other_sis_id", "person_id", "other_person_id", "rule", "evidence"), pl.String
-)
+NEAR_SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(
+        (*RECORD, "other_integration", "other_sis_id", "person_id", "other_person_id", "rule", "evidence"), pl.String
+    ),
+    "score": pl.Float64,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +68,8 @@ STUDENT_NEAR_RULES = (
     Rule("local_id", 1, ("local_id",)),
     Rule("name_birth", 2, _NAME_AND_BIRTH),
 )
+_SIMILAR_TIER = 3
+"""Of near matches that no rule of agreeing columns finds."""
 STAFF_RULES = (
     Rule("state_staff_id", 0, ("state_staff_id", "lasts")),
     Rule("email", 1, ("email", "lasts")),
@@ -69,7 +83,8 @@ class Resolution:
 
     `assignment`: integration, sis_id, person_id, rule, confidence; one row per record, recycled ones left out.
     `near_matches`: integration, sis_id, other_integration, other_sis_id, person_id, other_person_id, rule, evidence
-    (names of agreeing facts, comma separated); integration and sis_id are null for a person without a record here.
+    (names of agreeing facts, comma separated), score (0 to 1); integration and sis_id are null for a person without a
+    record here.
     `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule. `recycled`: integration, sis_id.
     `retired`: person id -> the person id it was merged into.
     """
@@ -82,13 +97,20 @@ class Resolution:
 
 
 def resolve_students(
-    district: str, records: pl.DataFrame, links: pl.DataFrame, students: pl.DataFrame | None = None
+    district: str,
+    records: pl.DataFrame,
+    links: pl.DataFrame,
+    students: pl.DataFrame | None = None,
+    decisions: pl.DataFrame | None = None,
 ) -> Resolution:
     """Which student each record is.
 
     `records`: `integration`, the columns of the students entity and `school_id`, one row per (integration, sis_id).
     `links`: the district's student_links, all years, with `first_seen` where known. `students`: the district's
     published students; they take part in matching, so that a student who changes systems stays the same student.
+    `decisions`: what people decided (`decisions.DECISIONS`): pairs decided `distinct` are never joined and never near
+    matches, not even by a link; pairs decided `same` are joined unless that would join two different state ids of one
+    issuer, or a pair decided distinct.
 
     An existing link holds, unless name and birth date both changed: then the id was given to another child and the
     record is `recycled`. A link also holds while two systems' state ids differ for a time after a correction in one
@@ -96,9 +118,9 @@ def resolve_students(
     """
     known = _known_people(students, "student_id")
     facts = _student_facts(records, known)
-    return _Resolver(facts, _link_frame(links, "student_id"), STUDENT_RULES, STUDENT_NEAR_RULES).run(
-        "student", district
-    )
+    decided = no_decisions() if decisions is None else decisions
+    resolver = _Resolver(facts, _link_frame(links, "student_id"), STUDENT_RULES, STUDENT_NEAR_RULES, decided)
+    return resolver.run("student", district)
 
 
 def resolve_staff(
@@ -110,7 +132,7 @@ def resolve_staff(
     """
     known = _known_people(staff, "staff_id")
     facts = _staff_facts(records, known)
-    return _Resolver(facts, _link_frame(links, "staff_id"), STAFF_RULES, ()).run("staff", district)
+    return _Resolver(facts, _link_frame(links, "staff_id"), STAFF_RULES, (), no_decisions()).run("staff", district)
 
 
 def resolve_schools(district: str, schools: pl.DataFrame) -> pl.DataFrame:
@@ -263,8 +285,14 @@ class _Resolver:
     """One resolution, step by step; `labels` is the component of every node so far."""
 
     def __init__(
-        self, facts: pl.DataFrame, links: pl.DataFrame, rules: Sequence[Rule], near_rules: Sequence[Rule]
+        self,
+        facts: pl.DataFrame,
+        links: pl.DataFrame,
+        rules: Sequence[Rule],
+        near_rules: Sequence[Rule],
+        decisions: pl.DataFrame,
     ) -> None:
+        links = links_as_decided(links, decisions)
         self.links, self.rules, self.near_rules = links, rules, near_rules
         self.recycled = _recycled(facts, links) if "birth_date" in facts.columns else facts.head(0).select(*RECORD)
         # renumber: a recycled record is nobody's, and must not lend its facts to anybody
@@ -274,6 +302,7 @@ class _Resolver:
             .with_row_index("node")
             .with_columns(pl.col("node").cast(pl.Int64))
         )
+        self.decided = decided_nodes(self.facts, links, decisions)
         self.labels: Nodes = np.arange(self.facts.height, dtype=np.int64)
 
     def run(self, what: str, district: str) -> Resolution:
@@ -311,30 +340,53 @@ class _Resolver:
         self.labels = components(len(self.labels), left, right)[self.labels]
 
     def _join_rules(self) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """Apply the rules tier by tier; the edges that hold and those that were cut: node, hub, rule, tier."""
+        """Apply decisions, then the rules tier by tier; the edges that hold and those that were cut: node, hub, rule, tier."""
         held, cut = [_no_edges()], [_no_edges()]
-        for tier in sorted({rule.tier for rule in self.rules}):
-            edges = pl.concat([_edges(self.facts, rule) for rule in self.rules if rule.tier == tier])
+        for edges in self._tiers():
             before = self.labels
             self._join(edges)
             torn = self._contradicting()
             if len(torn):
                 is_torn = np.isin(self.labels[edges["node"].to_numpy()], torn)
-                joins = before[edges["node"].to_numpy()] != before[edges["hub"].to_numpy()]
-                cut.append(edges.filter(pl.Series(is_torn & joins)))
-                edges = edges.filter(pl.Series(~is_torn))
+                left, right = before[edges["node"].to_numpy()], before[edges["hub"].to_numpy()]
+                reported = is_torn & (left != right) & ~self._are_apart(left, right, before)
+                cut.append(edges.filter(pl.Series(reported)))
+                edges = edges.filter(pl.Series(~is_torn))  # noqa: PLW2901 the ones that hold
                 self.labels = before
                 self._join(edges)
             held.append(edges)
         return pl.concat(held), pl.concat(cut)
 
+    def _tiers(self) -> Iterator[pl.DataFrame]:
+        forced = self.decided.filter(pl.col("verdict") == SAME).select("node", "hub", rule=pl.lit(CONFIRMED))
+        yield forced.with_columns(tier=pl.lit(-1, pl.Int32))
+        for tier in sorted({rule.tier for rule in self.rules}):
+            yield pl.concat([_edges(self.facts, rule) for rule in self.rules if rule.tier == tier])
+
     def _contradicting(self) -> Nodes:
-        """Components that hold two different state ids of one issuer."""
+        """Components that hold two different state ids of one issuer, or two people that a person told apart."""
+        left, right = self._apart(self.labels)
+        joined: Nodes = left[left == right]
         if "ssid" not in self.facts.columns:
-            return np.array([], dtype=np.int64)
+            return joined
         known = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).drop_nulls("ssid")
         counts = known.group_by("label", "ssid_issuer").agg(pl.col("ssid").n_unique())
-        return counts.filter(pl.col("ssid") > 1)["label"].unique().to_numpy()
+        two_ids: Nodes = counts.filter(pl.col("ssid") > 1)["label"].unique().to_numpy()
+        torn: Nodes = np.unique(np.concatenate([joined, two_ids]))
+        return torn
+
+    def _apart(self, labels: Nodes) -> tuple[Nodes, Nodes]:
+        """The components on each side of the pairs that a person told apart."""
+        pairs = self.decided.filter(pl.col("verdict") == DISTINCT)
+        return labels[pairs["node"].to_numpy()], labels[pairs["hub"].to_numpy()]
+
+    def _are_apart(self, left: Nodes, right: Nodes, labels: Nodes) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of the pairs of components a person told apart."""
+
+        def named(one: Nodes, other: Nodes) -> Nodes:
+            return np.minimum(one, other) * len(labels) + np.maximum(one, other)
+
+        return np.isin(named(left, right), named(*self._apart(labels)))
 
     def _people(self, known: pl.DataFrame, what: str, district: str) -> tuple[pl.DataFrame, dict[str, str]]:
         """The person of every component (label, person_id) and the people that were merged into another."""
@@ -366,39 +418,42 @@ class _Resolver:
         return ids
 
     def _near_matches(self, people: pl.DataFrame) -> pl.DataFrame:
-        """Neighbours in a group that agrees on part of a rule, but are two people: one pair per two people."""
+        """Neighbours in a group that agrees on part of a rule, or is alike, but are two people: one pair per two people."""
         if not self.near_rules:
             return pl.DataFrame(schema=NEAR_SCHEMA)
-        parts = [_no_edges().with_columns(label=pl.col("node"), other_label=pl.col("hub"))]
         labelled = self.facts.with_columns(label=pl.Series(self.labels))
-        for rule in self.near_rules:
-            columns = list(rule.columns)
-            group = (
-                labelled.drop_nulls(columns)
-                .sort("node")
-                .unique([*columns, "label"], keep="first", maintain_order=True)
-                .filter(pl.len().over(columns) > 1)
-                .with_columns(
-                    hub=pl.col("node").shift(1).over(columns), other_label=pl.col("label").shift(1).over(columns)
-                )
-                .drop_nulls("hub")
-            )
-            parts.append(
-                group.select("node", "hub", "label", "other_label", rule=pl.lit(rule.name), tier=pl.lit(rule.tier))
-            )
-        pairs = pl.concat(parts, how="diagonal_relaxed")
+        # what is published of somebody counts only where no record says how it is now
+        delivered = labelled.filter(pl.col("sis_id").is_not_null())["label"].unique()
+        present = labelled.filter(pl.col("sis_id").is_not_null() | ~pl.col("label").is_in(delivered.implode()))
+        parts = [
+            neighbours(present, rule.columns).with_columns(rule=pl.lit(rule.name), tier=pl.lit(rule.tier))
+            for rule in self.near_rules
+        ]
+        parts.append(similar(labelled, present).with_columns(tier=pl.lit(_SIMILAR_TIER)))
+        pairs = self._not_contradicting(pl.concat(parts).select(*PAIR, "rule", "tier"))
+        apart = self._are_apart(pairs["label"].to_numpy(), pairs["other_label"].to_numpy(), self.labels)
         pairs = (
-            self._not_contradicting(pairs).sort("tier", "node", "hub").unique(["label", "other_label"], keep="first")
+            pairs.filter(pl.Series(~apart))
+            .with_columns(
+                two=pl.concat_list(pl.min_horizontal("label", "other_label"), pl.max_horizontal("label", "other_label"))
+            )
+            .sort("tier", "node", "hub")
+            .unique("two", keep="first", maintain_order=True)
         )
+        # who has a better near match is not asked about again for a lesser one
+        better = pairs.filter(pl.col("tier") < _SIMILAR_TIER)
+        doubted = pl.concat([better["label"], better["other_label"]]).implode()
+        lesser = (pl.col("tier") == _SIMILAR_TIER) & pl.any_horizontal(pl.col("label", "other_label").is_in(doubted))
+        pairs = pairs.filter(~lesser)
         # two people of whom neither has a record here are not this merge's business
         named = self._named_pairs(pairs, "label", "other_label").filter(
             pl.col("sis_id").is_not_null() | pl.col("other_sis_id").is_not_null()
         )
         return (
-            named.with_columns(_evidence(self.facts, named))
+            judged(self.facts, named)
             .join(people, on="label")
             .join(people.rename({"label": "other_label", "person_id": "other_person_id"}), on="other_label")
-            .select(*RECORD, "other_integration", "other_sis_id", "person_id", "other_person_id", "rule", "evidence")
+            .select(*NEAR_SCHEMA)
             .sort(pl.all())
         )
 
@@ -492,16 +547,3 @@ def _recycled(facts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
 def _share(variants: str) -> pl.Expr:
     either_unknown = (pl.col(variants).list.len() == 0) | (pl.col(f"{variants}_before").list.len() == 0)
     return either_unknown | (pl.col(variants).list.set_intersection(f"{variants}_before").list.len() > 0)
-
-
-_EVIDENCE = ("ssid", "local_id", "first", "last", "birth_date", "email", "school_id", "grade_level")
-
-
-def _evidence(facts: pl.DataFrame, pairs: pl.DataFrame) -> pl.Series:
-    """The names of the facts that agree in each pair, never their values."""
-    left = pairs.select("node").join(facts, on="node", how="left", maintain_order="left")
-    right = pairs.select(node="hub").join(facts, on="node", how="left", maintain_order="left")
-    agree = pl.DataFrame({name: left[name] == right[name] for name in _EVIDENCE})
-    shown = {"first": "first_name", "last": "last_name", "school_id": "school"}
-    names = [pl.when(pl.col(name)).then(pl.lit(shown.get(name, name))) for name in _EVIDENCE]
-    return agree.select(evidence=pl.concat_str(names, separator=", ", ignore_nulls=True)).to_series()

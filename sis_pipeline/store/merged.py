@@ -21,7 +21,7 @@ from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, Integratio
 from sis_pipeline.roster.guard import Hold, Thresholds
 from sis_pipeline.roster.merge import Policies
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
-from sis_pipeline.store import bulk
+from sis_pipeline.store import bulk, decisions
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -56,10 +56,11 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """An operation that was opened, and what its merge takes."""
+    """An operation that was opened, and what its merge takes. `decided`: the mark of the decisions it honours."""
 
     operation: Operation
     inputs: DistrictInputs
+    decided: str
 
 
 class MergeStore:
@@ -76,7 +77,7 @@ class MergeStore:
         return sorted({district for one in self._integrations() if one.key in read for district in one.districts})
 
     def stale_districts(self, school_year: str) -> list[str]:
-        """The districts whose newest snapshots, holds or integrations are not those of the last published merge."""
+        """The districts whose newest snapshots, holds, decisions or integrations are not those of the last published merge."""
         with self._engine.connect() as connection:
             last = {row.district: row.fingerprint for row in connection.execute(_last_published(school_year))}
         return [one for one in self.districts_of(school_year) if self.fingerprint(one, school_year) != last.get(one)]
@@ -89,7 +90,8 @@ class MergeStore:
         found = self._snapshots.latest_good(school_year, district)
         with self._engine.connect() as connection:
             released = _released(connection, district, school_year)
-        return self._fingerprint(district, found, released, rules)
+            decided = decisions.mark(connection, district)
+        return self._fingerprint(district, found, released, [decided, *rules])
 
     def gather(
         self,
@@ -119,9 +121,10 @@ class MergeStore:
             released = _released(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
+            decided, standing = decisions.mark(connection, district), decisions.standing(connection, district)
             today = connection.scalar(text(f"select {SCHEMA}.clock()::date"))
         integrations = {one.key: one for one in self._integrations(district)}
-        mark = self._fingerprint(district, found, released, rules)
+        mark = self._fingerprint(district, found, released, [decided, *rules])
         operation = self._open(district, school_year, before=before, mark=mark, found=found, run_id=run_id)
         inputs = DistrictInputs(
             district=district,
@@ -135,8 +138,9 @@ class MergeStore:
             policies=policies or Policies(),
             thresholds=thresholds or Thresholds(),
             released=released,
+            decisions=standing,
         )
-        return Gathered(operation, inputs)
+        return Gathered(operation, inputs, decided)
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
         """Keep what the merge decided, for good, and mark the operation merged."""
@@ -154,6 +158,7 @@ class MergeStore:
                 "files": hashes,
                 "rows": {name: frame.height for name, frame in merged.frames.items()},
                 "released": sorted(gathered.inputs.released),
+                "decided": gathered.decided,
                 "held": [asdict(hold) for hold in merged.held],
                 "retired": dict(merged.retired),
                 "retired_staff": dict(merged.retired_staff),
@@ -182,7 +187,7 @@ class MergeStore:
         )
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows`, `released`, `held`, `retired`, `retired_staff`, `stats`."""
+        """`files` (table -> hash), `rows`, `released`, `decided`, `held`, `retired`, `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 
     def fail(self, operation: Operation) -> None:

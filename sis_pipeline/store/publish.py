@@ -15,7 +15,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
-from sis_pipeline.store import bulk, holds
+from sis_pipeline.store import bulk, decisions, holds, identity
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import MergeStore, Operation, published_epochs, read_operation, scope_of
@@ -52,10 +52,11 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
 
     Rows, ledger, holds, audit entries and the operation's own mark are one transaction. Publishing an operation that is
     published already does nothing. Raises SupersededError when the district published something else since the merge
-    read it, or a hold it lets through was taken back.
+    read it, a hold it lets through was taken back, or somebody decided who is who.
     """
     merged = store.read_merged(operation)
-    released = frozenset(store.manifest(operation)["released"])
+    manifest = store.manifest(operation)
+    released = frozenset(manifest["released"])
     with engine.begin() as connection:
         for name, value in TIMEOUTS.items():
             connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
@@ -63,7 +64,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         found = read_operation(connection, operation.operation_id, lock=True)
         if found.status == "published":
             return _already(found)
-        outdated = _outdated(connection, found, released)
+        outdated = _outdated(connection, found, released, manifest["decided"])
         if outdated:
             _mark(connection, found, "superseded", {**(found.summary or {}), "superseded": outdated})
             details = {"school_year": found.school_year, "epoch": found.epoch, "reason": outdated}
@@ -88,7 +89,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
     )
 
 
-def _outdated(connection: Connection, operation: Operation, released: frozenset[str]) -> str | None:
+def _outdated(connection: Connection, operation: Operation, released: frozenset[str], decided: str) -> str | None:
     """Why an operation may not be published, None where it may."""
     if operation.status not in {"merged", "superseded"}:
         raise InternalError(
@@ -101,6 +102,8 @@ def _outdated(connection: Connection, operation: Operation, released: frozenset[
         return f"another merge was published since, for {', '.join(later)}"
     if released - holds.released(connection, operation.district, operation.school_year):
         return "a hold that it lets through is no longer released"
+    if decisions.mark(connection, operation.district) != decided:
+        return "somebody decided since who is who"
     return None
 
 
@@ -108,6 +111,7 @@ def _publish(
     connection: Connection, operation: Operation, merged: MergedRoster, released: frozenset[str], actor: str | None
 ) -> Published:
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
+    who = identity.record(connection, operation, merged)
     applied = {name: _apply(connection, operation, merged, name) for name in MERGED if name in merged.frames}
     decided = holds.record(connection, operation, merged.held, released)
     changes = _new_changes(connection, operation, started)
@@ -123,7 +127,7 @@ def _publish(
     details = {"school_year": operation.school_year, "epoch": operation.epoch, "changes": changes, "held": held}
     written = {"written": sum(one.written for one in applied.values())}
     published = audit.Entry("roster.publish", operation.operation_id, operation.district, details | written)
-    audit.append_all(connection, [published, *decided], actor=actor)
+    audit.append_all(connection, [published, *who, *decided], actor=actor)
     return Published(operation.operation_id, applied, changes, held)
 
 

@@ -28,8 +28,13 @@ LINKS = empty(MERGED["student_links"])
 ADA: dict[str, Any] = {"first_name": "Ada", "last_name": "Moss", "birth_date": "2012-03-04"}
 
 
-def resolve(*students: dict[str, Any], links: pl.DataFrame = LINKS, known: pl.DataFrame | None = None) -> Resolution:
-    return resolve_students("d1", records("students", *students), links, known)
+def resolve(
+    *students: dict[str, Any],
+    links: pl.DataFrame = LINKS,
+    known: pl.DataFrame | None = None,
+    decisions: pl.DataFrame | None = None,
+) -> Resolution:
+    return resolve_students("d1", records("students", *students), links, known, decisions)
 
 
 def people(resolution: Resolution) -> dict[str, str]:

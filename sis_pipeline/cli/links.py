@@ -1,0 +1,179 @@
+"""`sis links`: near matches side by side, and the person's decision who is who.
+What waits and what was decided is kept by store.identity; the values that are compared come from `comparison`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sis_pipeline.cli.installation import Installation
+from sis_pipeline.cli.listings import District, Limit, one_of
+from sis_pipeline.cli.output import AsJson, RefusalError, as_text, counted, emit, table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sis_pipeline.store.identity import Decision, Identities, NearMatch
+
+app = typer.Typer(help="Which records are one student: near matches and decisions.", no_args_is_help=True)
+
+NearMatchId = Annotated[str, typer.Argument(metavar="NEAR_MATCH", help="The near match's id, from `sis links review`.")]
+Reason = Annotated[str, typer.Option(help="Why, without the student's values; it goes into the audit log.")]
+Values = Annotated[bool, typer.Option("--values", help="Show the students' values instead of a mask.")]
+STATUSES = ("open", "decided", "gone")
+
+
+@app.callback()
+def links() -> None:
+    """Which records are one student: near matches and decisions."""
+
+
+@app.command()
+def review(
+    *,
+    district: District = None,
+    status: Annotated[str, typer.Option(help="open, decided, gone (the records changed), or all.")] = "open",
+    limit: Limit = 20,
+    values: Values = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show near matches side by side, the likeliest first: pairs that may be one student and wait for a person.
+
+    Until one decides, both are published on their own and get no account. Values are masked unless asked for.
+    """
+    one_of("--status", status, (*STATUSES, "all"))
+    found = _identities().near_matches(district, None if status == "all" else status)  # type: ignore[arg-type]
+    shown = found[:limit]
+    compared = [_compared(it, values) for it in shown]
+
+    def render(console: Console) -> None:
+        for it, rows in zip(shown, compared, strict=True):
+            _print_pair(console, it, rows)
+        words = "1 near match" if len(found) == 1 else f"{len(found):,} near matches"
+        console.print(words + (f", the first {len(shown):,} shown." if len(shown) < len(found) else "."))
+
+    document = [_plain(it, rows, values) for it, rows in zip(shown, compared, strict=True)]
+    emit(as_json, {"near_matches": document, "total": len(found)}, render)
+
+
+@app.command()
+def show(
+    found_id: Annotated[str, typer.Argument(metavar="ID", help="A near match's id, or a student's.")],
+    *,
+    values: Values = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show one near match side by side, or the records of a student and what was decided about them."""
+    from sis_pipeline.cli import comparison
+    from sis_pipeline.cli.records import is_uuid
+
+    if not is_uuid(found_id):
+        raise RefusalError("The id is not a UUID.", "`sis links review` and `sis students show` show ids.")
+    near = _near_match(found_id)
+    if near is not None:
+        rows = _compared(near, values)
+        emit(as_json, {"near_match": _plain(near, rows, values)}, lambda console: _print_pair(console, near, rows))
+        return
+    with Installation().engine.connect() as connection:
+        student = comparison.student(connection, found_id, values=values)
+    decisions = _identities().decisions(student["student_id"] or found_id) if student else []
+    if student is None and not decisions:
+        raise RefusalError("No near match and no student has that id.", "`sis links review` shows near matches.")
+    document = {"student": student, "decisions": [asdict(it) for it in decisions]}
+
+    def render(console: Console) -> None:
+        if student:
+            comparison.print_student(console, student)
+        columns = ("decided", "verdict", "one", "other", "by", "because", "stands")
+        cells = [
+            (it.decided_at, it.verdict, *(side.words for side in it.sides), it.decided_by, it.reason, it.superseded_by is None)
+            for it in decisions
+        ]  # fmt: skip
+        console.print(table(counted(len(decisions), "decision"), columns, cells))
+
+    emit(as_json, document, render)
+
+
+@app.command()
+def confirm(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False) -> None:
+    """The two are one student: the next merge joins them. Refused where they have two state ids of one issuer."""
+    from sis_pipeline.db.audit import current_actor
+
+    made = _identities().confirm(near_match, current_actor(), reason)
+    _decided([made], "They are one student; the next merge joins them, and keeps the older id.", as_json)
+
+
+@app.command()
+def distinct(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False) -> None:
+    """The two are two students: no merge joins them, and nobody is asked again."""
+    from sis_pipeline.db.audit import current_actor
+
+    made = _identities().distinct(near_match, current_actor(), reason)
+    _decided([made], "They are two students; no merge joins them, and nobody is asked again.", as_json)
+
+
+@app.command()
+def split(
+    student: Annotated[str, typer.Argument(metavar="STUDENT", help="The id of the student that is two.")],
+    *,
+    record: Annotated[str, typer.Option(metavar="INTEGRATION/SIS_ID", help="The record that is another student's.")],
+    reason: Reason,
+    as_json: AsJson = False,
+) -> None:
+    """Take a record out of a student, for good: the next merge gives it its own student again.
+
+    Where the record was a student of its own before a merge, that student comes back with its id and history.
+    """
+    from sis_pipeline.db.audit import current_actor
+
+    integration, slash, sis_id = record.partition("/")
+    if not (integration and slash and sis_id):
+        raise RefusalError("--record takes INTEGRATION/SIS_ID: an integration's key, a slash, the record's id there.")
+    made = _identities().split(student, (integration, sis_id), current_actor(), reason)
+    own = made[0].sides[0].student_id
+    back = f"student {own} again" if own else "a student of its own"
+    _decided(made, f"The next merge makes {record} {back}; it is never joined with the others again.", as_json)
+
+
+def _identities() -> Identities:
+    from sis_pipeline.store.identity import Identities
+
+    return Identities(Installation().engine)
+
+
+def _near_match(found_id: str) -> NearMatch | None:
+    from sis_pipeline.connect.errors import ConfigError
+
+    try:
+        return _identities().near_match(found_id)
+    except ConfigError:  # the id may be a student's
+        return None
+
+
+def _compared(near: NearMatch, values: bool) -> list[dict[str, Any]]:
+    from sis_pipeline.cli import comparison
+
+    with Installation().engine.connect() as connection:
+        return comparison.of_pair(connection, near, values=values)
+
+
+def _decided(made: list[Decision], consequence: str, as_json: bool) -> None:
+    words = f"Decided. {consequence}"
+    document = {"decisions": [asdict(it) for it in made]}
+    emit(as_json, document, lambda console: console.print(words, markup=False))
+
+
+def _plain(near: NearMatch, rows: list[dict[str, Any]], values: bool) -> dict[str, Any]:
+    """Without the students' values, unless they were asked for: then what was compared, side by side."""
+    return {**asdict(near), **({"attributes": rows} if values else {})}
+
+
+def _print_pair(console: Console, near: NearMatch, rows: list[dict[str, Any]]) -> None:
+    head = f"Near match {near.near_match_id} of {near.district}, {near.status}: {near.score:.0%} alike by {near.rule}"
+    console.print(head, style="bold", markup=False)
+    console.print(f"What agrees: {near.evidence or 'nothing but the block'}.", markup=False)
+    columns = ("attribute", *(side.words for side in near.sides), "")
+    cells = [(row["attribute"], as_text(row["one"]), as_text(row["other"]), row["verdict"]) for row in rows]
+    console.print(table(None, columns, cells))

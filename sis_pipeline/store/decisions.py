@@ -1,0 +1,57 @@
+"""The decisions about who is who as a merge takes them: those that stand, and their mark in its fingerprint.
+How people make them, and what becomes of the queue, is in `identity`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import polars as pl
+from sqlalchemy import Connection, func, select
+
+from sis_pipeline.db.tables import identity_decisions, student_aliases
+from sis_pipeline.roster.decisions import DECISIONS
+from sis_pipeline.store.files import digest
+
+SIDES = ("", "other_")
+
+
+def standing(connection: Connection, district: str) -> pl.DataFrame:
+    """The decisions of a district that stand, as `decisions.DECISIONS`; ids of merged students are those they are now."""
+    columns = [
+        column
+        for side in SIDES
+        for column in (
+            identity_decisions.c[f"{side}integration"],
+            identity_decisions.c[f"{side}sis_id"],
+            _student_now(f"{side}student_id", f"{side}integration").label(f"{side}person_id"),
+        )
+    ]
+    query = select(*columns, identity_decisions.c.verdict).where(
+        identity_decisions.c.district == district, identity_decisions.c.superseded_by.is_(None)
+    )
+    rows = [tuple(row) for row in connection.execute(query)]
+    return pl.DataFrame(rows, schema=DECISIONS, orient="row").unique().sort(pl.all())
+
+
+def _student_now(column: str, integration: str) -> Any:
+    """The id beside a record is the one it goes back to; only where there is no record it is whom the decision means."""
+    own = identity_decisions.c[column]
+    alias = (
+        select(student_aliases.c.student_id)
+        .where(
+            student_aliases.c.alias_id == own,
+            student_aliases.c.restored_at.is_(None),
+            identity_decisions.c[integration].is_(None),
+        )
+        .scalar_subquery()
+    )
+    return func.coalesce(alias, own)
+
+
+def mark(connection: Connection, district: str) -> str:
+    """Hash of the decisions that stand."""
+    ids = select(identity_decisions.c.decision_id).where(
+        identity_decisions.c.district == district, identity_decisions.c.superseded_by.is_(None)
+    )
+    return digest(json.dumps(sorted(connection.scalars(ids))).encode())

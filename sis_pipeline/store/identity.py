@@ -1,0 +1,472 @@
+"""Who is who, as people decide it: near matches that wait, decisions that are remembered, ids of merged students.
+What a decision does to the roster is the next merge's work (`roster.identity`); here it is asked, kept and read."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, cast
+
+from sqlalchemy import Connection, Engine, Row, and_, func, or_, select, text, update
+from sqlalchemy.dialects.postgresql import insert
+
+from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.db import audit
+from sis_pipeline.db.tables import SCHEMA, identity_decisions, near_matches, roster_tables, student_aliases
+from sis_pipeline.roster.decisions import DISTINCT, SAME
+from sis_pipeline.roster.district import MergedRoster
+from sis_pipeline.roster.ids import derived_id
+from sis_pipeline.store.locks import lock_district
+from sis_pipeline.store.merged import Operation
+
+NOW = text(f"{SCHEMA}.clock()")
+SIDES = ("", "other_")
+Status = Literal["open", "decided", "gone"]
+Record = tuple[str, str]
+
+links = roster_tables["student_links"]
+sources = roster_tables["student_sources"]
+students = roster_tables["students"]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two: its record (None for a student without one in that school year) and the student it was then."""
+
+    record: Record | None
+    student_id: str | None
+
+    @property
+    def words(self) -> str:
+        return "/".join(self.record) if self.record else f"student {self.student_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class NearMatch:
+    """A pair that may be one person. `evidence` names what agrees; `score` says how alike they are, 0 to 1."""
+
+    near_match_id: str
+    district: str
+    school_year: str
+    sides: tuple[Side, Side]
+    rule: str
+    evidence: str
+    score: float
+    status: Status
+    opened_at: datetime
+    closed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a person decided about two. `superseded_by` is the later decision about the same two, None while it stands."""
+
+    decision_id: str
+    district: str
+    verdict: Literal["same", "distinct"]
+    sides: tuple[Side, Side]
+    near_match_id: str | None
+    decided_by: str
+    reason: str
+    decided_at: datetime
+    superseded_by: str | None
+
+
+class Identities:
+    """The near matches and decisions of this installation."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def near_matches(self, district: str | None = None, status: Status | None = "open") -> list[NearMatch]:
+        """The likeliest first."""
+        query = select(near_matches).order_by(near_matches.c.score.desc(), near_matches.c.near_match_id)
+        if district is not None:
+            query = query.where(near_matches.c.district == district)
+        if status is not None:
+            query = query.where(near_matches.c.status == status)
+        with self._engine.connect() as connection:
+            return [_near_match(row) for row in connection.execute(query)]
+
+    def near_match(self, near_match_id: str) -> NearMatch:
+        """Raises ConfigError where there is none."""
+        with self._engine.connect() as connection:
+            return _get(connection, near_match_id)
+
+    def decisions(self, student_id: str) -> list[Decision]:
+        """Every decision that names a student or one of the records it has now, newest first."""
+        with self._engine.connect() as connection:
+            mine = select(links.c.integration, links.c.sis_id).where(links.c.student_id == student_id)
+            who = _Who(student_id, [(row.integration, row.sis_id) for row in connection.execute(mine)])
+            named = [_is_side(side, who) for side in SIDES]
+            table = identity_decisions.c
+            query = select(identity_decisions).where(or_(*named)).order_by(table.decided_at.desc(), table.decision_id)
+            return [_decision(row) for row in connection.execute(query)]
+
+    def confirm(self, near_match_id: str, actor: str, reason: str) -> Decision:
+        """The two are one student: the next merge joins them, whatever the rules say, and so does every later one.
+
+        Raises ConfigError without a reason, for an unknown or withdrawn near match, and where the two have different
+        state ids of one issuer, which no decision joins.
+        """
+        return self._answer(near_match_id, SAME, actor, reason)
+
+    def distinct(self, near_match_id: str, actor: str, reason: str) -> Decision:
+        """The two are two students: no merge ever joins them or asks again. Raises ConfigError as `confirm`."""
+        return self._answer(near_match_id, DISTINCT, actor, reason)
+
+    def split(self, student_id: str, record: Record, actor: str, reason: str) -> list[Decision]:
+        """Give a record its own student again, for good: the one it was before a merge, where there was one.
+
+        The next merge does it. Raises ConfigError without a reason, and where the record is not the student's or its
+        only one.
+        """
+        _check_words(actor, reason)
+        with self._engine.begin() as connection:
+            district, others = self._to_split(connection, student_id, record)
+            lock_district(connection, district)
+            district, others = self._to_split(connection, student_id, record)  # as it is now that nobody else writes
+            own = _student_before(connection, district, student_id, record)
+            pairs = [(Side(record, own), Side(other, student_id)) for other in others]
+            made = _decide(connection, district, DISTINCT, pairs, actor=actor, reason=reason)
+            _supersede(connection, district, _Who(own, [record]), _Who(student_id, others), made)
+            details = {"record": "/".join(record), "reason": reason, "restores": own, "kept_apart": len(others)}
+            audit.append(connection, "link.split", student_id, district=district, actor=actor, details=details)
+            return [_get_decision(connection, one) for one in made]
+
+    def _to_split(self, connection: Connection, student_id: str, record: Record) -> tuple[str, list[Record]]:
+        query = select(links.c.district, links.c.integration, links.c.sis_id)
+        here = connection.execute(query.where(links.c.student_id == _uuid(student_id, "student id"))).all()
+        others = sorted((row.integration, row.sis_id) for row in here if (row.integration, row.sis_id) != record)
+        if len(others) == len(here):
+            raise ConfigError(
+                f"The record {'/'.join(record)} is not one of student {student_id}.",
+                code="config.no_link",
+                advice="`sis students show` lists the records of a student.",
+            )
+        if not others:
+            raise ConfigError(
+                f"The record {'/'.join(record)} is the only one of student {student_id}: there is nothing to split.",
+                code="config.only_link",
+            )
+        return here[0].district, others
+
+    def _answer(self, near_match_id: str, verdict: str, actor: str, reason: str) -> Decision:
+        _check_words(actor, reason)
+        with self._engine.begin() as connection:
+            district = _get(connection, near_match_id).district
+            lock_district(connection, district)
+            found = _get(connection, near_match_id)
+            if found.status == "gone":
+                raise ConfigError(
+                    f"Near match {near_match_id} was withdrawn: the records no longer give reason for it.",
+                    code="config.near_match_gone",
+                    advice="`sis links review` shows the open ones.",
+                )
+            if verdict == SAME:
+                _refuse_two_state_ids(connection, found)
+            made = _decide(
+                connection,
+                district,
+                verdict,
+                [found.sides],
+                actor=actor,
+                reason=reason,
+                near_match_id=found.near_match_id,
+            )
+            one, other = (_who(connection, district, side) for side in found.sides)
+            _supersede(connection, district, one, other, made)
+            _close(connection, [found.near_match_id], "decided")
+            action = "link.confirm" if verdict == SAME else "link.distinct"
+            details = {"reason": reason, "sides": [side.words for side in found.sides], "rule": found.rule}
+            audit.append(connection, action, found.near_match_id, district=district, actor=actor, details=details)
+            return _get_decision(connection, made[0])
+
+
+def record(connection: Connection, operation: Operation, merged: MergedRoster) -> list[audit.Entry]:
+    """Bring the queue and the aliases to what a merge says, in the publication's transaction, before links are written.
+
+    Near matches that are found no longer are withdrawn; one that was withdrawn and is found again waits again. What was
+    done to students is returned for the audit log.
+    """
+    return [*_record_near_matches(connection, operation, merged), *_record_aliases(connection, operation, merged)]
+
+
+def _record_near_matches(connection: Connection, operation: Operation, merged: MergedRoster) -> list[audit.Entry]:
+    found = [_near_row(operation, row) for row in merged.near_matches.iter_rows(named=True)]
+    ids = [row["near_match_id"] for row in found]
+    gone = select(near_matches.c.near_match_id).where(
+        near_matches.c.district == operation.district,
+        near_matches.c.school_year == operation.school_year,
+        near_matches.c.status == "open",
+        text("near_match_id <> all(cast(:found as uuid[]))").bindparams(found=ids),
+    )
+    withdrawn = list(connection.scalars(gone))
+    _close(connection, withdrawn, "gone")
+    opened = 0
+    for start in range(0, len(found), 1_000):
+        opened += len(connection.execute(_open(found[start : start + 1_000])).all())
+    if not (opened or withdrawn):
+        return []
+    counts: dict[str, object] = {"opened": opened, "withdrawn": len(withdrawn)}
+    return [audit.Entry("near_match.found", operation.operation_id, operation.district, counts)]
+
+
+def _near_row(operation: Operation, row: Mapping[str, Any]) -> dict[str, Any]:
+    pair = sorted((row["student_id"], row["other_student_id"]))
+    return {
+        **{name: row[name] for side in SIDES for name in (f"{side}integration", f"{side}sis_id", f"{side}student_id")},
+        "near_match_id": derived_id("near_match", operation.district, *pair),
+        "district": operation.district,
+        "school_year": operation.school_year,
+        "rule": row["rule"],
+        "evidence": row["evidence"],
+        "score": row["score"],
+        "operation_id": operation.operation_id,
+    }
+
+
+def _open(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A statement that gives the ids of near matches that wait only since now. An earlier year's merge changes nothing
+    of one that a later year found; what is as it was is not written."""
+    statement = insert(near_matches).values(list(rows))
+    said = {
+        name: statement.excluded[name] for name in rows[0] if name not in {"near_match_id", "district", "operation_id"}
+    }
+    differs = or_(
+        near_matches.c.status != "open", *(near_matches.c[name].is_distinct_from(new) for name, new in said.items())
+    )
+    return statement.on_conflict_do_update(
+        index_elements=["near_match_id"],
+        set_={
+            **said,
+            "operation_id": statement.excluded.operation_id,
+            "status": "open",
+            "opened_at": text(
+                f"case when near_matches.status = 'open' then near_matches.opened_at else {SCHEMA}.clock() end"
+            ),
+            "closed_at": None,
+        },
+        where=and_(differs, near_matches.c.school_year <= statement.excluded.school_year),
+    ).returning(near_matches.c.near_match_id)
+
+
+def _close(connection: Connection, ids: Sequence[str], status: Status) -> None:
+    if ids:
+        connection.execute(
+            update(near_matches).where(near_matches.c.near_match_id.in_(ids)).values(status=status, closed_at=NOW)
+        )
+
+
+def _record_aliases(connection: Connection, operation: Operation, merged: MergedRoster) -> list[audit.Entry]:
+    """Before the links are written: they still say which records the merged student had."""
+    district = operation.district
+    by: dict[str, object] = {"operation_id": operation.operation_id}
+    entries = []
+    for alias_id, student_id in sorted(merged.retired.items()):
+        had = select(links.c.integration, links.c.sis_id).where(
+            links.c.district == district, links.c.student_id == alias_id
+        )
+        values = {
+            "student_id": student_id,
+            "records": sorted([row.integration, row.sis_id] for row in connection.execute(had)),
+            "operation_id": operation.operation_id,
+        }
+        statement = insert(student_aliases).values(district=district, alias_id=alias_id, **values)
+        again = {**values, "merged_at": NOW, "restored_at": None}
+        connection.execute(statement.on_conflict_do_update(index_elements=["alias_id"], set_=again))
+        # whoever was merged into this one before goes along
+        connection.execute(
+            update(student_aliases)
+            .where(student_aliases.c.district == district, student_aliases.c.student_id == alias_id)
+            .values(student_id=student_id)
+        )
+        entries.append(audit.Entry("student.merged", alias_id, district, {**by, "into": student_id}))
+    back = _restored(connection, district, merged)
+    return [*entries, *(audit.Entry("student.restored", alias_id, district, by) for alias_id in back)]
+
+
+def _restored(connection: Connection, district: str, merged: MergedRoster) -> list[str]:
+    """Aliases that have a record of their own again."""
+    aliases = select(student_aliases.c.alias_id).where(
+        student_aliases.c.district == district, student_aliases.c.restored_at.is_(None)
+    )
+    known = set(connection.scalars(aliases)) - set(merged.retired)
+    back = sorted(known & set(merged.frames["student_links"]["student_id"])) if known else []
+    if back:
+        connection.execute(update(student_aliases).where(student_aliases.c.alias_id.in_(back)).values(restored_at=NOW))
+    return back
+
+
+def _student_before(connection: Connection, district: str, student_id: str, record: Record) -> str | None:
+    """The id that a record had before the latest merge into its student."""
+    query = (
+        select(student_aliases.c.alias_id)
+        .where(
+            student_aliases.c.district == district,
+            student_aliases.c.student_id == student_id,
+            student_aliases.c.restored_at.is_(None),
+            student_aliases.c.records.contains([list(record)]),
+        )
+        .order_by(student_aliases.c.merged_at.desc(), student_aliases.c.alias_id)
+        .limit(1)
+    )
+    found: str | None = connection.scalar(query)
+    return found
+
+
+def _refuse_two_state_ids(connection: Connection, near: NearMatch) -> None:
+    """Whatever the published students and their records say now counts."""
+    ids: list[set[tuple[str, str]]] = []
+    for side in near.sides:
+        found: set[tuple[str, str]] = set()
+        for table in (students, sources):
+            query = select(func.trim(table.c.ssid_issuer), func.trim(table.c.ssid)).where(
+                table.c.district == near.district, table.c.student_id == side.student_id, table.c.ssid.is_not(None)
+            )
+            found |= {(issuer or "", ssid) for issuer, ssid in connection.execute(query)}
+        ids.append(found)
+    one, other = ids
+    if any(issuer == issuer_too and ssid != ssid_too for issuer, ssid in one for issuer_too, ssid_too in other):
+        raise ConfigError(
+            "The two have different state ids of one issuer; two state ids are never joined.",
+            code="config.two_state_ids",
+            advice="Have the wrong one corrected in its SIS; the next sync then joins them, or asks again.",
+        )
+
+
+def _decide(
+    connection: Connection,
+    district: str,
+    verdict: str,
+    pairs: Sequence[tuple[Side, Side]],
+    *,
+    actor: str,
+    reason: str,
+    near_match_id: str | None = None,
+) -> list[str]:
+    """Remember a decision about one or several pairs of sides; their ids."""
+    made = []
+    for sides in pairs:
+        decision_id = str(uuid.uuid4())
+        values: dict[str, Any] = {}
+        for prefix, side in zip(SIDES, sides, strict=True):
+            integration, sis_id = side.record or (None, None)
+            values |= {f"{prefix}integration": integration, f"{prefix}sis_id": sis_id}
+            values |= {f"{prefix}student_id": side.student_id}
+        connection.execute(
+            identity_decisions.insert().values(
+                district=district,
+                decision_id=decision_id,
+                verdict=verdict,
+                near_match_id=near_match_id,
+                decided_by=actor,
+                reason=reason,
+                **values,
+            )
+        )
+        made.append(decision_id)
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Who:
+    """A student in the words of decisions: the id, where it is the whole student, and the records."""
+
+    student_id: str | None
+    records: Sequence[Record]
+
+
+def _supersede(connection: Connection, district: str, one: _Who, other: _Who, decisions: Sequence[str]) -> None:
+    """What was decided before between the same two no longer stands."""
+    either_way = or_(
+        and_(_is_side("", one), _is_side("other_", other)), and_(_is_side("", other), _is_side("other_", one))
+    )
+    table = identity_decisions.c
+    connection.execute(
+        update(identity_decisions)
+        .where(
+            table.district == district,
+            table.superseded_by.is_(None),
+            table.decision_id.not_in(decisions),
+            either_way,
+        )
+        .values(superseded_by=decisions[0])
+    )
+
+
+def _who(connection: Connection, district: str, side: Side) -> _Who:
+    """A side with all records of its student; where its record is another student's by now, that record only."""
+    holder = select(links.c.student_id).where(links.c.district == district)
+    if side.record is not None:
+        integration, sis_id = side.record
+        held = connection.scalar(holder.where(links.c.integration == integration, links.c.sis_id == sis_id))
+        if held != side.student_id:
+            return _Who(None, [side.record])
+    mine = select(links.c.integration, links.c.sis_id).where(
+        links.c.district == district, links.c.student_id == side.student_id
+    )
+    return _Who(side.student_id, sorted((row.integration, row.sis_id) for row in connection.execute(mine)))
+
+
+def _is_side(prefix: str, who: _Who) -> Any:
+    table = identity_decisions.c
+    named = [
+        and_(table[f"{prefix}integration"] == integration, table[f"{prefix}sis_id"] == sis_id)
+        for integration, sis_id in who.records
+    ]
+    return or_(*named, and_(table[f"{prefix}integration"].is_(None), table[f"{prefix}student_id"] == who.student_id))
+
+
+def _check_words(actor: str, reason: str) -> None:
+    if not (reason.strip() and actor.strip()):
+        raise ConfigError(
+            "A decision about who is who needs who decides and why.",
+            code="config.link_reason",
+            advice="Give both, and run it again.",
+        )
+
+
+def _uuid(given: str, what: str) -> str:
+    try:
+        return str(uuid.UUID(given))
+    except ValueError:
+        raise ConfigError(f"{given[:80]!r} is no {what}.", code="config.no_near_match") from None
+
+
+def _get(connection: Connection, near_match_id: str) -> NearMatch:
+    query = select(near_matches).where(near_matches.c.near_match_id == _uuid(near_match_id, "near match's id"))
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise ConfigError(
+            f"There is no near match {near_match_id}.",
+            code="config.no_near_match",
+            advice="`sis links review` shows those there are.",
+        )
+    return _near_match(row)
+
+
+def _get_decision(connection: Connection, decision_id: str) -> Decision:
+    query = select(identity_decisions).where(identity_decisions.c.decision_id == decision_id)
+    return _decision(connection.execute(query).one())
+
+
+def _near_match(row: Row[Any]) -> NearMatch:
+    return NearMatch(**_fields(NearMatch, row))
+
+
+def _decision(row: Row[Any]) -> Decision:
+    return Decision(**_fields(Decision, row))
+
+
+def _fields(kind: Any, row: Row[Any]) -> dict[str, Any]:
+    values = cast("Mapping[str, Any]", row._mapping)  # noqa: SLF001
+    plain = {name: values[name] for name in kind.__dataclass_fields__ if name != "sides"}
+    return {**plain, "sides": tuple(_side(values, prefix) for prefix in SIDES)}
+
+
+def _side(values: Mapping[str, Any], prefix: str) -> Side:
+    integration, sis_id = values[f"{prefix}integration"], values[f"{prefix}sis_id"]
+    return Side(None if integration is None else (integration, sis_id), values[f"{prefix}student_id"])

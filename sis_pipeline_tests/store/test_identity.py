@@ -1,0 +1,272 @@
+"""From a published near match to a decision that every later merge honours, and from a wrong merge back to two students."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import date
+
+import pytest
+from sqlalchemy import text
+
+from sis_pipeline.connect.errors import ConfigError
+from sis_pipeline.roster.district import merge_district
+from sis_pipeline.store.identity import Identities
+from sis_pipeline.store.publish import SupersededError, publish
+from sis_pipeline_tests.store.conftest import YEAR, add_integration, count, good_snapshot, sis_student
+
+BORN = date(2012, 3, 4)
+
+
+@pytest.fixture
+def who(database, snapshots, merges):
+    """Ada Null in two systems, with nothing but name and birth date in common: published, and waiting."""
+    add_integration(database, "lincoln-ic")
+    deliver(snapshots)
+    merge(database, merges)
+    return Identities(database)
+
+
+def deliver(snapshots, **of_ic):
+    """What both systems send: Ada in each; `of_ic` is what lincoln-ic says otherwise."""
+    good_snapshot(
+        snapshots, students=[sis_student("7", birth_date=BORN, local_id="L7"), sis_student("8", first_name="Bea")]
+    )
+    good_snapshot(snapshots, "lincoln-ic", students=[sis_student("70", **{"birth_date": BORN, **of_ic})])
+
+
+def merge(database, merges, year=YEAR):
+    gathered = merges.gather("lincoln", year)
+    return publish(database, merges, merges.write_merged(gathered, merge_district(gathered.inputs)))
+
+
+def holders(database) -> dict[str, str]:
+    with database.connect() as connection:
+        rows = connection.execute(text("select integration || '/' || sis_id, student_id from sis.student_links"))
+        return {record: str(student) for record, student in rows}
+
+
+def ada(database) -> tuple[str, str]:
+    found = holders(database)
+    return found["lincoln-ps/7"], found["lincoln-ic/70"]
+
+
+def audited(database, *actions) -> list[tuple]:
+    query = text(
+        "select action, subject, actor, details from sis.audit_log where action = any(:actions) order by entry"
+    )
+    with database.connect() as connection:
+        return [tuple(row) for row in connection.execute(query, {"actions": list(actions)})]
+
+
+def test_a_near_match_waits_with_rule_evidence_and_score(database, merges, who):
+    [one] = who.near_matches("lincoln")
+    assert {side.record for side in one.sides} == {("lincoln-ps", "7"), ("lincoln-ic", "70")}
+    assert {side.student_id for side in one.sides} == set(ada(database))
+    assert (one.rule, one.status, one.school_year) == ("name_birth", "open", YEAR)
+    assert one.evidence == "first_name, last_name, birth_date, school"
+    assert 0.8 < one.score < 1
+    assert who.near_matches("washington") == []
+    assert who.near_match(one.near_match_id) == one
+    merge(database, merges)
+    assert who.near_matches() == [one]  # the same doubt, waiting since the same time
+    assert count(database, "select count(*) from sis.students where near_match") == 2
+    assert [row[3] for row in audited(database, "near_match.found")] == [{"opened": 1, "withdrawn": 0}]
+
+
+def test_a_confirmed_pair_is_one_student_from_the_next_merge_on(database, snapshots, merges, who):
+    [one] = who.near_matches()
+    first, second = ada(database)
+    assert merges.stale_districts(YEAR) == []
+    decision = who.confirm(one.near_match_id, "ada", "seen both birth certificates")
+    assert (decision.verdict, decision.decided_by, decision.superseded_by) == ("same", "ada", None)
+    assert merges.stale_districts(YEAR) == ["lincoln"]
+    done = merge(database, merges)
+    assert (dict(done.changes), done.held) == ({}, 0)
+    assert merges.stale_districts(YEAR) == []
+    kept, also = ada(database)
+    assert kept == also
+    assert kept in {first, second}
+    gone = ({first, second} - {kept}).pop()
+    assert count(database, f"select count(*) from sis.students where student_id = '{gone}'") == 0
+    assert (
+        count(database, f"select count(*) from sis.student_aliases where alias_id = '{gone}' and student_id = '{kept}'")
+        == 1
+    )
+    assert who.near_matches() == []
+    deliver(snapshots, first_name="Adelheid", birth_date=date(2011, 11, 11), last_name="Other")
+    merge(database, merges)
+    assert holders(database)["lincoln-ps/7"] == kept
+    [confirmed, merged] = audited(database, "link.confirm", "student.merged")
+    assert confirmed[1:3] == (one.near_match_id, "ada")
+    assert confirmed[3]["reason"] == "seen both birth certificates"
+    assert merged[1] == gone
+    assert merged[3]["into"] == kept
+
+
+def test_a_distinct_pair_is_never_joined_nor_asked_about_again(database, snapshots, merges, who):
+    [one] = who.near_matches()
+    who.distinct(one.near_match_id, "ada", "cousins")
+    assert merges.stale_districts(YEAR) == ["lincoln"]
+    merge(database, merges)
+    assert who.near_matches() == []
+    assert who.near_match(one.near_match_id).status == "decided"
+    assert count(database, "select count(*) from sis.students where near_match") == 0
+    deliver(snapshots, local_id="L7", email="ada@example.org")  # now a rule would join them
+    merge(database, merges)
+    assert len(set(ada(database))) == 2
+    assert who.near_matches() == []
+
+
+def test_a_split_restores_the_merged_student_and_tells_the_two_apart_for_good(database, snapshots, merges, who):
+    before = ada(database)
+    deliver(snapshots, local_id="L7")
+    merge(database, merges)
+    kept, also = ada(database)
+    assert kept == also
+    records = {before[0]: ("lincoln-ps", "7"), before[1]: ("lincoln-ic", "70")}
+    gone = ({*before} - {kept}).pop()
+    [decision] = who.split(kept, records[gone], "ada", "two cousins with one number")
+    assert {side.student_id for side in decision.sides} == set(before)
+    done = merge(database, merges)
+    assert (dict(done.changes), done.held) == ({}, 0)
+    assert ada(database) == before
+    assert count(database, "select count(*) from sis.students") == 3
+    assert count(database, "select count(*) from sis.student_aliases where restored_at is null") == 0
+    assert merge(database, merges).unchanged
+    assert ada(database) == before
+    [split, restored] = audited(database, "link.split", "student.restored")
+    assert split[1:3] == (kept, "ada")
+    assert split[3] == {
+        "record": "/".join(records[gone]),
+        "reason": "two cousins with one number",
+        "restores": gone,
+        "kept_apart": 1,
+    }
+    assert restored[1] == gone
+    assert (
+        {one.decision_id for one in who.decisions(kept)}
+        == {one.decision_id for one in who.decisions(gone)}
+        == {decision.decision_id}
+    )
+
+
+def test_a_later_decision_about_the_same_two_stands(database, merges, who):
+    [one] = who.near_matches()
+    before = ada(database)
+    same = who.confirm(one.near_match_id, "ada", "one child")
+    merge(database, merges)
+    distinct = who.distinct(one.near_match_id, "bea", "no, two")
+    merge(database, merges)
+    assert ada(database) == before
+    [newest, oldest] = who.decisions(before[0])
+    assert (newest.decision_id, newest.superseded_by) == (distinct.decision_id, None)
+    assert (oldest.decision_id, oldest.superseded_by) == (same.decision_id, distinct.decision_id)
+    who.confirm(one.near_match_id, "ada", "one after all")
+    merge(database, merges)
+    assert len(set(ada(database))) == 1
+
+
+def test_a_split_takes_the_place_of_a_confirmation_of_the_same_two(database, merges, who):
+    [one] = who.near_matches()
+    who.confirm(one.near_match_id, "ada", "one child")
+    merge(database, merges)
+    kept = ada(database)[0]
+    who.split(kept, ("lincoln-ic", "70"), "bea", "two children")
+    assert [it.verdict for it in who.decisions(kept) if it.superseded_by is None] == ["distinct"]
+    merge(database, merges)
+    assert len(set(ada(database))) == 2
+
+
+def test_two_state_ids_are_never_confirmed(database, snapshots, merges, who):
+    [one] = who.near_matches()
+    with database.begin() as connection:  # an id that came after the near match was found
+        for sis_id, ssid in (("7", "S1"), ("70", "S2")):
+            connection.execute(
+                text("update sis.student_sources set ssid = :ssid where sis_id = :id"), {"ssid": ssid, "id": sis_id}
+            )
+    with pytest.raises(ConfigError, match="different state ids of one issuer") as refused:
+        who.confirm(one.near_match_id, "ada", "sure")
+    assert refused.value.code == "config.two_state_ids"
+    assert "S1" not in str(refused.value)
+    assert count(database, "select count(*) from sis.identity_decisions") == 0
+    assert who.near_match(one.near_match_id).status == "open"
+
+
+def test_a_near_match_that_is_no_longer_found_is_withdrawn_and_comes_back(database, snapshots, merges, who):
+    [one] = who.near_matches()
+    deliver(snapshots, first_name="Zoe")
+    merge(database, merges)
+    assert who.near_matches() == []
+    with pytest.raises(ConfigError, match="was withdrawn"):
+        who.confirm(one.near_match_id, "ada", "sure")
+    deliver(snapshots)
+    merge(database, merges)
+    [again] = who.near_matches()
+    assert again.near_match_id == one.near_match_id
+    assert again.opened_at > one.opened_at
+
+
+def test_a_merge_that_began_before_a_decision_is_not_published(database, merges, who):
+    gathered = merges.gather("lincoln", YEAR)
+    operation = merges.write_merged(gathered, merge_district(gathered.inputs))
+    [one] = who.near_matches()
+    who.distinct(one.near_match_id, "ada", "cousins")
+    with pytest.raises(SupersededError, match="somebody decided since who is who"):
+        publish(database, merges, operation)
+    assert who.near_match(one.near_match_id).status == "decided"
+
+
+@pytest.mark.parametrize(("actor", "reason"), [("ada", " "), ("", "because")])
+def test_a_decision_needs_a_name_and_a_reason(who, database, actor, reason):
+    [one] = who.near_matches()
+    for decide in (who.confirm, who.distinct):
+        with pytest.raises(ConfigError, match="needs who decides and why"):
+            decide(one.near_match_id, actor, reason)
+    with pytest.raises(ConfigError, match="needs who decides and why"):
+        who.split(ada(database)[0], ("lincoln-ps", "7"), actor, reason)
+    assert count(database, "select count(*) from sis.identity_decisions") == 0
+
+
+def test_what_can_not_be_split_is_refused_in_words(who, database):
+    mine, other = ada(database)
+    with pytest.raises(ConfigError, match="is the only one of student"):
+        who.split(mine, ("lincoln-ps", "7"), "ada", "because")
+    with pytest.raises(ConfigError, match="is not one of student"):
+        who.split(other, ("lincoln-ps", "7"), "ada", "because")
+    with pytest.raises(ConfigError, match="is no student id"):
+        who.split("7", ("lincoln-ps", "7"), "ada", "because")
+
+
+def test_an_unknown_near_match_is_named(who):
+    with pytest.raises(ConfigError, match="is no near match's id"):
+        who.confirm("7", "ada", "because")
+    with pytest.raises(ConfigError, match="There is no near match"):
+        who.near_match(str(uuid.uuid4()))
+
+
+def test_the_alias_of_an_alias_is_the_student_it_is_now(database, snapshots, merges, who):
+    deliver(snapshots, local_id="L7")
+    merge(database, merges)
+    kept = ada(database)[0]
+    with database.begin() as connection:
+        connection.execute(
+            text("update sis.student_links set first_seen = first_seen - interval '1 year' where sis_id = '8'")
+        )
+        connection.execute(
+            text("update sis.student_links set first_seen = first_seen + interval '1 year' where sis_id <> '8'")
+        )
+    oldest = holders(database)["lincoln-ps/8"]
+    good_snapshot(
+        snapshots,
+        students=[
+            sis_student("7", birth_date=BORN, local_id="L7", ssid="S"),
+            sis_student("8", birth_date=BORN, ssid="S"),
+        ],
+    )
+    merge(database, merges)
+    assert set(holders(database).values()) == {oldest}
+    with database.connect() as connection:
+        now = dict(connection.execute(text("select alias_id::text, student_id::text from sis.student_aliases")).all())
+    assert set(now.values()) == {oldest}
+    assert len(now) == 2
+    assert kept in now
