@@ -12,6 +12,7 @@ from sis_pipeline.cli import (
     database,
     demo,
     doctor,
+    guard,
     health,
     holds,
     integrations,
@@ -21,6 +22,7 @@ from sis_pipeline.cli import (
     oauth,
     providers,
     sandbox,
+    schools,
     students,
     sync,
     tokens,
@@ -74,6 +76,8 @@ app.add_typer(students.app, name="students")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
 app.add_typer(holds.app, name="holds")
+app.add_typer(guard.app, name="guard")
+app.add_typer(schools.app, name="school")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")
 app.add_typer(sandbox.app, name="sandbox")
