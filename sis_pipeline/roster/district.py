@@ -509,7 +509,8 @@ def _without_unused(
         kept = with_kept(of_now, existing, now.presence(entity), key, in_use)
         found = _last_of(now, entity, key, existing, kept)
         holds.extend(found)
-        return pl.concat([kept, existing.join(held_keys(found, [key], existing), on=key).select(kept.columns)])
+        waiting = existing.join(held_keys(found, [key], existing), on=key, how="semi")
+        return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
 
     sections = current("sections", "section_id", before.sections, [seats["section_id"]])
     return {
