@@ -16,6 +16,8 @@ from sis_pipeline.store.holds import StoredHold
 
 NO_HOLDS = "no_removals_held"
 RELEASE_JOB = "release_holds"
+RELEASE_SECONDS = 900
+"""A release waits for the row of its hold while a publication has it."""
 HOLDS_SHOWN = 20
 
 
@@ -44,6 +46,7 @@ def release_job() -> dg.JobDefinition:
         name=RELEASE_JOB,
         description="Release a hold, or one school or kind of it, by name and with a reason; as `sis holds release`.",
         executor_def=dg.in_process_executor,
+        run_tags={"dagster/max_runtime": str(RELEASE_SECONDS)},
     )
     def release() -> None:
         release_hold()
