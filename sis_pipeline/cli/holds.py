@@ -4,12 +4,13 @@ What is held is decided by roster.guard, what a decision does by store.holds."""
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sis_pipeline.cli.installation import Installation
-from sis_pipeline.cli.listings import District, one_of
+from sis_pipeline.cli.listings import District, Limit, one_of
 from sis_pipeline.cli.output import AsJson, counted, emit, table
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ app = typer.Typer(help="Removals that wait for a person.", no_args_is_help=True)
 
 HoldId = Annotated[str, typer.Argument(metavar="HOLD", help="The hold's id, from `sis holds list`.")]
 Reason = Annotated[str, typer.Option(help="Why; it goes into the audit log.")]
+School = Annotated[str | None, typer.Option(help="Only what is held of this school: its id, number or name.")]
+Kind = Annotated[str | None, typer.Option(help="Only what is held of this kind, as `sis holds show` names it.")]
 STATUSES = ("open", "released", "discarded", "applied")
 
 
@@ -47,11 +50,49 @@ def list_(
 
 
 @app.command()
-def release(hold: HoldId, *, reason: Reason, as_json: AsJson = False) -> None:
-    """Let exactly these removals through; the next merge applies them."""
+def show(hold: HoldId, *, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """Show what a hold holds: how many removals per school and kind, and the first of them by their ids."""
+    found = _holds().get(hold)
+    names = _school_names(found.district)
+    parts = [{**asdict(part), "school": names.get(part.school_id or "")} for part in found.parts]
+    rows = [
+        {"school": names.get(row.school_id or "", row.school_id), "kind": row.change, "ids": row.key}
+        for row in islice(found.held(), limit)
+    ]
+
+    def render(console: Console) -> None:
+        said = found.removals
+        console.print(
+            f"Hold {found.hold_id} of {found.district}, {found.school_year}: {found.status}", style="bold", markup=False
+        )
+        console.print(f"{counted(len(found.rows), 'removal')} of {said.get('entity')}: {found.reason}.", markup=False)
+        if said.get("limit"):
+            console.print(f"The limit is {said['limit']:,} of {said['active_before']:,}.", markup=False)
+        columns = ("school", "kind", "removals", "school id")
+        cells = [(part["school"], part["change"], part["removals"], part["school_id"]) for part in parts]
+        console.print(table("By school and kind", columns, cells, right=("removals",)))
+        title = "Removals" if len(rows) == len(found.rows) else f"The first {len(rows):,} removals (--limit)"
+        console.print(table(title, ("school", "kind", "ids"), [tuple(row.values()) for row in rows]))
+        console.print(
+            f"Let it through: sis holds release {found.hold_id} [--school S] [--kind K] --reason …", markup=False
+        )
+
+    emit(as_json, {"hold": _plain(found), "parts": parts, "rows": rows}, render)
+
+
+@app.command()
+def release(hold: HoldId, *, school: School = None, kind: Kind = None, reason: Reason, as_json: AsJson = False) -> None:
+    """Let removals through, all or those of one school or kind; the next merge applies them.
+
+    Exactly these removals are let through. What is left of the hold waits under its id until it is decided too.
+    """
     from sis_pipeline.db.audit import current_actor
 
-    _decided(_holds().release(hold, current_actor(), reason), "The next merge applies its removals.", as_json)
+    decided = _holds().release(hold, current_actor(), reason, school=school, change=kind)
+    words = "The next merge applies its removals."
+    if decided.hold_id != hold:
+        words = f"The next merge applies its removals; the rest of hold {hold} still waits."
+    _decided(decided, words, as_json)
 
 
 @app.command()
@@ -66,6 +107,17 @@ def _holds() -> Holds:
     from sis_pipeline.store.holds import Holds
 
     return Holds(Installation().engine)
+
+
+def _school_names(district: str) -> dict[str, str]:
+    from sqlalchemy import select
+
+    from sis_pipeline.db.tables import roster_tables
+
+    schools = roster_tables["schools"].c
+    with Installation().engine.connect() as connection:
+        found = connection.execute(select(schools.school_id, schools.name).where(schools.district == district))
+        return {row.school_id: row.name for row in found}
 
 
 def _decided(hold: StoredHold, consequence: str, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from sis_pipeline.cli import (
     demo,
     doctor,
     exports,
+    guard,
     health,
     holds,
     integrations,
@@ -23,6 +24,7 @@ from sis_pipeline.cli import (
     oauth,
     providers,
     sandbox,
+    schools,
     students,
     sync,
     tokens,
@@ -78,6 +80,8 @@ app.add_typer(listings.changes_app, name="changes")
 app.add_typer(holds.app, name="holds")
 app.add_typer(exports.app, name="export")
 app.add_typer(links.app, name="links")
+app.add_typer(guard.app, name="guard")
+app.add_typer(schools.app, name="school")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")
 app.add_typer(sandbox.app, name="sandbox")

@@ -149,12 +149,22 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.environment": Entry("A SIS_* variable of the environment is wrong.", "See docs/configuration.md."),
     "config.hold_decided": Entry("The hold was decided already."),
+    "config.guard_reason": Entry("A change of the guard needs who makes it and why."),
+    "config.guard_setting": Entry(
+        "A threshold of the guard is unknown or out of its bounds.", "`sis guard show` lists them."
+    ),
+    "config.hold_part": Entry(
+        "The hold has nothing of the school or kind that was named.", "`sis holds show HOLD` says what it has."
+    ),
     "config.hold_reason": Entry("A decision about a hold needs who decides and why."),
     "config.integration_exists": Entry("There is an integration of this key already."),
     "config.no_hold": Entry("There is no such hold.", "`sis holds list` shows those there are."),
     "config.no_integration": Entry("There is no such integration.", SEE_LIST),
     "config.no_operation": Entry("There is no such merge operation."),
     "config.no_provider": Entry("The provider is not installed, or can't be loaded.", "`sis providers` lists them."),
+    "config.no_school": Entry(
+        "The district has no such school, or several of that name.", "Name it by its id, number or name."
+    ),
     "config.no_snapshot": Entry("Nothing good was read yet, or there is no such snapshot.", "Run `sis sync` first."),
     "config.not_published": Entry(
         "Nothing is published for the district and school year.",

@@ -415,6 +415,36 @@ student_aliases = Table(
     comment="Ids of students that were found to be another one.",
 )
 
+guard_settings = Table(
+    "guard_settings",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("version", Integer, primary_key=True, comment="rising from 1; the newest holds"),
+    SqlColumn(
+        "settings", JSONB, nullable=False, comment="district: name -> value; schools: school_id -> name -> value"
+    ),
+    SqlColumn("set_by", Text, nullable=False, comment="who set it"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("set_at", "when it was set"),
+    comment="A district's own thresholds of the guard; what is not set is as by default.",
+)
+
+school_declarations = Table(
+    "school_declarations",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("declaration", BigInteger, Identity(), primary_key=True, comment="running number; a later one prevails"),
+    SqlColumn("school_id", UUID(as_uuid=False), nullable=False, comment="the school"),
+    SqlColumn("kind", Text, nullable=False, comment="close or open"),
+    SqlColumn("effective", Date, nullable=False, comment="from which day on"),
+    SqlColumn("declared_by", Text, nullable=False, comment="who declared it"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("declared_at", "when it was declared"),
+    CheckConstraint("kind in ('close','open')", name="kind"),
+    Index("ix_school_declarations_district", "district"),
+    comment="Schools that a person declared closed or new: their removals are expected.",
+)
+
 audit_log = Table(
     "audit_log",
     metadata,

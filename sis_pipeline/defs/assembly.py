@@ -12,7 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from sis_pipeline.connect.errors import ConfigError
-from sis_pipeline.defs import assets, jobs, maintenance, schedules, sensors, tokens
+from sis_pipeline.defs import assets, holding, jobs, maintenance, schedules, sensors, tokens
 from sis_pipeline.defs.partitions import school_year_partitions
 from sis_pipeline.defs.resources import ROSTER, Roster, provider_resource
 from sis_pipeline.providers.registry import Registry, in_words, load_providers
@@ -65,6 +65,7 @@ def _assemble(registry: Registry, settings: Settings, replaced: Mapping[str, Any
         jobs=[
             *(jobs.sync_job(name, found) for name, found in by_provider.items()),
             jobs.merge_job(merge),
+            holding.release_job(),
             maintenance.maintenance_job(),
         ],
         schedules=[

@@ -14,6 +14,7 @@ from sis_pipeline.defs import merging
 from sis_pipeline.defs.checks import drift_result, entity_result, reference_result, roster_check_specs
 from sis_pipeline.defs.deltas import FULL_TAG
 from sis_pipeline.defs.failures import RETRY, Trouble, explained, failure
+from sis_pipeline.defs.holding import NO_HOLDS, holds_result
 from sis_pipeline.defs.loading import RawLoad, RosterLoad, load_raw, load_roster
 from sis_pipeline.defs.metadata import (
     OWNERS,
@@ -47,7 +48,6 @@ PUBLISHED = "published_roster"
 NOBODY_LOST = "every_district_merged"
 EVERY_PUBLISHED = "every_district_published"
 ROWS_MATCH = "rows_match_the_merge"
-NO_HOLDS = "no_removals_held"
 INPUTS_FRESH = "inputs_are_fresh"
 INPUTS_SHOWN = 100
 """Integrations listed in an asset's metadata, the oldest first: a state has thousands."""
@@ -443,7 +443,6 @@ def _published_metadata(districts: Sequence[merging.DistrictPublication]) -> dic
 
 def _published_checks(districts: Sequence[merging.DistrictPublication]) -> list[dg.AssetCheckResult]:
     miscounted = [line for one in districts for line in (*one.miscounted, *_ledger(one))]
-    held = {one.district: one.open_holds for one in districts if one.open_holds}
     return [
         _troubles_check(
             PUBLISHED, EVERY_PUBLISHED, {one.district: one.trouble for one in districts if one.trouble}, len(districts)
@@ -455,16 +454,7 @@ def _published_checks(districts: Sequence[merging.DistrictPublication]) -> list[
             description="; ".join(miscounted) or "Tables and ledger are as merged.",
             metadata={"differences": len(miscounted)},
         ),
-        dg.AssetCheckResult(
-            passed=not held,
-            asset_key=PUBLISHED,
-            check_name=NO_HOLDS,
-            severity=dg.AssetCheckSeverity.WARN,
-            description="Nothing is held."
-            if not held
-            else f"Removals wait for a person in {', '.join(held)}. See them with `sis holds list`, let them through with `sis holds release HOLD --reason …`.",
-            metadata={"holds": counts_table("district", {name: {"open holds": count} for name, count in held.items()})},
-        ),
+        holds_result(PUBLISHED, [hold for one in districts for hold in one.waiting]),
     ]
 
 

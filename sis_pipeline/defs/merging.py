@@ -19,6 +19,7 @@ from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, MergedRost
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, inputs_of
+from sis_pipeline.store.holds import StoredHold
 from sis_pipeline.store.merged import Operation
 from sis_pipeline.store.publish import Published, SupersededError, publish
 
@@ -47,9 +48,13 @@ class DistrictPublication:
     operation: Operation | None = None
     published: Published | None = None
     stats: Mapping[str, Any] = field(default_factory=dict)
-    open_holds: int = 0
+    waiting: tuple[StoredHold, ...] = ()
     miscounted: tuple[str, ...] = ()
     trouble: Trouble | None = None
+
+    @property
+    def open_holds(self) -> int:
+        return len(self.waiting)
 
     def summary(self) -> dict[str, Any]:
         """Counts for people, JSON and the UI; what is zero because nothing was published is said as zero."""
@@ -207,7 +212,7 @@ def _described(roster: Roster, operation: Operation, published: Published | None
         operation,
         published,
         manifest["stats"],
-        open_holds=len(waiting),
+        waiting=tuple(waiting),
         miscounted=tuple(_miscounted(roster, operation, manifest["rows"])),
     )
 

@@ -16,6 +16,13 @@ from sis_pipeline.roster.model import ENROLLMENT_CHANGES
 from sis_pipeline.roster.school_year import SchoolYear
 
 _SHOWN = ["school_id", "entry_date", "entry_code", "exit_date", "exit_code", "grade_level", "enrollment_type", "status"]
+CHANGE_OF_EXIT = {
+    "graduated": "graduate",
+    "no_show": "no_show",
+    "transferred": "withdraw",
+    "withdrawn": "withdraw",
+}
+"""What the end of a stay is called by the status it leads to; a transfer is one where the other half is found."""
 _AMENDED = ["entry_date", "exit_date", "entry_code", "exit_code"]
 _EVENT = [
     "student_id",
@@ -152,11 +159,7 @@ def _entry_kind(entries: pl.DataFrame, stays: pl.DataFrame) -> pl.Series:
 
 
 def _exit_kind() -> pl.Expr:
-    return (
-        pl.when(pl.col("status") == "graduated").then(pl.lit("graduate"))
-        .when(pl.col("status") == "no_show").then(pl.lit("no_show"))
-        .otherwise(pl.lit("withdraw"))
-    )  # fmt: skip
+    return pl.col("status").replace_strict(CHANGE_OF_EXIT, default="withdraw")
 
 
 def _differs() -> pl.Expr:

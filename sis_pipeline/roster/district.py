@@ -19,7 +19,7 @@ from sis_pipeline.roster.catalog import (
     refer,
     with_kept,
 )
-from sis_pipeline.roster.changes import About, State, detect_changes
+from sis_pipeline.roster.changes import CHANGE_OF_EXIT, About, State, detect_changes
 from sis_pipeline.roster.decisions import SPLIT, no_decisions
 from sis_pipeline.roster.enrollments import (
     OPEN,
@@ -37,7 +37,8 @@ from sis_pipeline.roster.enrollments import (
     settle_statuses,
 )
 from sis_pipeline.roster.frames import empty, fit, polars_schema
-from sis_pipeline.roster.guard import Hold, Question, Thresholds, guard, held_keys
+from sis_pipeline.roster.freeze import CALENDAR, frozen_until, schools_with_calendar
+from sis_pipeline.roster.guard import Entity, Hold, Question, Rulings, guard, held_keys
 from sis_pipeline.roster.identity import Resolution, resolve_schools, resolve_staff, resolve_students
 from sis_pipeline.roster.merge import (
     MergedStudents,
@@ -50,6 +51,7 @@ from sis_pipeline.roster.merge import (
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
 from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline.roster.thresholds import Thresholds
 
 Completeness = Literal["complete", "partial", "delta"]
 PublicationScope = Literal["year", "upsert", "append"]
@@ -103,8 +105,9 @@ class DistrictInputs:
     `existing`: published rows by MERGED table name. `students`, `student_links`, `staff`, `staff_links` and `schools`
     of the whole district (links may carry a `first_seen` timestamp beside the model's columns), all other tables of
     the school year only; a table that is left out is empty.
-    `as_of`: the day the roster is judged on. `released`: fingerprints of holds that a person released.
-    `decisions`: what people decided about who is who, as `decisions.DECISIONS`.
+    `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who, as
+    `decisions.DECISIONS`. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
+    school years that are published for other years, as freeze.CALENDAR.
     """
 
     district: str
@@ -117,8 +120,14 @@ class DistrictInputs:
     quarantined: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     policies: Policies = field(default_factory=Policies)
     thresholds: Thresholds = field(default_factory=Thresholds)
-    released: frozenset[str] = frozenset()
     decisions: pl.DataFrame = field(default_factory=no_decisions)
+    rulings: Rulings = field(default_factory=Rulings)
+    calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
+
+    @property
+    def released(self) -> frozenset[str]:
+        """Fingerprints of the holds that a person released."""
+        return frozenset(ruling.fingerprint for ruling in self.rulings.released)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +185,14 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     staff = resolve_staff(inputs.district, now.records("staff"), now.existing("staff_links"), now.existing("staff"))
     staff_ids = _known_ids(staff.assignment, now.existing("staff_links"), "staff_id", staff.retired)
 
-    stays, stay_holds = _stays(now, people, before, school_ids)
+    frozen = _frozen(now, school_ids)
+    stays, stay_holds = _stays(now, people, before, school_ids, frozen)
     catalog = _catalog(now, school_ids, staff_ids, before)
-    seats, seat_holds = _seats(now, people, before, stays=stays, sections=catalog["sections"], staff_ids=staff_ids)
-    catalog = _without_unused(now, catalog, seats, before)
+    seats, seat_holds = _seats(
+        now, people, before, stays=stays, sections=catalog["sections"], staff_ids=staff_ids, frozen=frozen
+    )
+    catalog, catalog_holds = _without_unused(now, catalog, seats, before)
+    holds = (*stay_holds, *seat_holds, *catalog_holds)
 
     sources = people.with_held(stay_holds)
     merged = merge_students(sources, inputs.policies, now.priorities)
@@ -207,7 +220,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     }
     return MergedRoster(
         frames=frames,
-        held=(*stay_holds, *seat_holds),
+        held=holds,
         near_matches=people.resolution.near_matches.rename(
             {"person_id": "student_id", "other_person_id": "other_student_id"}
         ),
@@ -215,7 +228,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         recycled=people.resolution.recycled,
         retired=people.resolution.retired,
         retired_staff=staff.retired,
-        stats=_stats(now, people, sources, frames, (*stay_holds, *seat_holds)),
+        stats=_stats(now, people, sources, frames, holds),
     )
 
 
@@ -413,7 +426,7 @@ def _known_ids(assignment: pl.DataFrame, links: pl.DataFrame, person: str, retir
 
 
 def _stays(
-    now: _Delivery, people: _People, before: State, school_ids: pl.DataFrame
+    now: _Delivery, people: _People, before: State, school_ids: pl.DataFrame, frozen: Mapping[str, date]
 ) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     """The school enrollments of the year, and the removals that wait."""
     inputs, table = now.inputs, MERGED["enrollments"]
@@ -434,7 +447,7 @@ def _stays(
     target = reconcile(
         stays, before.enrollments, presence, vouched, closings=closings, day_after_year=now.year.day_after
     )
-    target, holds = _guarded_stays(now, before.enrollments, target)
+    target, holds = _guarded_stays(now, before.enrollments, target, frozen)
     return choose_primary(mark_transfers(target), now.priorities), holds
 
 
@@ -445,19 +458,47 @@ def _closings(now: _Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([years, years.with_columns(school_id=pl.lit(None, pl.String))])
 
 
+def _frozen(now: _Delivery, school_ids: pl.DataFrame) -> dict[str, date]:
+    """The district's schools that are between two school years, and until when, as their sessions tell."""
+    sessions = refer(now.of_year("academic_sessions"), "school_sis_id", school_ids, "school_id")
+    sessions = sessions.filter(pl.col("kind") == "school_year")
+    published = now.existing("academic_sessions").filter(pl.col("kind") == "school_year")
+    calendar = pl.concat([frame.select(list(CALENDAR)) for frame in (now.inputs.calendar, published, sessions)])
+    found = frozen_until(calendar, now.inputs.as_of, now.inputs.thresholds)
+    own = schools_with_calendar(calendar)
+    others = school_ids.filter(~pl.col("school_id").is_in(own))["school_id"].unique().to_list()
+    general = dict.fromkeys(others, found[None]) if None in found else {}
+    return general | {school: until for school, until in found.items() if school is not None}
+
+
+def _undeclared(now: _Delivery, removals: pl.DataFrame, person: str, stays: pl.DataFrame) -> pl.DataFrame:
+    """Removals but those that a person declared: at a school that closed, or of students of one that just opened."""
+    rulings = now.inputs.rulings
+    moved = stays.filter(pl.col("status").is_in(OPEN) & pl.col("school_id").is_in(list(rulings.opened)))
+    closed = pl.col("school_id").is_in(list(rulings.closed))
+    return removals.filter(~closed & ~pl.col(person).is_in(moved["student_id"].implode()))
+
+
 def _guarded_stays(
-    now: _Delivery, existing: pl.DataFrame, target: pl.DataFrame
+    now: _Delivery, existing: pl.DataFrame, target: pl.DataFrame, frozen: Mapping[str, date]
 ) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     pairs = match_stays(existing, target).drop_nulls()
     ends = target.with_row_index("after").select("after", "status", "evidence").join(pairs, on="after")
     removals = (
         existing.with_row_index("before")
         .filter(pl.col("status").is_in(OPEN))
-        .join(ends.filter(~pl.col("status").is_in(OPEN)).select("before", "after", "evidence"), on="before")
-        .with_columns(evidence=pl.col("evidence").fill_null("explicit_exit"))
+        .join(
+            ends.filter(~pl.col("status").is_in(OPEN)).select("before", "after", "evidence", became="status"),
+            on="before",
+        )
+        .with_columns(
+            evidence=pl.col("evidence").fill_null("explicit_exit"),
+            change=pl.col("became").replace_strict(CHANGE_OF_EXIT, default="withdraw"),
+        )
     )
-    question = Question("enrollments", STAY, removals, _open_stays(existing), _open_stays(target))
-    holds = guard(question, now.inputs.thresholds, now.inputs.released)
+    asked = _undeclared(now, removals, "student_id", target)
+    question = Question("enrollments", STAY, asked, _open_stays(existing), _open_stays(target), frozen)
+    holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
     held = removals.join(held_keys(holds, STAY, existing), on=STAY, how="semi")
     kept = existing.join(held, on=STAY, how="semi").with_columns(evidence=pl.lit(None, pl.String))
     rest = target.with_row_index("after").join(held.select("after"), on="after", how="anti", maintain_order="left")
@@ -494,19 +535,34 @@ def _catalog(
 
 def _without_unused(
     now: _Delivery, catalog: dict[str, pl.DataFrame], seats: pl.DataFrame, before: State
-) -> dict[str, pl.DataFrame]:
-    """The catalogue without what a complete snapshot no longer has, unless something that is kept refers to it."""
+) -> tuple[dict[str, pl.DataFrame], tuple[Hold, ...]]:
+    """The catalogue without what a complete snapshot no longer has, unless something that is kept refers to it or
+    nothing would be left; and what is held so."""
+    holds: list[Hold] = []
 
-    def current(entity: str, key: str, existing: pl.DataFrame, in_use: Sequence[pl.Series] = ()) -> pl.DataFrame:
+    def current(entity: Entity, key: str, existing: pl.DataFrame, in_use: Sequence[pl.Series] = ()) -> pl.DataFrame:
         of_now = catalog[entity].join(now.records(entity).select(RECORD), on=RECORD, how="semi", maintain_order="left")
-        return with_kept(of_now, existing, now.presence(entity), key, in_use)
+        kept = with_kept(of_now, existing, now.presence(entity), key, in_use)
+        found = _last_of(now, entity, key, existing, kept)
+        holds.extend(found)
+        waiting = existing.join(held_keys(found, [key], existing), on=key, how="semi")
+        return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
 
     sections = current("sections", "section_id", before.sections, [seats["section_id"]])
     return {
         "sections": sections,
         "courses": current("courses", "course_id", now.existing("courses"), [sections["course_id"].drop_nulls()]),
         "academic_sessions": current("academic_sessions", "session_id", now.existing("academic_sessions")),
-    }
+    }, tuple(holds)
+
+
+def _last_of(now: _Delivery, entity: Entity, key: str, existing: pl.DataFrame, kept: pl.DataFrame) -> tuple[Hold, ...]:
+    """The hold on an entity of which nothing would be left; tombstones are no absences."""
+    fated = now.presence(entity).fates(existing.join(kept.select(key), on=key, how="anti"))
+    removals = fated.filter(pl.col("fate") == ABSENT).with_columns(evidence="fate", change=pl.lit("remove"))
+    sizes = [pl.DataFrame({"school_id": [None], "active": [frame.height]}) for frame in (existing, kept)]
+    question = Question(entity, [key], removals, before=sizes[0], after=sizes[1])
+    return guard(question, now.inputs.thresholds, now.inputs.rulings)
 
 
 def _seats(
@@ -517,6 +573,7 @@ def _seats(
     stays: pl.DataFrame,
     sections: pl.DataFrame,
     staff_ids: pl.DataFrame,
+    frozen: Mapping[str, date],
 ) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     """Who sits in and teaches the sections, and the removals that wait."""
     inputs, table = now.inputs, MERGED["section_enrollments"]
@@ -533,11 +590,17 @@ def _seats(
     carried = presence.fates(before.section_enrollments).filter(pl.col("fate") == CARRIED)
     seats = combine_seats(pl.concat([fit(placed, table), carried.select(table.names)]))
     target = reconcile_seats(seats, before.section_enrollments, presence, inputs.as_of)
-    return _guarded_seats(now, before, target, stays, sections)
+    return _guarded_seats(now, before, target, stays=stays, sections=sections, frozen=frozen)
 
 
 def _guarded_seats(
-    now: _Delivery, before: State, target: pl.DataFrame, stays: pl.DataFrame, sections: pl.DataFrame
+    now: _Delivery,
+    before: State,
+    target: pl.DataFrame,
+    *,
+    stays: pl.DataFrame,
+    sections: pl.DataFrame,
+    frozen: Mapping[str, date],
 ) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     """Absences of seats are only asked about while the section runs and the student is still enrolled.
 
@@ -558,9 +621,12 @@ def _guarded_seats(
         taken(existing)
         .join(target.filter(pl.col("evidence") == ABSENT).select(*SEAT, "evidence"), on=SEAT)
         .join(enrolled, on="person_id", how="semi")
+        .with_columns(change=pl.lit("section_drop"))
     )
+    asked = _undeclared(now, removals, "person_id", stays)
     counts = [taken(seats).group_by("school_id").agg(active=pl.len().cast(pl.Int64)) for seats in (existing, target)]
-    holds = guard(Question("section_enrollments", SEAT, removals, *counts), now.inputs.thresholds, now.inputs.released)
+    question = Question("section_enrollments", SEAT, asked, before=counts[0], after=counts[1], frozen=frozen)
+    holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
     held = held_keys(holds, SEAT, existing)
     kept = existing.join(held, on=SEAT, how="semi").with_columns(evidence=pl.lit(None, pl.String))
     rest = target.join(held, on=SEAT, how="anti", maintain_order="left")

@@ -155,6 +155,11 @@ def resolve_schools(district: str, schools: pl.DataFrame) -> pl.DataFrame:
     return named.select(*RECORD, pl.Series("school_id", ids, dtype=pl.String))
 
 
+def numbered_school(district: str, number: str) -> str:
+    """The permanent id that a school of a number has, or will have once it is delivered; see `resolve_schools`."""
+    return derived_id("school", district, "school", "number", number)
+
+
 def components(size: int, left: Nodes, right: Nodes) -> Nodes:
     """Connected components: for every node the smallest node it is joined to. Linear work in a few rounds."""
     label = np.arange(size, dtype=np.int64)

@@ -4,29 +4,40 @@ Which removals are held is the roster guard's decision; letting them through is 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any, Literal, cast
 
-from sqlalchemy import Connection, Engine, Row, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Text, func, or_, select, text, update
+from sqlalchemy import cast as cast_sql
 from sqlalchemy.dialects.postgresql import insert
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, holds
 from sis_pipeline.roster import guard
+from sis_pipeline.store.guarding import PIPELINE, find_school
 from sis_pipeline.store.merged import Operation
 
 Status = Literal["open", "released", "discarded", "applied"]
-PIPELINE = "sis_pipeline"
-"""Who closes a hold whose removals are no longer pending."""
 NOW = text(f"{SCHEMA}.clock()")
 
 
 @dataclass(frozen=True, slots=True)
+class HeldRow:
+    """One removal that is held, by ids."""
+
+    school_id: str | None
+    change: str
+    key: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredHold:
-    """A hold and what became of it. `removals`: counts and limits. `rows`: the keys of what is held."""
+    """A hold and what became of it. `removals`: counts, limits and parts. `rows`: the keys of what is held, by part."""
 
     hold_id: str
     district: str
@@ -41,6 +52,18 @@ class StoredHold:
     operation_id: str
     opened_at: datetime
     decided_at: datetime | None
+
+    @property
+    def parts(self) -> Sequence[guard.Part]:
+        """What it holds by school and kind; none for a hold of an earlier version."""
+        return [guard.Part(**part) for part in self.removals.get("parts", ())]
+
+    def held(self) -> Iterator[HeldRow]:
+        """Every removal it holds; none for a hold of an earlier version, which does not say where they are."""
+        keys = iter(self.rows)
+        for part in self.parts:
+            for key in islice(keys, part.removals):
+                yield HeldRow(part.school_id, part.change, key)
 
 
 class Holds:
@@ -64,9 +87,33 @@ class Holds:
         with self._engine.connect() as connection:
             return _get(connection, hold_id)
 
-    def release(self, hold_id: str, actor: str, reason: str) -> StoredHold:
-        """Let exactly these removals through; the next merge applies them. Raises ConfigError as `discard`."""
-        return self._decide(hold_id, "released", actor, reason)
+    def release(
+        self, hold_id: str, actor: str, reason: str, *, school: str | None = None, change: str | None = None
+    ) -> StoredHold:
+        """Let exactly these removals through; the next merge applies them. Raises ConfigError as `discard`.
+
+        With `school` (id, number or name), `change` (a kind of the ledger) or both only what is of them: that becomes a
+        released hold of its own, which is returned; the rest waits under the old id until it is decided, whatever its
+        number. Raises ConfigError where the hold has nothing of them.
+        """
+        if school is None and change is None:
+            return self._decide(hold_id, "released", actor, reason)
+        _give_reason(actor, reason)
+        with self._engine.begin() as connection:
+            found = _undecided(connection, hold_id)
+            school_id = find_school(connection, found.district, school)[0] if school else None
+            chosen = [_is_of(row, school_id, change) for row in found.held()]
+            if not any(chosen):
+                raise _nothing_of(found, school, change)
+            if all(chosen) and found.status == "open":
+                return _decided(connection, found, "released", actor, reason)
+            if found.status == "released":
+                raise ConfigError(
+                    f"Hold {hold_id} is released as a whole already.",
+                    code="config.hold_decided",
+                    advice="Discard it first to take that back; then release a part.",
+                )
+            return _split(connection, found, chosen, actor, reason)
 
     def discard(self, hold_id: str, actor: str, reason: str) -> StoredHold:
         """Keep what is published, and don't ask again about exactly these removals.
@@ -76,34 +123,120 @@ class Holds:
         return self._decide(hold_id, "discarded", actor, reason)
 
     def _decide(self, hold_id: str, status: Status, actor: str, reason: str) -> StoredHold:
-        if not (reason.strip() and actor.strip()):
-            raise ConfigError(
-                "A decision about a hold needs who decides and why.",
-                code="config.hold_reason",
-                advice="Give both, and run it again.",
-            )
+        _give_reason(actor, reason)
         with self._engine.begin() as connection:
-            found = _get(connection, hold_id, lock=True)
-            if found.status == "applied" or found.decided_by == PIPELINE:
-                raise ConfigError(
-                    f"Hold {hold_id} is {found.status} already ({found.decided_reason}).",
-                    code="config.hold_decided",
-                    advice="`sis holds list` shows the open ones.",
-                )
-            connection.execute(
-                update(holds)
-                .where(holds.c.hold_id == hold_id)
-                .values(status=status, decided_by=actor, decided_reason=reason, decided_at=NOW)
-            )
-            audit.append(
-                connection,
-                f"hold.{status}",
-                hold_id,
-                district=found.district,
-                actor=actor,
-                details={"reason": reason, "removals": dict(found.removals)},
-            )
-            return _get(connection, hold_id)
+            return _decided(connection, _undecided(connection, hold_id), status, actor, reason)
+
+
+def _give_reason(actor: str, reason: str) -> None:
+    if not (reason.strip() and actor.strip()):
+        raise ConfigError(
+            "A decision about a hold needs who decides and why.",
+            code="config.hold_reason",
+            advice="Give both, and run it again.",
+        )
+
+
+def _undecided(connection: Connection, hold_id: str) -> StoredHold:
+    """The hold, locked. Raises ConfigError where nothing can be decided about it any more."""
+    found = _get(connection, hold_id, lock=True)
+    if found.status == "applied" or found.decided_by == PIPELINE:
+        raise ConfigError(
+            f"Hold {hold_id} is {found.status} already ({found.decided_reason}).",
+            code="config.hold_decided",
+            advice="`sis holds list` shows the open ones.",
+        )
+    return found
+
+
+def _decided(connection: Connection, found: StoredHold, status: str, actor: str, reason: str) -> StoredHold:
+    connection.execute(
+        update(holds)
+        .where(holds.c.hold_id == found.hold_id)
+        .values(status=status, decided_by=actor, decided_reason=reason, decided_at=NOW)
+    )
+    audit.append(
+        connection,
+        f"hold.{status}",
+        found.hold_id,
+        district=found.district,
+        actor=actor,
+        details={"reason": reason, "removals": dict(found.removals)},
+    )
+    return _get(connection, found.hold_id)
+
+
+def _is_of(row: HeldRow, school_id: str | None, change: str | None) -> bool:
+    return school_id in {None, row.school_id} and change in {None, row.change}
+
+
+def _nothing_of(found: StoredHold, school: str | None, change: str | None) -> ConfigError:
+    asked = " and ".join(f"{what} {value[:80]!r}" for what, value in (("school", school), ("kind", change)) if value)
+    return ConfigError(
+        f"Hold {found.hold_id} holds nothing of {asked}.",
+        code="config.hold_part",
+        advice=f"`sis holds show {found.hold_id}` says what it holds."
+        if found.parts
+        else "It does not say where its removals are; release or discard it as a whole.",
+    )
+
+
+def _split(connection: Connection, found: StoredHold, chosen: Sequence[bool], actor: str, reason: str) -> StoredHold:
+    """Release the chosen removals as a hold of their own; the rest stays under the old one, pinned."""
+    rows = list(found.held())
+    part = [row for row, goes in zip(rows, chosen, strict=True) if goes]
+    rest = [row for row, goes in zip(rows, chosen, strict=True) if not goes]
+    _rest_remains(connection, found, rest)
+    part_id = str(uuid.uuid4())
+    removals = _counted(found, part) | {"part_of": found.hold_id}
+    connection.execute(
+        holds.insert().values(
+            hold_id=part_id,
+            district=found.district,
+            school_year=found.school_year,
+            fingerprint=guard.fingerprint(f"part of {found.hold_id}", removals["kind"], None, _keys(part)),
+            reason=found.reason,
+            removals=removals,
+            rows=[list(row.key) for row in part],
+            operation_id=found.operation_id,
+            opened_at=found.opened_at,
+            status="released",
+            decided_by=actor,
+            decided_reason=reason,
+            decided_at=NOW,
+        )
+    )
+    details = {"reason": reason, "removals": removals, "left": len(rest)}
+    audit.append(connection, "hold.released", part_id, district=found.district, actor=actor, details=details)
+    return _get(connection, part_id)
+
+
+def _rest_remains(connection: Connection, found: StoredHold, rest: Sequence[HeldRow]) -> None:
+    removals = _counted(found, rest) | {"scope": "district", "school_id": None, "pinned": True}
+    named = guard.fingerprint(removals["entity"], removals["kind"], None, _keys(rest))
+    same = (holds.c.district == found.district) & (holds.c.school_year == found.school_year)
+    # a hold that had exactly these removals before is history now, and leaves its name to this one
+    connection.execute(
+        update(holds)
+        .where(same, holds.c.fingerprint == named, holds.c.hold_id != found.hold_id)
+        .values(fingerprint=holds.c.fingerprint + ":" + cast_sql(holds.c.hold_id, Text))
+    )
+    connection.execute(
+        update(holds)
+        .where(holds.c.hold_id == found.hold_id)
+        .values(fingerprint=named, removals=removals, rows=[list(row.key) for row in rest])
+    )
+
+
+def _counted(found: StoredHold, rows: Sequence[HeldRow]) -> dict[str, Any]:
+    """What a hold says about its removals, for some of them."""
+    parts = Counter((row.school_id, row.change) for row in rows)  # in the order of the rows
+    said = [asdict(guard.Part(*where, count)) for where, count in parts.items()]
+    return {**found.removals, "removals": len(rows), "parts": said}
+
+
+def _keys(rows: Sequence[HeldRow]) -> list[guard.Key]:
+    return [tuple(row.key) for row in rows]
 
 
 def released(connection: Connection, district: str, school_year: str) -> frozenset[str]:
@@ -131,6 +264,8 @@ def record(
         .returning(holds.c.hold_id)
     ).all()
     current = [hold.fingerprint for hold in held]
+    _unpin(connection, same, current)
+    _renew(connection, same, held)
     closed = connection.scalars(
         update(holds)
         .where(same, holds.c.status == "open", holds.c.fingerprint.not_in(current))
@@ -151,6 +286,20 @@ def record(
     ]
 
 
+def _unpin(connection: Connection, same: ColumnElement[bool], current: Sequence[str]) -> None:
+    """What a person keeps, and is no longer missing, is judged as anybody else should it be missing again."""
+    connection.execute(
+        update(holds)
+        .where(
+            same,
+            holds.c.status == "discarded",
+            holds.c.removals["pinned"].as_boolean(),
+            holds.c.fingerprint.not_in(current),
+        )
+        .values(removals=func.jsonb_set(holds.c.removals, text("'{pinned}'"), text("'false'::jsonb")))
+    )
+
+
 def _raise(operation: Operation, hold: guard.Hold) -> Any:
     """A statement that gives the hold's id where it is open only since now, nothing where it was before."""
     statement = insert(holds).values(
@@ -159,15 +308,7 @@ def _raise(operation: Operation, hold: guard.Hold) -> Any:
         school_year=operation.school_year,
         fingerprint=hold.fingerprint,
         reason=hold.reason,
-        removals={
-            "kind": hold.kind,
-            "entity": hold.entity,
-            "scope": hold.scope,
-            "school_id": hold.school_id,
-            "removals": hold.removals,
-            "active_before": hold.active_before,
-            "limit": hold.limit,
-        },
+        removals=_said(hold),
         rows=[list(key) for key in hold.keys],
         operation_id=operation.operation_id,
     )
@@ -176,6 +317,9 @@ def _raise(operation: Operation, hold: guard.Hold) -> Any:
         index_elements=["district", "school_year", "fingerprint"],
         set_={
             "status": "open",
+            "reason": statement.excluded.reason,
+            "removals": statement.excluded.removals,
+            "rows": statement.excluded.rows,
             "operation_id": statement.excluded.operation_id,
             "opened_at": NOW,
             "decided_by": None,
@@ -184,6 +328,24 @@ def _raise(operation: Operation, hold: guard.Hold) -> Any:
         },
         where=again,
     ).returning(holds.c.hold_id)
+
+
+def _said(hold: guard.Hold) -> dict[str, Any]:
+    """What is kept of a hold beside its name, its reason and its keys."""
+    return {name: value for name, value in asdict(hold).items() if name not in {"fingerprint", "reason", "keys"}}
+
+
+def _renew(connection: Connection, same: ColumnElement[bool], held: Sequence[guard.Hold]) -> None:
+    """Open holds that are held for another reason than before (a freeze that is over) say so."""
+    for hold in held:
+        connection.execute(
+            update(holds)
+            .where(
+                same, holds.c.status == "open", holds.c.fingerprint == hold.fingerprint, holds.c.reason != hold.reason
+            )
+            .where(~holds.c.removals["pinned"].as_boolean())
+            .values(reason=hold.reason, removals=_said(hold))
+        )
 
 
 def _get(connection: Connection, hold_id: str, *, lock: bool = False) -> StoredHold:

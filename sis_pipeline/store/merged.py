@@ -11,17 +11,18 @@ from datetime import date
 from typing import Any, Literal
 
 import polars as pl
-from sqlalchemy import Connection, Engine, Row, func, select, text, update
+from sqlalchemy import Connection, Engine, Row, func, select, update
 
 from sis_pipeline import __version__
 from sis_pipeline.connect.errors import ConfigError, InternalError
 from sis_pipeline.crashpoints import crash_point
-from sis_pipeline.db.tables import SCHEMA, holds, quarantine, sync_operations
+from sis_pipeline.db.tables import quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
-from sis_pipeline.roster.guard import Hold, Thresholds
+from sis_pipeline.roster.guard import Hold, Part
 from sis_pipeline.roster.merge import Policies
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
-from sis_pipeline.store import bulk, decisions
+from sis_pipeline.roster.thresholds import Thresholds
+from sis_pipeline.store import bulk, decisions, guarding
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -85,13 +86,14 @@ class MergeStore:
     def fingerprint(self, district: str, school_year: str, rules: Sequence[object] = ()) -> str:
         """Hash of what a merge depends on, but for the published state: equal means that nothing needs merging.
 
-        `rules`: the policies and thresholds, where they are not the defaults.
+        `rules`: what is asked of this merge in particular. The guard's settings are always part of it.
         """
         found = self._snapshots.latest_good(school_year, district)
         with self._engine.connect() as connection:
-            released = _released(connection, district, school_year)
+            released = guarding.released(connection, district, school_year)
+            own = guarding.rules(connection, district, school_year)
             decided = decisions.mark(connection, district)
-        return self._fingerprint(district, found, released, [decided, *rules])
+        return self._fingerprint(district, found, released, [decided, *rules, *own])
 
     def gather(
         self,
@@ -105,8 +107,8 @@ class MergeStore:
     ) -> Gathered:
         """Open an operation and read everything its merge depends on, the published state at one point in time.
 
-        `as_of`: the day the roster is judged on; the database's, in UTC, where unset. Raises ConfigError where no
-        integration of the district has a good snapshot of the school year.
+        `as_of`: the day the roster is judged on; the database's, in UTC, where unset. `thresholds`: in place of the
+        district's own. Raises ConfigError where no integration of the district has a good snapshot of the school year.
         """
         found = self._snapshots.latest_good(school_year, check_district(district))
         if not found:
@@ -115,30 +117,35 @@ class MergeStore:
                 code="config.no_snapshot",
                 advice="Run `sis sync` first, and see `sis integration list` for what failed.",
             )
-        rules = [rule for rule in (policies, thresholds) if rule is not None]
+        rules: list[object] = [rule for rule in (policies, thresholds) if rule is not None]
         with self._engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
             before = published_epochs(connection, district)
-            released = _released(connection, district, school_year)
+            today = as_of or guarding.today_of(connection)
+            rulings = guarding.rulings(connection, district, school_year, today)
+            rules += guarding.rules(connection, district, school_year)
+            own = thresholds or guarding.thresholds(connection, district)
+            calendar = guarding.calendar(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
             decided, standing = decisions.mark(connection, district), decisions.standing(connection, district)
-            today = connection.scalar(text(f"select {SCHEMA}.clock()::date"))
         integrations = {one.key: one for one in self._integrations(district)}
+        released = frozenset(ruling.fingerprint for ruling in rulings.released)
         mark = self._fingerprint(district, found, released, [decided, *rules])
         operation = self._open(district, school_year, before=before, mark=mark, found=found, run_id=run_id)
         inputs = DistrictInputs(
             district=district,
             school_year=school_year,
-            as_of=as_of or today,
+            as_of=today,
             operation_id=operation.operation_id,
             integrations={one.integration: _input(integrations[one.integration], one) for one in found},
             records=self._records(integrations, found, district),
             existing=existing,
             quarantined=rejected,
             policies=policies or Policies(),
-            thresholds=thresholds or Thresholds(),
-            released=released,
+            thresholds=own,
             decisions=standing,
+            rulings=rulings,
+            calendar=calendar,
         )
         return Gathered(operation, inputs, decided)
 
@@ -332,16 +339,6 @@ def _last_published(school_year: str) -> Any:
     )
 
 
-def _released(connection: Connection, district: str, school_year: str) -> frozenset[str]:
-    return frozenset(
-        connection.scalars(
-            select(holds.c.fingerprint).where(
-                holds.c.district == district, holds.c.school_year == school_year, holds.c.status == "released"
-            )
-        )
-    )
-
-
 def _existing(connection: Connection, district: str, school_year: str) -> dict[str, pl.DataFrame]:
     """The published rows a merge compares with; the ledger is only ever appended to, so it is left out."""
     return {
@@ -392,4 +389,5 @@ def _used(snapshot: Snapshot) -> dict[str, object]:
 
 
 def _hold(values: Mapping[str, Any]) -> Hold:
-    return Hold(**{**values, "keys": tuple(tuple(key) for key in values["keys"])})
+    keys = tuple(tuple(key) for key in values["keys"])
+    return Hold(**{**values, "keys": keys, "parts": tuple(Part(**part) for part in values["parts"])})

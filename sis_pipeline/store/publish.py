@@ -100,8 +100,11 @@ def _outdated(connection: Connection, operation: Operation, released: frozenset[
     if now != dict(operation.published_before):
         later = sorted(year for year, epoch in now.items() if operation.published_before.get(year) != epoch)
         return f"another merge was published since, for {', '.join(later)}"
-    if released - holds.released(connection, operation.district, operation.school_year):
+    now_released = holds.released(connection, operation.district, operation.school_year)
+    if released - now_released:
         return "a hold that it lets through is no longer released"
+    if now_released - released:
+        return "a hold was released that it does not let through"
     if decisions.mark(connection, operation.district) != decided:
         return "somebody decided since who is who"
     return None

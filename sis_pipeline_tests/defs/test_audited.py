@@ -33,6 +33,7 @@ ACTIONS = {
     "breaker.reset": "a person has a system called again that is left alone",
     "database.grant": "a person lets a role run the pipeline, or read",
     "database.upgrade": "the schema was brought up to date",
+    "guard.set": "a person changes a district's thresholds",
     "hold.applied": "a merge applied removals that a person had let through",
     "hold.closed": "the removals of a hold are no longer pending",
     "hold.discarded": "a person keeps what is published",
@@ -50,6 +51,8 @@ ACTIONS = {
     "limit.reset": "a person has a system called at once that asked to wait",
     "roster.publish": "a merge was published",
     "roster.superseded": "a merge came too late and was not published",
+    "school.close": "a person declares that a school closes",
+    "school.open": "a person declares that a school opens",
     "sync.read": "a reading came to its end, or was given up",
     "sync.request": "a person asked for a reading",
     "sync.verdict": "a reading was judged",
@@ -66,7 +69,8 @@ ACTIONS = {
 """Every action, and what it means."""
 
 LOOKS = {
-    "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "doctor", "holds list",
+    "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "doctor", "guard show",
+    "holds list", "holds show",
     "integration list", "integration show", "providers", "students show", "tokens status", "version",
 }  # fmt: skip
 """Commands that change nothing of the installation."""
@@ -77,6 +81,8 @@ CHANGES = {
     "db grant": {"database.grant"},
     "db upgrade": {"database.upgrade"},
     "demo": {"integration.add", "token.set_secret", "sync.read", "roster.publish"},
+    "guard reset": {"guard.set"},
+    "guard set": {"guard.set"},
     "health reset-breaker": {"breaker.reset"},
     "health reset-limit": {"limit.reset"},
     "holds discard": {"hold.discarded"},
@@ -90,6 +96,8 @@ CHANGES = {
     "keys create": {"key.first_use"},
     "maintenance": {"sync.read", "token.delete"},
     "oauth authorize": {"token.authorize"},
+    "school close": {"school.close"},
+    "school open": {"school.open"},
     "sync": {"sync.request", "sync.read", "sync.verdict", "roster.publish"},
     "tokens cleanup": {"token.delete"},
     "tokens refresh": {"token.refresh"},
@@ -124,7 +132,10 @@ def _texts(argument: ast.expr) -> Iterator[str]:
 
 
 def test_the_actions_are_those_of_the_table():
-    computed = {"hold.{}": {"hold.released", "hold.discarded"}}  # what Holds.release and Holds.discard write
+    computed = {
+        "hold.{}": {"hold.released", "hold.discarded"},  # what Holds.release and Holds.discard write
+        "school.{}": {"school.close", "school.open"},
+    }
     written = set().union(*(computed.get(action, {action}) for action in written_actions()))
     assert written == set(ACTIONS)
 

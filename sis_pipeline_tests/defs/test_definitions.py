@@ -47,6 +47,7 @@ def test_jobs_schedules_and_sensors(defs):
         "__ASSET_JOB",
         "merge_rosters",
         "maintenance",
+        "release_holds",
         *(f"sync_{name}" for name in PROVIDERS),
     }
     schedules = {one.name: one for one in repository.schedule_defs}

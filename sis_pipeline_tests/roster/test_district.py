@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.district import DistrictInputs, IntegrationInput, MergedRoster, merge_district
-from sis_pipeline.roster.guard import Thresholds
+from sis_pipeline.roster.guard import Ruling, Rulings
+from sis_pipeline.roster.identity import numbered_school
+from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline_tests.roster.rosters import (
     DAY_1,
     DAY_2,
@@ -486,7 +488,7 @@ def test_the_year_is_over_when_the_schools_sessions_are() -> None:
 
     tables = loaded(roster())
     assert merge(roster().without("s1"), tables, as_of=date(2026, 6, 19)).changes.is_empty()
-    assert events(merge(roster().without("s1"), tables, as_of=date(2026, 6, 18))) == [("withdraw", "absence")]
+    assert events(merge(roster().without("s1"), tables, as_of=date(2026, 6, 15))) == [("withdraw", "absence")]
 
 
 def test_too_many_absences_are_held_while_everything_else_flows_and_a_release_lets_them_pass() -> None:
@@ -502,9 +504,97 @@ def test_too_many_absences_are_held_while_everything_else_flows_and_a_release_le
     assert after["students"].height == 41
     assert after["student_sources"].height == 41
     assert set(after["student_links"]["active"]) == {True}
-    released = merge(vanished, after, as_of=DAY_2, released=frozenset(hold.fingerprint for hold in merged.held))
+    rulings = Rulings(released=tuple(map(Ruling.about, merged.held)))
+    released = merge(vanished, after, as_of=DAY_2, rulings=rulings)
     assert [kind for kind, _ in events(released)].count("withdraw") == 3
     assert not [hold for hold in released.held if hold.entity == "enrollments"]
+
+
+def of_school(number: str) -> list[str]:
+    """The students of a school of `district`."""
+    return [f"s{n}" for n in range(40) if (n % 2 == 1) == (number == "1")]
+
+
+def enrollment_holds(merged: MergedRoster) -> list[tuple[str, int]]:
+    return [(hold.reason, hold.removals) for hold in merged.held if hold.entity == "enrollments"]
+
+
+def test_a_declared_closure_is_not_held_and_hides_no_other_absence() -> None:
+    made, closed = district(), Rulings(closed=frozenset({numbered_school("d1", "1")}))
+    tables = loaded(made)
+    assert enrollment_holds(merge(made.without(*of_school("1")), tables, as_of=DAY_2)) == [
+        ("more absences than the district's limit", 20)
+    ]
+    merged = merge(made.without(*of_school("1")), tables, as_of=DAY_2, rulings=closed)
+    assert merged.held == ()
+    assert events(merged) == [("withdraw", "absence")] * 20
+    more = made.without(*of_school("1"), *of_school("2")[:3])
+    assert [count for _, count in enrollment_holds(merge(more, tables, as_of=DAY_2, rulings=closed))] == [3]
+
+
+def test_whoever_moved_to_a_declared_new_school_is_not_held() -> None:
+    made = district()
+    tables = loaded(made)
+    moved = made.without(*of_school("1")[:12]).school("3")
+    for student in of_school("1")[:12]:
+        [row] = [row for row in made.rows["students"] if row["sis_id"] == student]
+        name = {key: row[key] for key in ("first_name", "last_name", "birth_date") if key in row}
+        moved.student(student, school="3", stay={"entry_date": "2025-10-02"}, **name)
+    assert [count for _, count in enrollment_holds(merge(moved, tables, as_of=DAY_2))] == [12]
+    opened = Rulings(opened=frozenset({numbered_school("d1", "3")}))
+    assert enrollment_holds(merge(moved, tables, as_of=DAY_2, rulings=opened)) == []
+
+
+def test_absences_between_two_school_years_are_held_and_exits_are_not() -> None:
+    """From two days before the last day, 18 June, which the end, exclusive, names as the 19th."""
+
+    def made() -> Roster:
+        return district().add("academic_sessions", sis_id="y", start_date="2025-08-18", end_date="2026-06-19")
+
+    tables = loaded(made())
+    missing = made().without("s1", "s2")
+    assert enrollment_holds(merge(missing, tables, as_of=date(2026, 6, 15))) == []
+    frozen = merge(missing, tables, as_of=date(2026, 6, 16))
+    assert enrollment_holds(frozen) == [("absences between two school years, until 2026-08-18", 2)]
+    assert frozen.held[0].until == "2026-08-18"
+    assert enrollment_holds(merge(missing, tables, as_of=date(2026, 6, 16), thresholds=Thresholds(freeze=False))) == []
+    exits = changed(made(), "enrollments", "e-s1-1", status="withdrawn", exit_date="2026-06-10")
+    assert events(merge(exits, tables, as_of=date(2026, 6, 16))) == [("withdraw", "explicit_exit")]
+
+
+def test_what_a_partial_release_leaves_waits_on_although_it_is_below_the_limits() -> None:
+    made = district()
+    tables = loaded(made)
+    missing = made.without(*of_school("1")[:4], *of_school("2")[:1])
+    merged = merge(missing, tables, as_of=DAY_2)
+    [hold] = [hold for hold in merged.held if hold.entity == "enrollments"]
+    assert sorted(part.removals for part in hold.parts) == [1, 4]
+    one, two = (numbered_school("d1", number) for number in "12")
+
+    def ruled(school: str) -> Ruling:
+        keys = frozenset(key for key in hold.keys if key[1] == school)
+        return Ruling(f"part {school}", "absence", "enrollments", keys)
+
+    let_through = merge(missing, publish(tables, merged), as_of=DAY_2, rulings=Rulings((ruled(one),), (ruled(two),)))
+    assert events(let_through) == [("withdraw", "absence")] * 4
+    later = merge(
+        missing, publish(publish(tables, merged), let_through), as_of=DAY_2, rulings=Rulings(waiting=(ruled(two),))
+    )
+    assert later.changes.is_empty()
+    assert [(held.pinned, held.removals) for held in later.held] == [(True, 1)]
+
+
+def test_an_entity_of_which_nothing_would_be_left_is_kept_until_a_person_says_so() -> None:
+    made = district().add("courses", sis_id="c1").add("courses", sis_id="c2")
+    tables = loaded(made)
+    merged = merge(district(), tables, as_of=DAY_2)
+    assert [(hold.entity, hold.removals, hold.reason) for hold in merged.held] == [
+        ("courses", 2, "nothing would be left")
+    ]
+    assert merged.frames["courses"].equals(tables["courses"])
+    assert merge(district().add("courses", sis_id="c1"), tables, as_of=DAY_2).held == (), "one is left"
+    released = merge(district(), tables, as_of=DAY_2, rulings=Rulings(released=tuple(map(Ruling.about, merged.held))))
+    assert (released.held, released.frames["courses"].height) == ((), 0)
 
 
 def test_a_snapshot_that_is_complete_and_empty_removes_nobody() -> None:
