@@ -12,6 +12,8 @@ from sis_pipeline.settings import Settings
 STATEMENT_TIMEOUT = "15min"
 IDLE_IN_TRANSACTION_TIMEOUT = "5min"
 DAGSTER_SCHEMA = "dagster"
+SCHEMA_LOCK = 7_240_315_003
+"""Advisory lock number: one process makes Dagster's schema, the others wait and find it there."""
 
 
 class DatabaseUnavailable(Exception):  # noqa: N818 - said as it is
@@ -77,6 +79,8 @@ def dagster_storage_url(settings: Settings) -> str:
     with engine_for(url).begin() as connection:
         # `create … if not exists` asks for the right to create even where there is nothing to do.
         if connection.scalar(text("select to_regnamespace(:schema)"), {"schema": DAGSTER_SCHEMA}) is None:
+            # … and does not bear two processes that do it at once.
+            connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": SCHEMA_LOCK})
             connection.execute(text(f"create schema if not exists {DAGSTER_SCHEMA}"))
     return (
         url.set(drivername="postgresql+psycopg2")

@@ -62,7 +62,8 @@ def make_storage_whole(settings: Settings, home: Path) -> None:
         with engine.connect() as connection:
             if _is_whole(connection) or not _is_ours(connection):
                 return
-        with engine.connect() as connection:
+        # Its own looks must not stand in the way of dropping what it looked at: no transaction stays open.
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("select pg_advisory_lock(:lock)"), {"lock": STORAGE_LOCK})
             if not _is_whole(connection):
                 _make_whole(engine, home, fresh=_said(connection) is None and not _has_runs(connection))

@@ -4,8 +4,10 @@ Quotes and separators are the CSV writer's business."""
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
 
 _FORMULA = r"^'*[=+\-@\t\r]"
 _NUMBER = r"^\+[0-9][0-9 ().-]*$"
@@ -16,6 +18,8 @@ _QUOTED = re.compile(r"'+[=+\-@\t\r]")
 def quoted(text: pl.Expr) -> pl.Expr:
     """A text with an apostrophe before what would begin a formula. One that begins so already gets one more, so that
     `unquoted` gives back exactly what was there."""
+    import polars as pl  # the reader, which providers load, needs none of it
+
     runs = text.str.contains(_FORMULA) & ~text.str.contains(_NUMBER)
     return pl.when(runs).then(pl.lit("'") + text).otherwise(text)
 

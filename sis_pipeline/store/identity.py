@@ -179,9 +179,15 @@ class Identities:
             one, other = (_who(connection, district, side) for side in found.sides)
             _supersede(connection, district, one, other, made)
             _close(connection, [found.near_match_id], "decided")
-            action = "link.confirm" if verdict == SAME else "link.distinct"
             details = {"reason": reason, "sides": [side.words for side in found.sides], "rule": found.rule}
-            audit.append(connection, action, found.near_match_id, district=district, actor=actor, details=details)
+            audit.append(
+                connection,
+                "link.confirm" if verdict == SAME else "link.distinct",
+                found.near_match_id,
+                district=district,
+                actor=actor,
+                details=details,
+            )
             return _get_decision(connection, made[0])
 
 

@@ -18,7 +18,7 @@ from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.output import ExitCode
 from sis_pipeline.cli.up import await_answer, ended, prepare, running, watch
 from sis_pipeline.connect.errors import ConfigError
-from sis_pipeline.defs import runs
+from sis_pipeline.defs import instance, runs
 
 UP = [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()", "up"]
 
@@ -100,9 +100,9 @@ def test_nothing_starts_without_a_key_on_a_database_that_others_may_share(home, 
 @pytest.fixture
 def embedded(home, monkeypatch):
     """Installations that take the test's database for the embedded one, and have no key in the environment."""
-    monkeypatch.setattr(runs, "dagster_instance", lambda _settings: contextlib.nullcontext())
+    monkeypatch.setattr(instance, "dagster_instance", lambda _settings: contextlib.nullcontext())
     monkeypatch.setattr(runs, "fail_orphaned_runs", lambda _instance: None)
-    monkeypatch.setattr(runs, "dagster_environment", lambda _settings: {})
+    monkeypatch.setattr(instance, "dagster_environment", lambda _settings: {})
     monkeypatch.delenv("SIS_ENCRYPTION_KEYS")
 
     def installation():
