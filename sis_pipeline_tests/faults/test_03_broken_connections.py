@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -36,6 +36,12 @@ PAGE = json.dumps({"rows": [{"id": number, "name": "x" * 200} for number in rang
 WHOLE = http_answer(PAGE)
 CUT = len(WHOLE) // 2
 OPTIONS = {"connect_timeout": 0.1, "read_timeout": 0.1, "total_timeout": 0.2}
+"""For servers that never answer."""
+AMPLE = {"connect_timeout": 10.0, "read_timeout": 10.0, "total_timeout": 10.0}
+"""For faults that end by themselves: a busy machine must not run into a deadline on a whole page."""
+TIGHT = {"connect_timeout": 10.0, "read_timeout": 0.5, "total_timeout": 1.0}
+"""For faults that only a deadline ends; the whole pages in between are answered well within."""
+DEADLINES = {"no answer": TIGHT, "slow drip": TIGHT}
 
 
 def silence(connection: socket.socket) -> None:
@@ -107,23 +113,22 @@ def test_the_call_is_repeated_in_time(database: Engine, kind: str, count: Count,
         moods.append(Moody(KINDS[kind]))
         return moods[-1]
 
-    calls, records = many(database, count(full=200, part=24), script)
+    deadlines = DEADLINES.get(kind, AMPLE)
+    calls, records = many(database, count(full=200, part=24), script, deadlines)
     broken = sum(mood.broken for mood in moods)
     failed = [record for record in records if record.error_class is not None]
     assert {record.error_class for record in failed} == {"transient"}
     assert len(failed) == broken == calls, "every fault was seen as one, and none was taken for a page"
     row.happened(broken)
-    finish(row, calls, records)
-
-
-def finish(row: Recorder, calls: int, records: list[CallRecord]) -> None:
     longest = max(record.milliseconds for record in records) / 1000
-    assert longest <= OPTIONS["total_timeout"] + 1.0
+    assert longest <= deadlines["total_timeout"] + 1.0
     assert {record.attempt for record in records if record.error_class is None} == {2}
     row.ran(calls)
 
 
-def many(database: Engine, calls: int, script: Callable[[], Script]) -> tuple[int, list[CallRecord]]:
+def many(
+    database: Engine, calls: int, script: Callable[[], Script], deadlines: Mapping[str, float]
+) -> tuple[int, list[CallRecord]]:
     """So many calls, several at once; every answer is the whole page. Each run makes a few of them at a server of its own,
     less than would use up its budget of repeats or open the breaker, which have rows of their own."""
     records: list[CallRecord] = []
@@ -131,15 +136,15 @@ def many(database: Engine, calls: int, script: Callable[[], Script]) -> tuple[in
 
     def work(_number: int) -> None:
         with raw_server(script()) as server:
-            _run(database, server.url, records)
+            _run(database, server.url, records, deadlines)
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(work, range(runs)))
     return runs * RUN, records
 
 
-def _run(database: Engine, url: str, records: list[CallRecord]) -> None:
-    options = Options(url, **OPTIONS)
+def _run(database: Engine, url: str, records: list[CallRecord], deadlines: Mapping[str, float]) -> None:
+    options = Options(url, **deadlines)
     with a_source(
         database, url, authorised=False, options=options, on_call=records.append, backoff=Backoff(base=0.001)
     ) as source:
