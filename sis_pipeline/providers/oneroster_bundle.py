@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from sis_pipeline.connect.errors import ConfigError, ContractError
 from sis_pipeline.providers.base import End, Page, Pager, Record, Request, Send
-from sis_pipeline.roster.formulas import unquoted
-from sis_pipeline.roster.oneroster_export import SYSTEM, Version
+from sis_pipeline.roster.formulas import SYSTEM, unquoted
+
+if TYPE_CHECKING:
+    from sis_pipeline.roster.oneroster_export import Version
+
 
 MANIFEST = "manifest"
 LISTS = frozenset(

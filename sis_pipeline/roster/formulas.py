@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import polars as pl
 
+SYSTEM = "sis_pipeline"
+"""`source.systemName` of a OneRoster manifest: such a set has its formulas quoted as here."""
 _FORMULA = r"^'*[=+\-@\t\r]"
 _NUMBER = r"^\+[0-9][0-9 ().-]*$"
 """A phone number: it calls nothing and names no cell, and whoever reads it must be able to dial it."""

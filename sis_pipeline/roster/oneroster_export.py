@@ -16,8 +16,6 @@ from sis_pipeline.roster.school_year import SchoolYear
 
 Version = Literal["1.1", "1.2"]
 VERSIONS: tuple[Version, ...] = ("1.1", "1.2")
-SYSTEM = "sis_pipeline"
-"""`source.systemName` of the manifest: such a set has its formulas quoted as `formulas` says."""
 TABLES = (
     "schools", "academic_sessions", "courses", "sections", "staff", "staff_links", "students", "student_years",
     "enrollments", "section_enrollments",

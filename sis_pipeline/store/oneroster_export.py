@@ -19,8 +19,9 @@ from sqlalchemy import Engine
 from sis_pipeline.connect.errors import ConfigError, ContractError, InternalError, TransientError
 from sis_pipeline.db import audit
 from sis_pipeline.providers.oneroster_bundle import MANIFEST, Bundle, contract
+from sis_pipeline.roster.formulas import SYSTEM
 from sis_pipeline.roster.model import MERGED
-from sis_pipeline.roster.oneroster_export import SYSTEM, TABLES, OneRosterSet, Version, oneroster_set
+from sis_pipeline.roster.oneroster_export import TABLES, OneRosterSet, Version, oneroster_set
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store import bulk
 from sis_pipeline.store.files import FILE_MODE, FOLDER_MODE, make_private, private
