@@ -327,14 +327,16 @@ class HttpSource:
         """One attempt, waiting for a system that is left alone, or to ask for a token when its turn is near: nothing is
         sent meanwhile, so waiting is no attempt.
 
-        An outage that outlasts the patience ends the run at once; a later run finds the system back.
+        An outage that outlasts the patience ends the run at once; a later run finds the system back. A turn is waited
+        for as data calls wait for theirs, however far off, but by nobody who tries only once.
         """
         while True:
             try:
                 return once(attempt)
             except (SourceLeftAloneError, _TurnTooFarError) as error:
                 seconds = error.retry_after or 0.0
-                if not patience.take(seconds):
+                patient = self._backoff.attempts > 1 if isinstance(error, _TurnTooFarError) else patience.take(seconds)
+                if not patient:
                     raise
                 log.info("waiting before anything is sent", seconds=round(seconds, 1), because=error.code)
                 self.waited_seconds += seconds

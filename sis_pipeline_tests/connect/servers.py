@@ -67,7 +67,8 @@ def writes(*parts: bytes) -> Script:
 
 
 def http_answer(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
-    fields = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    """An answer after which the server hangs up, and says so: a client that kept the connection would race its end."""
+    fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
     fields |= {name.replace("_", "-"): value for name, value in headers.items()}
     head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body

@@ -314,15 +314,53 @@ def test_a_token_endpoint_in_trouble_is_retried(make: Callable[..., HttpSource],
 
 
 def test_a_token_call_does_not_wait_long_with_the_lock_held(
-    make: Callable[..., HttpSource], vendor: Vendor, database: Engine, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine
 ) -> None:
-    monkeypatch.setattr("sis_pipeline.connect.source.TOKEN_TURN", 0.05)
-    source = make()
+    source = make(token_turn=0.05)
     source._rate.push_back(source._rate_key, 0.3)
-    assert source.send(Request("/users")).status == 200
+    with capture_logs() as lines:
+        assert source.send(Request("/users")).status == 200
     source.close()
+    assert {line["because"] for line in lines if "because" in line} == {"rate_limited.turn_too_far"}
     assert vendor.tokens == 1
     assert len(rows(database)) == 2, "a turn that was not taken is no call"
+
+
+def test_waiting_for_a_token_calls_turn_uses_up_no_attempt(
+    make: Callable[..., HttpSource], vendor: Vendor, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pause of 15 minutes is longer than anything else is waited for, and then the call itself is throttled."""
+    vendor.answers = [answer(429, Retry_After="0")] * 4
+    source = make(token_turn=0.05, backoff=Backoff(base=0.001))
+    source._rate.push_back(source._rate_key, 900)
+    pauses: list[float] = []
+    really = time.sleep
+
+    def sleep(seconds: float) -> None:
+        if seconds < 60:
+            really(seconds)
+            return
+        pauses.append(seconds)
+        with database.begin() as connection:
+            connection.execute(text("update sis.rate_limits set next_free = sis.clock(), pushed_until = null"))
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert source.send(Request("/users")).status == 200
+    source.close()
+    assert pauses == [pytest.approx(900, abs=2)]
+    assert (vendor.tokens, len(vendor.seen)) == (1, 5)
+
+
+def test_who_tries_once_does_not_wait_for_a_turn_either(
+    make: Callable[..., HttpSource], vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make(token_turn=0.05, backoff=Backoff(attempts=1, cap=0.0))
+    source._rate.push_back(source._rate_key, 900)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
+    with source, pytest.raises(RateLimitedError) as caught:
+        source.send(Request("/users"))
+    assert caught.value.code == "rate_limited.turn_too_far"
+    assert vendor.tokens == 0
 
 
 def test_no_secret_no_call(database: Engine, vendor: Vendor) -> None:

@@ -39,7 +39,9 @@ OPTIONS = {"connect_timeout": 0.1, "read_timeout": 0.1, "total_timeout": 0.2}
 """For servers that never answer."""
 AMPLE = {"connect_timeout": 10.0, "read_timeout": 10.0, "total_timeout": 10.0}
 """For faults that end by themselves: a busy machine must not run into a deadline on a whole page."""
-TIGHT = {"connect_timeout": 10.0, "read_timeout": 0.5, "total_timeout": 1.0}
+AT_ONCE = 3.0
+"""Seconds within which such a fault is noticed, and a whole page answered: long before the deadline."""
+TIGHT = {"connect_timeout": 10.0, "read_timeout": 1.0, "total_timeout": 2.0}
 """For faults that only a deadline ends; the whole pages in between are answered well within."""
 DEADLINES = {"no answer": TIGHT, "slow drip": TIGHT}
 
@@ -118,10 +120,11 @@ def test_the_call_is_repeated_in_time(database: Engine, kind: str, count: Count,
     broken = sum(mood.broken for mood in moods)
     failed = [record for record in records if record.error_class is not None]
     assert {record.error_class for record in failed} == {"transient"}
-    assert len(failed) == broken == calls, "every fault was seen as one, and none was taken for a page"
+    assert len(failed) == broken, "every fault was seen as one, and no page as a fault"
+    assert broken == calls, "each call met one"
     row.happened(broken)
     longest = max(record.milliseconds for record in records) / 1000
-    assert longest <= deadlines["total_timeout"] + 1.0
+    assert longest <= (AT_ONCE if deadlines is AMPLE else deadlines["total_timeout"] + 1.0)
     assert {record.attempt for record in records if record.error_class is None} == {2}
     row.ran(calls)
 

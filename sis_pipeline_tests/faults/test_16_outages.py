@@ -35,8 +35,8 @@ ROW = Row(
     scaled=f"every outage but two runs on a database clock that is {SPEED} times as fast, so for "
     f"{SECONDS / SPEED:.0f} s; the one of each kind that runs in full is part of the full run only",
 )
-GOOD = http_answer(b'{"rows": []}', Connection="close")
-DOWN = {"503": http_answer(b"{}", "503 Service Unavailable", Connection="close"), "hung up": b""}
+GOOD = http_answer(b'{"rows": []}')
+DOWN = {"503": http_answer(b"{}", "503 Service Unavailable"), "hung up": b""}
 
 
 @dataclass
@@ -175,10 +175,10 @@ def test_an_outage_in_full(database: Engine, callers: Pool, row: Recorder, kind:
 
 
 REFUSED = {
-    "401": http_answer(b"{}", "401 Unauthorized", Connection="close"),
-    "403": http_answer(b"{}", "403 Forbidden", Connection="close"),
-    "404": http_answer(b"{}", "404 Not Found", Connection="close"),
-    "a page of HTML": http_answer(b"<html>Sign in</html>", Content_Type="text/html", Connection="close"),
+    "401": http_answer(b"{}", "401 Unauthorized"),
+    "403": http_answer(b"{}", "403 Forbidden"),
+    "404": http_answer(b"{}", "404 Not Found"),
+    "a page of HTML": http_answer(b"<html>Sign in</html>", Content_Type="text/html"),
 }
 
 

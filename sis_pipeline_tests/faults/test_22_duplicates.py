@@ -38,7 +38,10 @@ def edited(page: RecordedPage, change: Callable[[list[Any]], None]) -> RecordedP
         change(records)
         out = io.StringIO()
         writer = csv.DictWriter(
-            out, list(dict.fromkeys(name for line in records for name in line)), lineterminator="\n"
+            out,
+            list(dict.fromkeys(name for line in records for name in line)),
+            lineterminator="\n",
+            quoting=csv.QUOTE_ALL,  # the writer would leave a lone carriage return bare, which ends a line
         )
         writer.writeheader()
         writer.writerows(records)
