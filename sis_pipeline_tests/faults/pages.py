@@ -185,6 +185,15 @@ class Flavor:
             found.setdefault(str(record.get("AddressID")), set()).add(str(record.get("NameID")))
         return found
 
+    @cached_property
+    def words(self) -> dict[str, set[str]]:
+        """By id, all that the records with it hold."""
+        found: dict[str, set[str]] = {}
+        for page in self.pages:
+            for record in self.decoded(page):
+                found.setdefault(self.identity(page.resource, record) or "", set()).update(scalars(record))
+        return found
+
     def _all(self, resource: str) -> list[Record]:
         return [record for page in self.pages if page.resource == resource for record in self.decoded(page)]
 

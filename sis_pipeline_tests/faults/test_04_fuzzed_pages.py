@@ -278,7 +278,10 @@ class Batch:
     def _compare(self, outcome: Outcome, changed: Sequence[tuple[str, Record]]) -> None:
         truth, touched = self.flavor.truth.rows, self.flavor.touched(changed, outcome)
         sent = {one for _, record in changed for one in scalars(record)}
-        known = sent | {part for _, name in truth for part in _parts(name)}
+        spoilt_ids = {self.flavor.identity(*one) for one in changed}
+        # Who belongs to an organisation that nobody calls a district any more is taken for a student of the year.
+        explained = sent | {name for name, words in self.flavor.words.items() if words & spoilt_ids}
+        known = explained.union(*self.flavor.words.values(), *(_parts(name) for _, name in truth))
         for key, values in outcome.rows.items():
             if key in touched:
                 continue
@@ -286,8 +289,8 @@ class Batch:
                 assert values == truth[key], f"a row of {key[0]} differs although nothing of it was changed"
                 self.tally["rows equal to the truth"] += 1
             else:
-                composed = any(set(parts) <= known and set(parts) & sent for parts in _splits(key[1]))
-                assert key[1] in sent or composed, f"a row of {key[0]} that nobody sent: {key[1]!r}"
+                composed = any(set(parts) <= known and set(parts) & explained for parts in _splits(key[1]))
+                assert key[1] in explained or composed, f"a row of {key[0]} that nobody sent: {key[1]!r}"
         lost = [key for key in truth if key[0] == "students" and key not in outcome.rows and key not in touched]
         assert not lost, f"{len(lost)} students are gone although nothing of them was changed"
 
