@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -152,6 +153,21 @@ def test_one_that_fails_stops_no_other_and_is_asked_again_after_a_pause(installa
     assert down.fired == 1
     secrets = {sandbox.system(key).client_secret for key in KEYS}
     assert not any(secret in logs for secret in secrets)
+
+
+def test_a_tick_does_not_wait_for_a_turn_that_is_far_off(installation, connect, tick, monkeypatch):
+    connect("d1")
+    nearly_over(installation, "d1")
+    roster = installation.roster
+    integration = roster.integrations.get("d1")
+    with door(integration, vault=roster.vault, engine=roster.engine, effort=Effort()) as source:
+        source._rate.push_back(source._rate_key, 900)
+
+    def sleep(seconds: float) -> None:
+        raise AssertionError(f"slept {seconds} s")
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert tick() == "0 refreshed, 1 failed (d1: rate_limited.turn_too_far)"
 
 
 def test_who_is_paused_or_waits_for_a_person_is_left_alone(installation, connect, tick):
