@@ -34,7 +34,7 @@ from sqlalchemy import Connection, Row, Select, func, literal, select, text, upd
 from sqlalchemy.exc import OperationalError
 
 from sis_pipeline.connect.contract import Token
-from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, SisError, TransientError
+from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, ContractError, SisError, TransientError
 from sis_pipeline.connect.log import mask
 from sis_pipeline.connect.vault import NOTHING, TOKENS, Vault, advice_for, seconds
 from sis_pipeline.crashpoints import crash_point
@@ -64,6 +64,8 @@ LOCK_WAIT = "30s"
 """Rows are locked for milliseconds; longer means that something else is wrong with the database."""
 NOT_SENT = frozenset({"transient.left_alone", "rate_limited.turn_too_far"})
 """Codes of errors that mean that no call was made; they are not the token's failures."""
+TYPE_REFUSED = "unsupported_token_type"
+"""What a server answers that takes tokens of this kind from nobody (RFC 7009 2.2.1): asking again is of no use."""
 SURELY_OVER = 86_400.0
 """Seconds after its end from which a token counts as ended although its server does not confirm that it is revoked:
 where servers do not say how long one lives, its end is a guess (oauth.UNSAID_LIFETIME)."""
@@ -541,17 +543,24 @@ class Tokens:
     def finish_revocations(self, *, actor: str | None = None) -> int:
         """Give back what is still to be given back, also what was replaced; how many tokens.
 
-        One that its server does not confirm counts as ended SURELY_OVER seconds after its end. Raises the first error,
-        with the rest left to be tried again.
+        One that its server does not confirm counts as ended SURELY_OVER seconds after its end. What is wrong with one
+        token keeps no other from being tried, and is raised at the end; where the server takes none now, the next call
+        begins with those that failed least.
         """
         over = func.coalesce(TABLE.expires_at + seconds(SURELY_OVER) < func.sis.clock(), text("false")).label("over")
         query = select(oauth_tokens, over).where(
             TABLE.integration == self._integration, TABLE.status == "revocation_pending"
         )
         with self._vault.engine.connect() as connection:
-            rows = connection.execute(query.order_by(TABLE.kind.desc())).all()  # refresh comes before access
+            rows = connection.execute(query.order_by(TABLE.failures, TABLE.kind.desc())).all()  # refresh before access
+        refused: list[SisError] = []
         for row in rows:
-            self._give_back(row, actor)
+            try:
+                self._give_back(row, actor)
+            except (ConfigError, ContractError) as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
         return len(rows)
 
     def _give_back(self, row: Row[Any], actor: str | None) -> None:
@@ -561,9 +570,12 @@ class Tokens:
             self.grants.revoke(self._vault.unseal(row), hint)
         except SisError as error:
             details = {"token": hint, "done": False, "error": error.code, "message": error.message}
-            if not row.over:
+            never = error.context.get("oauth_error") == TYPE_REFUSED
+            if not (row.over or never):
                 self._note_unconfirmed(row, error, details, actor)
                 raise
+            if never:
+                log.warning("token.never_taken_back", integration=self._integration, token=hint, error=error.message)
             details["ended"] = True
         with self._vault.engine.begin() as connection:
             locked = select(TABLE.version).where(TABLE.integration == self._integration, TABLE.kind == row.kind)

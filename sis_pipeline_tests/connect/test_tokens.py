@@ -969,6 +969,60 @@ def test_a_token_that_is_long_over_need_not_be_confirmed(
     assert one(database, last) == "falsetrue"
 
 
+def test_a_server_that_takes_only_access_tokens_back_ends_the_revocation(
+    consent: Callable[[str], Grant], sandbox: SandboxServer, database: Engine, vault: Vault, mark: int
+) -> None:
+    grant = consent("grace")
+    answer = {"body": '{"error": "unsupported_token_type"}', "content_type": "application/json"}
+    refusal = sandbox.faults.add("status", system="grace", path="oauth/revoke", times=1, status=400, **answer)
+    with grant.source() as source, capture_logs() as logs:
+        assert source.revoke_tokens() == 2
+        assert source.finish_revocations() == 0, "it is not asked again"
+    assert (refusal.fired, grant.counted("revocations")) == (1, 1)
+    assert (vault.get(grant.key, "access"), vault.get(grant.key, "refresh")) == (None, None)
+    assert [line["token"] for line in logs if line["event"] == "token.never_taken_back"] == ["refresh_token"]
+    assert given_back(database, mark) == ["refresh_token: false, ended true", "access_token: true"]
+
+
+def given_back(engine: Engine, since: int) -> list[str]:
+    """What the audit log says of every token: whether it is done, and whether it counts as ended all the same."""
+    words = "details ->> 'token' || ': ' || (details ->> 'done') || coalesce(', ended ' || (details ->> 'ended'), '')"
+    query = f"select {words} from sis.audit_log where action = 'token.revoke' and entry > {since} order by entry"
+    with engine.connect() as connection:
+        return list(connection.scalars(text(query)))
+
+
+def test_a_token_that_cannot_be_given_back_keeps_no_other_from_it(vault: Vault, database: Engine, mark: int) -> None:
+    grants = Script(refreshes=True, refusals=[unconfirmed()])
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    keeper.accept(Token("t1", 3600, "r1"))
+    change(database, "update sis.oauth_tokens set ciphertext = '\\x00' where kind = 'refresh'")
+    with pytest.raises(ContractError):
+        keeper.revoke()
+    assert grants.given_back == [("t0", "access_token"), ("t1", "access_token")]
+    with pytest.raises(ConfigError, match="was altered"):
+        keeper.finish_revocations()
+    assert grants.given_back[2:] == [("r0", "refresh_token")], "the first one's error was of the server's making"
+    assert (pending(database), status(database)) == (1, "revoked")
+    assert sorted(given_back(database, mark)) == ["access_token: true"] * 2 + ["refresh_token: false"] * 2 + ["refresh_token: true"]  # fmt: skip
+
+
+def test_a_server_that_fails_for_one_token_again_and_again_is_asked_about_the_others_in_turn(
+    vault: Vault, database: Engine
+) -> None:
+    """It may be down, so nothing more is asked of it now."""
+    grants = Script(refreshes=True, refusals=[TransientError("down")])
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    with pytest.raises(TransientError):
+        keeper.revoke()
+    assert grants.given_back == []
+    grants.refusals = []
+    assert keeper.finish_revocations() == 2
+    assert [value for value, _ in grants.given_back] == ["t0", "r0"]
+
+
 def test_a_grant_that_is_being_given_back_waits_for_a_person(vault: Vault) -> None:
     keeper = tokens(vault, Script(refreshes=True, refusals=[unconfirmed()]))
     keeper.accept(Token("t0", 3600, "r0"))
