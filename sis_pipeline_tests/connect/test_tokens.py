@@ -1109,6 +1109,26 @@ def test_who_is_due(vault: Vault, database: Engine, registry: Callable[..., None
         assert due_for_refresh(connection, 0) == ["ending", "over", "rested", "unused"]
 
 
+def test_a_revocation_that_is_stuck_keeps_no_token_from_being_replaced(
+    vault: Vault, database: Engine, registry: Callable[..., None]
+) -> None:
+    registry(HOLDER)
+    keeper = tokens(vault, Script(refreshes=True, refusals=[unconfirmed() for _ in range(4)]))
+    keeper.accept(Token("t0", 3600, "r0"))
+    keeper.accept(Token("t1", 3600, "r1"))
+    for _ in range(2):
+        with pytest.raises(ContractError):
+            keeper.finish_revocations()
+    with database.connect() as connection:
+        assert pending_revocations(connection) == [], "they rest"
+    expire(database)
+    with database.connect() as connection:
+        assert due_for_refresh(connection, 0) == [HOLDER]
+    change(database, "update sis.oauth_tokens set failures = 1 where kind = 'access'")
+    with database.connect() as connection:
+        assert due_for_refresh(connection, 0) == [], "its own failure is another matter"
+
+
 def test_cleaning_up(vault: Vault, database: Engine, registry: Callable[..., None], mark: int) -> None:
     registry("fresh", "over", "dead", "pending")
     stored(vault, "fresh", "access", 60)
