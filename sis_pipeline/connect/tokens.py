@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import stamina
 import structlog
-from sqlalchemy import Connection, Row, Select, func, literal, select, text, update
+from sqlalchemy import Connection, Integer, Row, Select, case, func, literal, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from sis_pipeline.connect.contract import Token
@@ -370,8 +370,8 @@ class Tokens:
         if token.refresh is None or refresh is None or refresh.version != claim.refresh_version:
             return bearer, self._is_of_another_grant(connection, claim, token, refresh)
         scope: dict[str, Any] = {} if token.scope is None else {"scope": token.scope}
-        refreshed = {"last_refreshed_at": func.sis.clock()} | scope
-        self._vault.write(connection, self._integration, "refresh", token.refresh, **refreshed)
+        refreshed: dict[str, Any] = {"last_refreshed_at": func.sis.clock(), "expires_in": token.refresh_expires_in}
+        self._vault.write(connection, self._integration, "refresh", token.refresh, **refreshed, **scope)
         self._audit(connection, "token.refresh", {"new_refresh_token": True, "access_token_kept": False})
         return bearer, False
 
@@ -394,14 +394,14 @@ class Tokens:
     def _give_surplus_back(self, token: Token) -> None:
         """Set new tokens aside that nobody uses, so that the server is asked to end them."""
         name = f"late {secrets.token_hex(4)}"
-        left = token.lifetime - (time.monotonic() - token.asked_at)
 
         def store() -> None:
             with self._vault.engine.begin() as connection:
                 self._lock_soon(connection)
-                self._write_pending(connection, f"access {name}", token.value, expires_in=left)
+                self._write_pending(connection, f"access {name}", token.value, expires_in=token.expires_in)
                 if token.refresh is not None:
-                    self._write_pending(connection, f"refresh {name}", token.refresh)
+                    lives = {"expires_in": token.refresh_expires_in}
+                    self._write_pending(connection, f"refresh {name}", token.refresh, **lives)
                 self._audit(connection, "token.revoke", {"token": "surplus", "done": False})
 
         _kept(store)
@@ -410,21 +410,21 @@ class Tokens:
         """Where no new refresh token came, the old one stays (RFC 6749 5.1)."""
         now: dict[str, Any] = {"last_refreshed_at": func.sis.clock(), "status": status}
         scope: dict[str, Any] = {} if token.scope is None else {"scope": token.scope}
-        left = token.lifetime - (time.monotonic() - token.asked_at)
         version = self._vault.write(
             connection,
             self._integration,
             "access",
             token.value,
-            expires_in=left,
+            expires_in=token.expires_in,
             lifetime_seconds=round(token.lifetime),
             **now,
             **scope,
         )
         if token.refresh is not None and self.grants.refreshes:
-            self._vault.write(connection, self._integration, "refresh", token.refresh, **now, **scope)
+            lives = {"expires_in": token.refresh_expires_in}
+            self._vault.write(connection, self._integration, "refresh", token.refresh, **lives, **now, **scope)
         elif self.grants.refreshes:
-            self._set(connection, "refresh", failures=0, last_error=None, **now)
+            self._set(connection, "refresh", failures=0, last_error=None, **_lives_anew(token), **now)
         return version
 
     def _failed(self, claim: _Claim, error: SisError) -> Bearer:
@@ -618,6 +618,15 @@ class Tokens:
 
 
 _FREED: dict[str, Any] = {"lease_holder": None, "lease_until": None}
+
+
+def _lives_anew(token: Token) -> dict[str, Any]:
+    """The life of a refresh token that stays: as long from now as the server says now, else as it said when it gave it.
+    Servers that end one after a time of disuse begin it anew with each use; an end that can't be moved is met anyway."""
+    said = token.refresh_expires_in
+    life: Any = TABLE.lifetime_seconds if said is None else literal(round(said), Integer)
+    ends = case((TABLE.expires_at == NOTHING, NOTHING), else_=func.sis.clock() + seconds(1.0) * life)
+    return {"expires_at": ends, "lifetime_seconds": life}
 
 
 def _failure(row: Row[Any], error: SisError) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -235,6 +235,57 @@ def test_a_scope_that_grows_costs_nobody_the_connection(
     excess = "select details ->> 'scope_excess' from sis.audit_log where action = 'token.refresh' and entry > {} order by entry"
     assert one(database, excess.format(mark)) == "2"
     assert grant.handle.authorization.stats()["live_families"] == 1
+
+
+def life(engine: Engine, kind: str = "refresh") -> float | None:
+    """Seconds until the token ends, None where nobody knows."""
+    query = f"select extract(epoch from expires_at - sis.clock())::float8 from sis.oauth_tokens where kind = '{kind}'"
+    with engine.connect() as connection:
+        return cast("float | None", connection.scalar(text(query)))
+
+
+@pytest.mark.parametrize("mode", ["none", "strict"])
+@pytest.mark.parametrize("name", ["refresh_expires_in", "refresh_token_expires_in"])
+def test_a_refresh_token_ends_when_its_server_says(
+    consent: Callable[[str], Grant], sandbox: SandboxServer, database: Engine, mode: str, name: str
+) -> None:
+    grant = consent(mode)
+    with grant.source() as source:
+        source.refresh_token()
+        assert life(database) is None, "unsaid"
+        sandbox.faults.add("set_key", system=mode, path="oauth/token", times=2, key=name, value="43200")
+        for _ in range(2):
+            source.refresh_token()
+            assert life(database) == pytest.approx(43_200, abs=30)
+            change(database, "update sis.oauth_tokens set expires_at = expires_at - interval '10 hours' where kind = 'refresh'")  # fmt: skip
+        source.refresh_token()
+    if mode == "none":
+        assert life(database) == pytest.approx(43_200, abs=30), "the same token, and a use is what it needs to live on"
+    else:
+        assert life(database) is None, "another token, of which nothing is known"
+
+
+def test_a_refresh_token_takes_its_end_along_when_it_is_replaced(vault: Vault, database: Engine) -> None:
+    grants = Script(refreshes=True, refusals=[unconfirmed() for _ in range(4)])
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0", refresh_lifetime=7200))
+    keeper.accept(Token("t1", 3600, "r1"))
+    assert life(database) is None
+    assert life(database, "refresh 1") == pytest.approx(7200, abs=30)
+    change(database, "update sis.oauth_tokens set expires_at = expires_at - interval '27 hours'")
+    assert keeper.finish_revocations() == 2, "both are long over"
+
+
+def test_a_refresh_token_that_is_gone_stays_gone_whatever_an_answer_says_of_it(vault: Vault) -> None:
+    def forget() -> None:
+        with vault.engine.begin() as connection:
+            vault.empty(connection, HOLDER, "refresh")
+
+    grants = Script(refreshes=True, answers=[Token("t1", 3600, refresh_lifetime=7200)], meanwhile=forget)
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    keeper.bearer(refused="t0")
+    assert vault.get(HOLDER, "refresh") is None
 
 
 # Failures that may pass
