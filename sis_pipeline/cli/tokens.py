@@ -238,21 +238,29 @@ def _tokens(here: Installation, integrations: Iterable[Integration]) -> _Known:
 
 def _unsuited(integration: Integration, tokens: Sequence[TokenHealth]) -> str | None:
     """Why a bulk refresh leaves an integration out, in a few words; None where it does not."""
-    statuses = {one.status for one in tokens}
+    used = _used(tokens)
+    statuses = {one.status for one in used}
     reasons = {
         "paused": integration.paused,
         "waiting for a person": "needs_reauth" in {integration.status, *statuses},
         "given back": bool(statuses & {"revoked", "revocation_pending"}),
-        "without a token": not any(one.stored for one in tokens),
+        "without a token": not any(one.stored for one in used),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
+def _used(tokens: Sequence[TokenHealth]) -> list[TokenHealth]:
+    """Without those that were replaced, and are only still to be given back."""
+    from sis_pipeline.connect.vault import TOKENS
+
+    return [one for one in tokens if one.kind in TOKENS]
+
+
 def _too_young(known: _Known, key: str, age: timedelta | None) -> str | None:
-    """`refreshed within 1 h`, where all tokens were, and are good."""
+    """`refreshed within 1 h`, where all tokens that are used were, and are good."""
     if age is None:
         return None
-    stored = [one for one in known.rows[key] if one.stored]
+    stored = [one for one in _used(known.rows[key]) if one.stored]
     good = all(not one.failures and (one.expires_in is None or one.expires_in > 0) for one in stored)
     young = all(one.last_refreshed_at is not None and one.last_refreshed_at > known.now - age for one in stored)
     return f"refreshed within {_span(age)}" if stored and good and young else None

@@ -50,7 +50,8 @@ class Token:
 
     `refresh`: the refresh token that came with it, None where none did. `scope`: what was granted, None where the
     server did not say (RFC 6749 5.1: then it is what was asked for). `scope_excess`: how many scopes more than granted
-    before a refresh's answer named (RFC 6749 6 has none); `scope` is the one granted then.
+    before a refresh's answer named (RFC 6749 6 has none); `scope` is the one granted then. `refresh_lifetime`: the seconds
+    that the refresh token lives, also one that stays, None where the server did not say.
     """
 
     value: str = field(repr=False)
@@ -58,7 +59,19 @@ class Token:
     refresh: str | None = field(default=None, repr=False)
     scope: str | None = None
     scope_excess: int = 0
+    refresh_lifetime: float | None = None
     asked_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds from now."""
+        return self.lifetime - (time.monotonic() - self.asked_at)
+
+    @property
+    def refresh_expires_in(self) -> float | None:
+        if self.refresh_lifetime is None:
+            return None
+        return self.refresh_lifetime - (time.monotonic() - self.asked_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,9 @@ UNSAID_LIFETIME = 3600.0
 SPENT_LIFETIME = 60.0
 """Seconds, where the server says 0 or less: some mean "never ends", some "just ended"; use it, but not for long."""
 LONGEST_LIFETIME = 90 * 86_400.0
+REFRESH_LIFETIMES = ("refresh_expires_in", "refresh_token_expires_in")
+"""What servers call the life of a refresh token; no RFC names it."""
+LONGEST_GRANT = 10 * 365 * 86_400.0
 
 GRANT_REFUSED = "invalid_grant"
 SCOPE_REFUSED = "invalid_scope"
@@ -232,6 +235,7 @@ def read_token(call: Call, reply: Reply, *, regrant: bool = False, granted: str 
         refresh=_refresh_token(call, reply, answer.get("refresh_token")),
         scope=scope,
         scope_excess=excess,
+        refresh_lifetime=refresh_lifetime(answer),
         asked_at=time.monotonic() - reply.seconds,
     )
 
@@ -276,17 +280,27 @@ def _scope(value: object, granted: str | None) -> tuple[str | None, int]:
 
 
 def lifetime(expires_in: object) -> float:
-    """Seconds that a token lives, from whatever a server writes: a number, digits, "3600s", nothing, nonsense."""
-    if isinstance(expires_in, str):
-        found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*(?:s|sec|seconds)?\s*", expires_in, re.ASCII | re.IGNORECASE)
-        expires_in = float(found[1]) if found else None
-    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float):
+    """Seconds that an access token lives; a guess where the server does not say it."""
+    said = _seconds(expires_in)
+    if said is None:
         return UNSAID_LIFETIME
-    if isinstance(expires_in, float) and math.isnan(expires_in):
-        return UNSAID_LIFETIME
-    if expires_in <= 0:
-        return SPENT_LIFETIME
-    return float(min(expires_in, LONGEST_LIFETIME))
+    return float(min(said, LONGEST_LIFETIME)) if said > 0 else SPENT_LIFETIME
+
+
+def refresh_lifetime(answer: Mapping[str, object]) -> float | None:
+    """Seconds that a refresh token lives, None where the answer does not say; 0 is how Keycloak writes "never ends"."""
+    said = (_seconds(answer.get(name)) for name in REFRESH_LIFETIMES)
+    return min((float(min(one, LONGEST_GRANT)) for one in said if one is not None and one > 0), default=None)
+
+
+def _seconds(said: object) -> int | float | None:
+    """Whatever a server writes: a number, digits, "3600s"; None for nothing and for nonsense."""
+    if isinstance(said, str):
+        found = re.fullmatch(r"\s*([+-]?\d+(?:\.\d+)?)\s*(?:s|sec|seconds)?\s*", said, re.ASCII | re.IGNORECASE)
+        return float(found[1]) if found else None
+    if isinstance(said, bool) or not isinstance(said, int | float):
+        return None
+    return None if isinstance(said, float) and math.isnan(said) else said
 
 
 def _refusal(call: Call, reply: Reply, code: object, *, regrant: bool = False) -> SisError:

@@ -19,11 +19,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """`attempts` in all; before attempt n+1 a random wait of up to `base` * 2^(n-1) seconds, at most `cap`."""
+    """`attempts` in all; before attempt n+1 a random wait of up to `base` * 2^(n-1) seconds, at most `cap`.
+
+    `waits_for_turn`: whether the turn of a token call is waited for however far off it is, as that of a data call is.
+    """
 
     attempts: int = 5
     base: float = 1.0
     cap: float = 60.0
+    waits_for_turn: bool = True
 
     def seconds(self, error: SisError, attempt: int) -> float:
         """Seconds to wait after the failed `attempt` (1 for the first).

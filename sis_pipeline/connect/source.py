@@ -36,6 +36,7 @@ from sis_pipeline.connect.errors import (
     ConfigError,
     ContractError,
     ErrorClass,
+    Policy,
     RateLimitedError,
     SisError,
     classify,
@@ -328,15 +329,15 @@ class HttpSource:
         sent meanwhile, so waiting is no attempt.
 
         An outage that outlasts the patience ends the run at once; a later run finds the system back. A turn is waited
-        for as data calls wait for theirs, however far off, but by nobody who tries only once.
+        for as data calls wait for theirs, however far off, where the backoff says so.
         """
         while True:
             try:
                 return once(attempt)
             except (SourceLeftAloneError, _TurnTooFarError) as error:
                 seconds = error.retry_after or 0.0
-                patient = self._backoff.attempts > 1 if isinstance(error, _TurnTooFarError) else patience.take(seconds)
-                if not patient:
+                far_turn = isinstance(error, _TurnTooFarError)
+                if not (self._backoff.waits_for_turn if far_turn else patience.take(seconds)):
                     raise
                 log.info("waiting before anything is sent", seconds=round(seconds, 1), because=error.code)
                 self.waited_seconds += seconds
@@ -596,7 +597,11 @@ class HttpSource:
 
 
 class _TurnTooFarError(RateLimitedError):
-    """No request was made: a token call would have had to wait for too long."""
+    """No request was made: a token call would have had to wait for too long. The door has waited where it does."""
+
+    @property
+    def policy(self) -> Policy:
+        return replace(super().policy, retry=False)
 
 
 class _Grants:

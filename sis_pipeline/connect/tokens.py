@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import stamina
 import structlog
-from sqlalchemy import Connection, Row, Select, func, literal, select, text, update
+from sqlalchemy import Connection, Integer, Row, Select, case, func, literal, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from sis_pipeline.connect.contract import Token
-from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, SisError, TransientError
+from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, ContractError, SisError, TransientError
 from sis_pipeline.connect.log import mask
 from sis_pipeline.connect.vault import NOTHING, TOKENS, Vault, advice_for, seconds
 from sis_pipeline.crashpoints import crash_point
@@ -64,6 +64,8 @@ LOCK_WAIT = "30s"
 """Rows are locked for milliseconds; longer means that something else is wrong with the database."""
 NOT_SENT = frozenset({"transient.left_alone", "rate_limited.turn_too_far"})
 """Codes of errors that mean that no call was made; they are not the token's failures."""
+TYPE_REFUSED = "unsupported_token_type"
+"""What a server answers that takes tokens of this kind from nobody (RFC 7009 2.2.1): asking again is of no use."""
 SURELY_OVER = 86_400.0
 """Seconds after its end from which a token counts as ended although its server does not confirm that it is revoked:
 where servers do not say how long one lives, its end is a guess (oauth.UNSAID_LIFETIME)."""
@@ -368,8 +370,8 @@ class Tokens:
         if token.refresh is None or refresh is None or refresh.version != claim.refresh_version:
             return bearer, self._is_of_another_grant(connection, claim, token, refresh)
         scope: dict[str, Any] = {} if token.scope is None else {"scope": token.scope}
-        refreshed = {"last_refreshed_at": func.sis.clock()} | scope
-        self._vault.write(connection, self._integration, "refresh", token.refresh, **refreshed)
+        refreshed: dict[str, Any] = {"last_refreshed_at": func.sis.clock(), "expires_in": token.refresh_expires_in}
+        self._vault.write(connection, self._integration, "refresh", token.refresh, **refreshed, **scope)
         self._audit(connection, "token.refresh", {"new_refresh_token": True, "access_token_kept": False})
         return bearer, False
 
@@ -392,14 +394,14 @@ class Tokens:
     def _give_surplus_back(self, token: Token) -> None:
         """Set new tokens aside that nobody uses, so that the server is asked to end them."""
         name = f"late {secrets.token_hex(4)}"
-        left = token.lifetime - (time.monotonic() - token.asked_at)
 
         def store() -> None:
             with self._vault.engine.begin() as connection:
                 self._lock_soon(connection)
-                self._write_pending(connection, f"access {name}", token.value, expires_in=left)
+                self._write_pending(connection, f"access {name}", token.value, expires_in=token.expires_in)
                 if token.refresh is not None:
-                    self._write_pending(connection, f"refresh {name}", token.refresh)
+                    lives = {"expires_in": token.refresh_expires_in}
+                    self._write_pending(connection, f"refresh {name}", token.refresh, **lives)
                 self._audit(connection, "token.revoke", {"token": "surplus", "done": False})
 
         _kept(store)
@@ -408,21 +410,21 @@ class Tokens:
         """Where no new refresh token came, the old one stays (RFC 6749 5.1)."""
         now: dict[str, Any] = {"last_refreshed_at": func.sis.clock(), "status": status}
         scope: dict[str, Any] = {} if token.scope is None else {"scope": token.scope}
-        left = token.lifetime - (time.monotonic() - token.asked_at)
         version = self._vault.write(
             connection,
             self._integration,
             "access",
             token.value,
-            expires_in=left,
+            expires_in=token.expires_in,
             lifetime_seconds=round(token.lifetime),
             **now,
             **scope,
         )
         if token.refresh is not None and self.grants.refreshes:
-            self._vault.write(connection, self._integration, "refresh", token.refresh, **now, **scope)
+            lives = {"expires_in": token.refresh_expires_in}
+            self._vault.write(connection, self._integration, "refresh", token.refresh, **lives, **now, **scope)
         elif self.grants.refreshes:
-            self._set(connection, "refresh", failures=0, last_error=None, **now)
+            self._set(connection, "refresh", failures=0, last_error=None, **_lives_anew(token), **now)
         return version
 
     def _failed(self, claim: _Claim, error: SisError) -> Bearer:
@@ -541,17 +543,24 @@ class Tokens:
     def finish_revocations(self, *, actor: str | None = None) -> int:
         """Give back what is still to be given back, also what was replaced; how many tokens.
 
-        One that its server does not confirm counts as ended SURELY_OVER seconds after its end. Raises the first error,
-        with the rest left to be tried again.
+        One that its server does not confirm counts as ended SURELY_OVER seconds after its end. What is wrong with one
+        token keeps no other from being tried, and is raised at the end; where the server takes none now, the next call
+        begins with those that failed least.
         """
         over = func.coalesce(TABLE.expires_at + seconds(SURELY_OVER) < func.sis.clock(), text("false")).label("over")
         query = select(oauth_tokens, over).where(
             TABLE.integration == self._integration, TABLE.status == "revocation_pending"
         )
         with self._vault.engine.connect() as connection:
-            rows = connection.execute(query.order_by(TABLE.kind.desc())).all()  # refresh comes before access
+            rows = connection.execute(query.order_by(TABLE.failures, TABLE.kind.desc())).all()  # refresh before access
+        refused: list[SisError] = []
         for row in rows:
-            self._give_back(row, actor)
+            try:
+                self._give_back(row, actor)
+            except (ConfigError, ContractError) as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
         return len(rows)
 
     def _give_back(self, row: Row[Any], actor: str | None) -> None:
@@ -561,9 +570,12 @@ class Tokens:
             self.grants.revoke(self._vault.unseal(row), hint)
         except SisError as error:
             details = {"token": hint, "done": False, "error": error.code, "message": error.message}
-            if not row.over:
+            never = error.context.get("oauth_error") == TYPE_REFUSED
+            if not (row.over or never):
                 self._note_unconfirmed(row, error, details, actor)
                 raise
+            if never:
+                log.warning("token.never_taken_back", integration=self._integration, token=hint, error=error.message)
             details["ended"] = True
         with self._vault.engine.begin() as connection:
             locked = select(TABLE.version).where(TABLE.integration == self._integration, TABLE.kind == row.kind)
@@ -606,6 +618,15 @@ class Tokens:
 
 
 _FREED: dict[str, Any] = {"lease_holder": None, "lease_until": None}
+
+
+def _lives_anew(token: Token) -> dict[str, Any]:
+    """The life of a refresh token that stays: as long from now as the server says now, else as it said when it gave it.
+    Servers that end one after a time of disuse begin it anew with each use; an end that can't be moved is met anyway."""
+    said = token.refresh_expires_in
+    life: Any = TABLE.lifetime_seconds if said is None else literal(round(said), Integer)
+    ends = case((TABLE.expires_at == NOTHING, NOTHING), else_=func.sis.clock() + seconds(1.0) * life)
+    return {"expires_at": ends, "lifetime_seconds": life}
 
 
 def _failure(row: Row[Any], error: SisError) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, or_, select, text
 
 from sis_pipeline.connect.tokens import OF_LIFE, TABLE, WINDOW
-from sis_pipeline.connect.vault import NOTHING, Vault, advice_for, seconds
+from sis_pipeline.connect.vault import NOTHING, TOKENS, Vault, advice_for, seconds
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import integrations, oauth_tokens
 
@@ -115,6 +115,8 @@ def due_for_refresh(connection: Connection, ahead: float) -> list[str]:
             TABLE.expires_at - seconds(1.0) * (TABLE.lifetime_seconds * OF_LIFE) < now,
         ),
     )
+    # What was replaced, and rests until it is given back, says nothing of the tokens that are used.
+    kept_from = select(TABLE.integration).where(TABLE.kind.in_(TOKENS), or_(_rests(), TABLE.lease_until > now))
     query = (
         select(TABLE.integration)
         .join(integrations, integrations.c.key == TABLE.integration)
@@ -122,7 +124,7 @@ def due_for_refresh(connection: Connection, ahead: float) -> list[str]:
             or_(ends, forgotten),
             TABLE.status.in_(("active", "refreshing")),
             integrations.c.status.not_in(("paused", "needs_reauth")),
-            TABLE.integration.not_in(select(TABLE.integration).where(or_(_rests(), TABLE.lease_until > now))),
+            TABLE.integration.not_in(kept_from),
         )
     )
     return list(connection.scalars(query.distinct().order_by(TABLE.integration)))

@@ -31,7 +31,7 @@ def dagster_environment(settings: Settings) -> dict[str, str]:
     """
     home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _configure(home, ours="DAGSTER_HOME" not in os.environ or home == settings.dagster_home)
+    _configure(home, ours=_is_own(home, settings))
     return {
         "DAGSTER_HOME": str(home),
         "SIS_HOME": str(settings.root),
@@ -41,13 +41,21 @@ def dagster_environment(settings: Settings) -> dict[str, str]:
 
 
 def dagster_instance(settings: Settings) -> dg.DagsterInstance:
-    """The instance of this installation, as a context manager. Sets this process's environment accordingly."""
-    ours = os.environ.get(STORAGE_URL) in {None, dagster_storage_url(settings)}
+    """The instance of this installation, as a context manager. Sets this process's environment accordingly.
+
+    The storage is made whole where home and storage are both ours: a home of somebody else's may name any storage.
+    """
     environment = dagster_environment(settings)
+    home = Path(environment["DAGSTER_HOME"])
+    ours = _is_own(home, settings) and environment[STORAGE_URL] == dagster_storage_url(settings)
     os.environ.update(environment)
     if ours:
-        make_storage_whole(settings, Path(environment["DAGSTER_HOME"]))
-    return dg.DagsterInstance.from_config(environment["DAGSTER_HOME"])
+        make_storage_whole(settings, home)
+    return dg.DagsterInstance.from_config(str(home))
+
+
+def _is_own(home: Path, settings: Settings) -> bool:
+    return home.resolve() == settings.dagster_home.resolve()
 
 
 def make_storage_whole(settings: Settings, home: Path) -> None:

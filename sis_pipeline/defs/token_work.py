@@ -20,7 +20,7 @@ from sis_pipeline.store.integrations import Integration, Integrations
 
 Work = Callable[[HttpSource], object]
 
-FEW = Backoff(attempts=3, cap=5.0)
+FEW = Backoff(attempts=3, cap=5.0, waits_for_turn=False)
 """What fails for longer is left to the next call, and a system that is left alone is not waited for: the others go on."""
 
 

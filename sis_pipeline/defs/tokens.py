@@ -26,7 +26,7 @@ AHEAD = 3.0 * WARM_SECONDS
 """Seconds before its window in which a token is replaced: two ticks may fail before a sync has to do it itself."""
 MOST_PER_TICK = 100
 REFRESHED, GIVEN_BACK = "refreshed", "given back"
-EFFORT = Effort(backoff=Backoff(attempts=1, cap=0.0), token_turn=5.0, seconds=15.0)
+EFFORT = Effort(backoff=Backoff(attempts=1, cap=0.0, waits_for_turn=False), token_turn=5.0, seconds=15.0)
 """Begun for 15 s, and a call takes at most 5 s for its turn and 25 s on the way: Dagster gives up a tick after 60 s.
 Nothing is repeated in a tick: the next one is the repetition."""
 

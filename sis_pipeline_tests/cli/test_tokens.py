@@ -212,6 +212,26 @@ def test_in_bulk_an_integration_that_waits_for_a_person_is_left_out_though_its_t
     assert versions(database) == {"machine": 1}
 
 
+def test_in_bulk_only_the_tokens_that_are_used_count(
+    sis: Sis, connect: Connect, sandbox: SandboxServer, database: Engine
+) -> None:
+    """Access was granted anew, and the server does not confirm that the tokens of before are revoked."""
+    here = connect("d01")
+    sandbox.faults.add("status", system="d01", path=REVOKE, times=None, status=204)
+    with door(here.integrations.get("d01"), vault=here.vault, engine=here.engine, effort=Effort()) as source:
+        answer = sandbox.system("d01").authorization.grant()
+        tokens_of(source).accept(Token(answer["access_token"], answer["expires_in"], answer["refresh_token"]))
+        with pytest.raises(SisError):
+            source.finish_revocations()
+    stuck = rows(database, "select kind, failures from sis.oauth_tokens where status = 'revocation_pending' order by 1")
+    assert stuck == [("access 1", 1), ("refresh 1", 1)]
+    young = sis("tokens", "refresh", "--all", "--json")
+    assert young.json["left_out"] == {"d01": "refreshed within 60 min"}
+    age(here.engine)
+    said = sis("tokens", "refresh", "--all", "--json")
+    assert (said.code, results(said)) == (0, {"d01": "refreshed"})
+
+
 def test_a_credential_needs_nobody(sis: Sis, connect: Connect, database: Engine) -> None:
     connect("machine")
     said = sis("tokens", "refresh", "--provider", "oneroster", "--json")

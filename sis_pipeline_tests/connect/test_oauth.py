@@ -28,6 +28,7 @@ from sis_pipeline.connect.errors import (
 )
 from sis_pipeline.connect.http import Door, Reply
 from sis_pipeline.connect.oauth import (
+    LONGEST_GRANT,
     LONGEST_LIFETIME,
     SPENT_LIFETIME,
     UNSAID_LIFETIME,
@@ -35,6 +36,7 @@ from sis_pipeline.connect.oauth import (
     TokenEndpoint,
     lifetime,
     read_token,
+    refresh_lifetime,
 )
 from sis_pipeline_tests.connect.servers import http_answer, raw_server, writes
 
@@ -361,3 +363,24 @@ def test_lifetimes(said: object, seconds: float) -> None:
 @given(st.one_of(st.text(), st.integers(), st.floats(), st.none(), st.booleans(), st.lists(st.integers())))
 def test_every_lifetime_is_sane(said: object) -> None:
     assert 0 < lifetime(said) <= LONGEST_LIFETIME
+    assert 0 < (refresh_lifetime({"refresh_expires_in": said}) or 1) <= LONGEST_GRANT
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ({}, None),
+        ({"refresh_expires_in": 43_200}, 43_200),
+        ({"refresh_token_expires_in": "43200 s"}, 43_200),
+        ({"refresh_expires_in": 1800, "refresh_token_expires_in": 43_200}, 1800),
+        ({"refresh_expires_in": 0, "refresh_token_expires_in": 43_200}, 43_200),
+        ({"refresh_expires_in": 0}, None),
+        ({"refresh_expires_in": "-1"}, None),
+        ({"refresh_expires_in": "never"}, None),
+        ({"refresh_expires_in": 1e300}, LONGEST_GRANT),
+        ({"refresh_token_expires_in": 10**400}, LONGEST_GRANT),
+    ],
+)
+def test_the_lives_of_refresh_tokens(said: dict[str, object], seconds: float | None) -> None:
+    reply = Reply(200, {}, json.dumps({**GOOD, "refresh_token": "R2", **said}).encode(), 0.1)
+    assert read_token(CALL, reply).refresh_lifetime == seconds

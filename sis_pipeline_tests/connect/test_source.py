@@ -28,6 +28,7 @@ from sis_pipeline.connect.errors import (
 from sis_pipeline.connect.retry import Backoff
 from sis_pipeline.connect.source import CallRecord, HttpSource, percentile, purge_api_calls, rate_key, report
 from sis_pipeline.connect.vault import Keys, Vault
+from sis_pipeline.defs.token_work import FEW
 from sis_pipeline_tests.connect.servers import Sis, http_answer, raw_server, serve, writes
 from sis_pipeline_tests.connect.workers import KEY, SECRET, Options, a_source
 
@@ -351,16 +352,29 @@ def test_waiting_for_a_token_calls_turn_uses_up_no_attempt(
     assert (vendor.tokens, len(vendor.seen)) == (1, 5)
 
 
-def test_who_tries_once_does_not_wait_for_a_turn_either(
-    make: Callable[..., HttpSource], vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("effort", [Backoff(attempts=1, cap=0.0, waits_for_turn=False), FEW])
+def test_who_has_others_to_look_after_does_not_wait_for_a_turn_however_often_they_try(
+    make: Callable[..., HttpSource], vendor: Vendor, monkeypatch: pytest.MonkeyPatch, effort: Backoff
 ) -> None:
-    source = make(token_turn=0.05, backoff=Backoff(attempts=1, cap=0.0))
+    source = make(token_turn=0.05, backoff=effort)
     source._rate.push_back(source._rate_key, 900)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"slept {seconds} s"))
-    with source, pytest.raises(RateLimitedError) as caught:
-        source.send(Request("/users"))
-    assert caught.value.code == "rate_limited.turn_too_far"
+    for ask in (source.refresh_token, lambda: source.send(Request("/users"))):
+        with pytest.raises(RateLimitedError) as caught:
+            ask()
+        assert caught.value.code == "rate_limited.turn_too_far"
+    source.close()
     assert vendor.tokens == 0
+
+
+def test_a_throttled_token_call_is_left_to_the_next_time_where_nobody_waits_for_its_turn(
+    make: Callable[..., HttpSource], vendor: Vendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendor.token_answers = [answer(429, Retry_After="900")]
+    monkeypatch.setattr(time, "sleep", lambda seconds: seconds < 1 or pytest.fail(f"slept {seconds} s"))
+    with make(token_turn=0.05, backoff=FEW) as source, pytest.raises(RateLimitedError):
+        source.refresh_token()
+    assert vendor.tokens == 1
 
 
 def test_no_secret_no_call(database: Engine, vendor: Vendor) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -235,6 +235,57 @@ def test_a_scope_that_grows_costs_nobody_the_connection(
     excess = "select details ->> 'scope_excess' from sis.audit_log where action = 'token.refresh' and entry > {} order by entry"
     assert one(database, excess.format(mark)) == "2"
     assert grant.handle.authorization.stats()["live_families"] == 1
+
+
+def life(engine: Engine, kind: str = "refresh") -> float | None:
+    """Seconds until the token ends, None where nobody knows."""
+    query = f"select extract(epoch from expires_at - sis.clock())::float8 from sis.oauth_tokens where kind = '{kind}'"
+    with engine.connect() as connection:
+        return cast("float | None", connection.scalar(text(query)))
+
+
+@pytest.mark.parametrize("mode", ["none", "strict"])
+@pytest.mark.parametrize("name", ["refresh_expires_in", "refresh_token_expires_in"])
+def test_a_refresh_token_ends_when_its_server_says(
+    consent: Callable[[str], Grant], sandbox: SandboxServer, database: Engine, mode: str, name: str
+) -> None:
+    grant = consent(mode)
+    with grant.source() as source:
+        source.refresh_token()
+        assert life(database) is None, "unsaid"
+        sandbox.faults.add("set_key", system=mode, path="oauth/token", times=2, key=name, value="43200")
+        for _ in range(2):
+            source.refresh_token()
+            assert life(database) == pytest.approx(43_200, abs=30)
+            change(database, "update sis.oauth_tokens set expires_at = expires_at - interval '10 hours' where kind = 'refresh'")  # fmt: skip
+        source.refresh_token()
+    if mode == "none":
+        assert life(database) == pytest.approx(43_200, abs=30), "the same token, and a use is what it needs to live on"
+    else:
+        assert life(database) is None, "another token, of which nothing is known"
+
+
+def test_a_refresh_token_takes_its_end_along_when_it_is_replaced(vault: Vault, database: Engine) -> None:
+    grants = Script(refreshes=True, refusals=[unconfirmed() for _ in range(4)])
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0", refresh_lifetime=7200))
+    keeper.accept(Token("t1", 3600, "r1"))
+    assert life(database) is None
+    assert life(database, "refresh 1") == pytest.approx(7200, abs=30)
+    change(database, "update sis.oauth_tokens set expires_at = expires_at - interval '27 hours'")
+    assert keeper.finish_revocations() == 2, "both are long over"
+
+
+def test_a_refresh_token_that_is_gone_stays_gone_whatever_an_answer_says_of_it(vault: Vault) -> None:
+    def forget() -> None:
+        with vault.engine.begin() as connection:
+            vault.empty(connection, HOLDER, "refresh")
+
+    grants = Script(refreshes=True, answers=[Token("t1", 3600, refresh_lifetime=7200)], meanwhile=forget)
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    keeper.bearer(refused="t0")
+    assert vault.get(HOLDER, "refresh") is None
 
 
 # Failures that may pass
@@ -969,6 +1020,60 @@ def test_a_token_that_is_long_over_need_not_be_confirmed(
     assert one(database, last) == "falsetrue"
 
 
+def test_a_server_that_takes_only_access_tokens_back_ends_the_revocation(
+    consent: Callable[[str], Grant], sandbox: SandboxServer, database: Engine, vault: Vault, mark: int
+) -> None:
+    grant = consent("grace")
+    answer = {"body": '{"error": "unsupported_token_type"}', "content_type": "application/json"}
+    refusal = sandbox.faults.add("status", system="grace", path="oauth/revoke", times=1, status=400, **answer)
+    with grant.source() as source, capture_logs() as logs:
+        assert source.revoke_tokens() == 2
+        assert source.finish_revocations() == 0, "it is not asked again"
+    assert (refusal.fired, grant.counted("revocations")) == (1, 1)
+    assert (vault.get(grant.key, "access"), vault.get(grant.key, "refresh")) == (None, None)
+    assert [line["token"] for line in logs if line["event"] == "token.never_taken_back"] == ["refresh_token"]
+    assert given_back(database, mark) == ["refresh_token: false, ended true", "access_token: true"]
+
+
+def given_back(engine: Engine, since: int) -> list[str]:
+    """What the audit log says of every token: whether it is done, and whether it counts as ended all the same."""
+    words = "details ->> 'token' || ': ' || (details ->> 'done') || coalesce(', ended ' || (details ->> 'ended'), '')"
+    query = f"select {words} from sis.audit_log where action = 'token.revoke' and entry > {since} order by entry"
+    with engine.connect() as connection:
+        return list(connection.scalars(text(query)))
+
+
+def test_a_token_that_cannot_be_given_back_keeps_no_other_from_it(vault: Vault, database: Engine, mark: int) -> None:
+    grants = Script(refreshes=True, refusals=[unconfirmed()])
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    keeper.accept(Token("t1", 3600, "r1"))
+    change(database, "update sis.oauth_tokens set ciphertext = '\\x00' where kind = 'refresh'")
+    with pytest.raises(ContractError):
+        keeper.revoke()
+    assert grants.given_back == [("t0", "access_token"), ("t1", "access_token")]
+    with pytest.raises(ConfigError, match="was altered"):
+        keeper.finish_revocations()
+    assert grants.given_back[2:] == [("r0", "refresh_token")], "the first one's error was of the server's making"
+    assert (pending(database), status(database)) == (1, "revoked")
+    assert sorted(given_back(database, mark)) == ["access_token: true"] * 2 + ["refresh_token: false"] * 2 + ["refresh_token: true"]  # fmt: skip
+
+
+def test_a_server_that_fails_for_one_token_again_and_again_is_asked_about_the_others_in_turn(
+    vault: Vault, database: Engine
+) -> None:
+    """It may be down, so nothing more is asked of it now."""
+    grants = Script(refreshes=True, refusals=[TransientError("down")])
+    keeper = tokens(vault, grants)
+    keeper.accept(Token("t0", 3600, "r0"))
+    with pytest.raises(TransientError):
+        keeper.revoke()
+    assert grants.given_back == []
+    grants.refusals = []
+    assert keeper.finish_revocations() == 2
+    assert [value for value, _ in grants.given_back] == ["t0", "r0"]
+
+
 def test_a_grant_that_is_being_given_back_waits_for_a_person(vault: Vault) -> None:
     keeper = tokens(vault, Script(refreshes=True, refusals=[unconfirmed()]))
     keeper.accept(Token("t0", 3600, "r0"))
@@ -1053,6 +1158,26 @@ def test_who_is_due(vault: Vault, database: Engine, registry: Callable[..., None
     with database.connect() as connection:
         assert due_for_refresh(connection, 500) == ["ending", "over", "rested", "soon", "unused"]
         assert due_for_refresh(connection, 0) == ["ending", "over", "rested", "unused"]
+
+
+def test_a_revocation_that_is_stuck_keeps_no_token_from_being_replaced(
+    vault: Vault, database: Engine, registry: Callable[..., None]
+) -> None:
+    registry(HOLDER)
+    keeper = tokens(vault, Script(refreshes=True, refusals=[unconfirmed() for _ in range(4)]))
+    keeper.accept(Token("t0", 3600, "r0"))
+    keeper.accept(Token("t1", 3600, "r1"))
+    for _ in range(2):
+        with pytest.raises(ContractError):
+            keeper.finish_revocations()
+    with database.connect() as connection:
+        assert pending_revocations(connection) == [], "they rest"
+    expire(database)
+    with database.connect() as connection:
+        assert due_for_refresh(connection, 0) == [HOLDER]
+    change(database, "update sis.oauth_tokens set failures = 1 where kind = 'access'")
+    with database.connect() as connection:
+        assert due_for_refresh(connection, 0) == [], "its own failure is another matter"
 
 
 def test_cleaning_up(vault: Vault, database: Engine, registry: Callable[..., None], mark: int) -> None:

@@ -94,3 +94,21 @@ def test_a_storage_of_somebody_elses_is_left_as_it_is(installation, monkeypatch)
     assert installation.scalar("select count(*) from theirs.runs") == 1
     assert installation.scalar(SAID) is None
     assert installation.scalar("select obj_description('theirs'::regnamespace)") is None
+
+
+def test_a_home_of_somebody_elses_may_name_a_storage_of_its_own(installation, monkeypatch, tmp_path):
+    """Neither is theirs migrated, as by a newer Dagster of ours, nor ours said to be whole, which nobody uses."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "dagster.yaml").write_text(f"storage:\n  sqlite:\n    base_dir: {theirs}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(theirs))
+    monkeypatch.setattr(dg.DagsterInstance, "upgrade", lambda _self: pytest.fail("migrated"))
+    for said in (None, "made whole with dagster 1.0.0"):
+        if said is not None:
+            with installation.engine.begin() as connection:
+                connection.execute(text(f"comment on schema dagster is '{said}'"))
+        with dagster_instance(installation.settings) as instance:
+            use(instance)
+        assert installation.scalar(SAID) == said
+    assert installation.scalar("select to_regclass('dagster.runs')") is None
+    assert list(theirs.rglob("*.db")), "it is in use"

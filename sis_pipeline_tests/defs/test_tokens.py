@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -129,6 +130,21 @@ def test_a_refresh_token_that_nobody_uses_is_used(installation, connect, tick, s
     assert sandbox.system("d1").stats()["oauth"]["live_families"] == 1
 
 
+def test_a_refresh_token_is_used_before_its_known_end(installation, connect, tick, sandbox):
+    """Access tokens that are too short to be kept warm, and a night is too long for the refresh token."""
+    connect("d1")
+    change(installation, "update sis.oauth_tokens set last_refreshed_at = sis.clock() - interval '8 days'")
+    sandbox.faults.add("set_key", path=TOKEN, times=None, key="refresh_token_expires_in", value=43_200)
+    assert tick() == "1 refreshed"
+    change(installation, "update sis.oauth_tokens set lifetime_seconds = 300 where kind = 'access'")
+    for hours, said in ((9, "Every token is warm."), (1, "1 refreshed"), (0, "Every token is warm.")):
+        moved = ("expires_at", "last_refreshed_at", "updated_at")
+        earlier = ", ".join(f"{column} = {column} - interval '{hours} hours'" for column in moved)
+        change(installation, f"update sis.oauth_tokens set {earlier} where kind <> 'client_secret'")
+        assert tick() == said
+    assert sandbox.system("d1").stats()["oauth"]["live_families"] == 1
+
+
 def test_one_that_fails_stops_no_other_and_is_asked_again_after_a_pause(installation, connect, tick, sandbox, capsys):
     connect(*KEYS)
     nearly_over(installation, *KEYS)
@@ -152,6 +168,21 @@ def test_one_that_fails_stops_no_other_and_is_asked_again_after_a_pause(installa
     assert down.fired == 1
     secrets = {sandbox.system(key).client_secret for key in KEYS}
     assert not any(secret in logs for secret in secrets)
+
+
+def test_a_tick_does_not_wait_for_a_turn_that_is_far_off(installation, connect, tick, monkeypatch):
+    connect("d1")
+    nearly_over(installation, "d1")
+    roster = installation.roster
+    integration = roster.integrations.get("d1")
+    with door(integration, vault=roster.vault, engine=roster.engine, effort=Effort()) as source:
+        source._rate.push_back(source._rate_key, 900)
+
+    def sleep(seconds: float) -> None:
+        raise AssertionError(f"slept {seconds} s")
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert tick() == "0 refreshed, 1 failed (d1: rate_limited.turn_too_far)"
 
 
 def test_who_is_paused_or_waits_for_a_person_is_left_alone(installation, connect, tick):

@@ -184,7 +184,7 @@ def test_redirects(database: Engine, decoy: RawServer, row: Recorder, status: in
         port, other = server.url.rpartition(":")[2], decoy.url.rpartition(":")[2]
         redirecting = server if where == "data" else issuer
         oauth = OAuth(f"{issuer.url}/token", "client-1")
-        with a_source(database, server.url, oauth=oauth, backoff=Backoff(attempts=1)) as source:
+        with a_source(database, server.url, oauth=oauth, backoff=Backoff(attempts=1, waits_for_turn=False)) as source:
             for shape in (*SHAPES, *NEAR):
                 with database.begin() as connection:  # an open breaker would be waited for
                     connection.execute(text("delete from sis.circuit_breakers"))
