@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from sis_pipeline.connect.errors import ContractError, SisError
+from sis_pipeline.connect.errors import ContractError, SisError, source_status
 from sis_pipeline.providers.base import (
     Answer,
     Decode,
@@ -261,7 +261,7 @@ class _Offset(_Position):
 
     def step_aside(self, answer: _Got | SisError) -> bool:
         if isinstance(answer, SisError):
-            aside = bool(self.overlap and self.first) and answer.context.get("status") in REFUSED_OFFSET
+            aside = bool(self.overlap and self.first) and source_status(answer) in REFUSED_OFFSET
         else:
             aside = self._rounded(answer)
         if aside:

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
-from sis_pipeline.connect.errors import ContractError, DataError
+from sis_pipeline.connect.errors import ConfigError, ContractError, DataError
 from sis_pipeline.defs.checks import drift_result
 from sis_pipeline.defs.deltas import FULL_TAG, choose, drift_in_words, total, unfit
 from sis_pipeline.defs.loading import RawLoad, load_raw, load_roster
@@ -248,6 +248,18 @@ def test_a_system_without_changes_is_read_whole_after_one_vain_call(place: Place
     assert (raw.snapshot.verdict, raw.snapshot.base_snapshot_id) == ("complete", None)
     assert fault.fired == 1
     assert place.rows("select 1 from sis.circuit_breakers where failures > 0 or state <> 'closed'") == []
+
+
+def test_a_refused_token_call_is_no_refused_question(place: Place) -> None:
+    """Everything would be read instead, with credentials that do not work."""
+    key, said = place.connect("marks"), list[str]()
+    place.take(key, 1)
+    ended = place.server.faults.add("expired_token", system="marks", path="enrollments.*filter=")
+    refusals = place.server.faults.add("status", system="marks", path="token", times=None, status=400)
+    with pytest.raises(ConfigError, match="the token request is not accepted"):
+        place.take(key, 1, said=said)  # a day later the token would have ended before the first question
+    assert (ended.fired, refusals.fired) == (1, 1)
+    assert not any("refuses to be asked" in line for line in said)
 
 
 def test_an_ignored_question_is_said(place: Place) -> None:

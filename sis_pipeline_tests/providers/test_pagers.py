@@ -213,13 +213,17 @@ def test_a_server_that_refuses_offsets_inside_a_page_is_asked_for_whole_pages(st
     assert ids(pages) == list(range(7))
 
 
-@pytest.mark.parametrize(("status", "allowed"), [(403, 1), (400, 2)])
-def test_other_refusals_are_none_of_an_offset(status, allowed):
+@pytest.mark.parametrize(
+    ("allowed", "context"),
+    [(1, {"status": 403}), (2, {"status": 400}), (1, {"status": 400, "oauth_error": "invalid_request"})],
+)
+def test_other_refusals_are_none_of_an_offset(allowed, context):
     server = Server(rows(9), by_offset())
 
     def send(request: Request) -> Answer:
-        if len(server.sent) >= allowed:
-            raise ConfigError("The request was refused.", status=status)
+        if len(server.sent) == allowed:
+            server.sent.append(request)
+            raise ConfigError("The request was refused.", **context)
         return server.send(request)
 
     with pytest.raises(ConfigError):

@@ -245,9 +245,9 @@ def test_nothing_where_there_was_something_is_no_proof():
     assert never.complete
 
 
-def refused(status: int) -> Callable[[Request], Answer]:
+def refused(status: int, **context: object) -> Callable[[Request], Answer]:
     def send(_: Request) -> Answer:
-        raise ConfigError("The request was refused.", status=status)
+        raise ConfigError("The request was refused.", status=status, **context)
 
     return send
 
@@ -272,6 +272,14 @@ def test_an_optional_resource_that_was_there_last_time_is_a_gap():
 def test_other_refusals_are_raised(status):
     with pytest.raises(ConfigError):
         read(plan(resource(optional=frozenset({404}))), refused(status), decode, MemorySnapshot(YEAR))
+
+
+@pytest.mark.parametrize("said", ["invalid_client", None])
+def test_dead_credentials_do_not_pass_for_a_resource_that_is_not_offered(said):
+    optional = resource(optional=frozenset({401, 404}))
+    for status in (401, 404):
+        with pytest.raises(ConfigError):
+            read(plan(optional), refused(status, oauth_error=said), decode, MemorySnapshot(YEAR))
 
 
 def test_a_refusal_in_the_middle_is_raised_whatever_is_optional():
