@@ -25,7 +25,7 @@ from sis_pipeline.defs.checks import (
     reference_finding,
     unknown_codes,
 )
-from sis_pipeline.defs.deltas import Way, choose, drift_in_words, measure, unfit
+from sis_pipeline.defs.deltas import Way, against, choose, drift_in_words, measure, unfit
 from sis_pipeline.defs.failures import trouble
 from sis_pipeline.defs.identity import recognised
 from sis_pipeline.defs.progress import tell
@@ -235,6 +235,8 @@ def _read(
                 advice="Set `reads` to full to save the vain question.",
             ) from None
         raise
+    if plan.since:
+        readings = against(way, readings)
     if unheeded and (note := unheeded.in_words()):
         say(f"Note: {note}")
         plan = replace(plan, notes=(*plan.notes, note))

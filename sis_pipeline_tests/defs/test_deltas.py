@@ -286,6 +286,30 @@ def test_changes_that_did_not_all_come_are_asked_for_again(place: Place) -> None
     assert again.watermark is not None
 
 
+def test_changes_of_a_collection_that_was_refused_are_asked_for_again(place: Place) -> None:
+    """It may only be missing where it was not there before either."""
+    key = place.connect("marks")
+    base = place.take(key, 1).snapshot
+    fault = place.server.faults.add("status", system="marks", path="demographics", times=None, status=403)
+    raw = place.take(key, 2)
+    short = raw.snapshot
+    assert fault.fired > 0
+    assert raw.reasons == ["demographics: not offered to us (HTTP 403), although it was before"]
+    assert (short.verdict, short.watermark, short.base_snapshot_id) == ("delta", None, base.snapshot_id)
+    place.server.faults.clear()
+    again = place.take(key, 3).snapshot
+    assert (again.base_snapshot_id, again.since) == (base.snapshot_id, short.since), "from where it was sure"
+
+
+def test_a_collection_that_never_was_offered_keeps_no_changes_from_being_built_on(place: Place) -> None:
+    place.server.faults.add("status", system="marks", path="demographics", times=None, status=403)
+    key = place.connect("marks")
+    first, second = (place.take(key, day).snapshot for day in (1, 2))
+    assert first.evidence["demographics"]["skipped"] == second.evidence["demographics"]["skipped"] == 403
+    assert (second.verdict, second.base_snapshot_id) == ("delta", first.snapshot_id)
+    assert second.watermark is not None
+
+
 def test_what_can_not_be_laid_over_any_more_is_read_anew(place: Place) -> None:
     key = place.connect("marks")
     base = place.take(key, 1).snapshot
