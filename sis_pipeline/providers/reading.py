@@ -168,7 +168,7 @@ class _Reader:
         restarted = reading.restarted
         while again and reading.attempts < ATTEMPTS:
             attempts = reading.attempts + 1
-            reading, again = self._attempt(resource)
+            reading, again = self._attempt(replace(resource, optional=frozenset()))  # it was there a moment ago
             reading = replace(reading, attempts=attempts, restarted=restarted)
         return reading
 

@@ -292,6 +292,20 @@ def test_a_refusal_in_the_middle_is_raised_whatever_is_optional():
         read(plan(resource(counted=False, optional=frozenset({404}))), send, decode, MemorySnapshot(YEAR))
 
 
+def test_a_resource_that_is_refused_when_it_is_read_again_is_not_skipped():
+    """Its pages of before are kept, and nothing proves them."""
+    source = Collection(lambda call: range(7) if call < 3 else range(8))
+
+    def send(request: Request) -> Answer:
+        if len(source.calls) == 5:
+            raise ConfigError("Access is not granted.", status=403)
+        return source.send(request)
+
+    with pytest.raises(ConfigError, match="not granted. It was page 1 of students"):
+        read(plan(resource(optional=frozenset({403}))), send, decode, MemorySnapshot(YEAR))
+    assert source.calls == ["page 1", "count", "page 2", "page 3", "count"]
+
+
 def test_progress_is_told_page_by_page():
     seen: list[tuple[Any, ...]] = []
     source = Collection(lambda _: range(5))
