@@ -301,7 +301,7 @@ def test_a_resource_that_is_refused_when_it_is_read_again_is_not_skipped():
             raise ConfigError("Access is not granted.", status=403)
         return source.send(request)
 
-    with pytest.raises(ConfigError, match="not granted. It was page 1 of students"):
+    with pytest.raises(ConfigError, match=r"not granted\. It was page 1 of students"):
         read(plan(resource(optional=frozenset({403}))), send, decode, MemorySnapshot(YEAR))
     assert source.calls == ["page 1", "count", "page 2", "page 3", "count"]
 
