@@ -103,7 +103,8 @@ class Source(Protocol):
     """The authorised, rate-limited door to one integration.
 
     `send` returns only 2xx answers with an accepted content type; everything else is raised as a SisError after the
-    retries that its class allows. `SisError.context["status"]` holds the HTTP status where there was one.
+    retries that its class allows. `SisError.context["status"]` holds the HTTP status where there was one,
+    also that of a token call; `errors.source_status` only gives the request's own.
     """
 
     def send(self, request: Request) -> Answer: ...

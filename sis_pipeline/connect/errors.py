@@ -116,6 +116,13 @@ class SisError(Exception):
         return f"{self.message} {self.advice}"
 
 
+def source_status(error: SisError) -> int | None:
+    """The HTTP status with which a request itself was answered; None where nothing came, or where the token endpoint
+    refused (its errors say `oauth_error`): that says nothing about what was asked for."""
+    status = error.context.get("status")
+    return status if isinstance(status, int) and "oauth_error" not in error.context else None
+
+
 class TransientError(SisError):
     error_class = ErrorClass.TRANSIENT
 

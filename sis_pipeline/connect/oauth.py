@@ -83,7 +83,7 @@ class TokenEndpoint:
     `secret` is None for a public client (`client_auth` none). Every method makes one call, and raises AuthRevokedError
     for credentials or a grant that do not work, ConfigError for a wrong endpoint, grant or scope, ContractError for an
     answer that is not what the RFC promises, TransientError or RateLimitedError for what may pass.
-    `context["oauth_error"]` is the server's error code, where it gave one that an RFC defines.
+    `context["oauth_error"]` is the server's error code, None where it gave none that an RFC defines.
     """
 
     def __init__(self, oauth: OAuth, integration: str) -> None:
@@ -307,12 +307,12 @@ def _refusal(call: Call, reply: Reply, code: object, *, regrant: bool = False) -
     known = code if isinstance(code, str) and code in _REVOKED | _MISCONFIGURED | _PASSING else None
     general = classify(call, reply.status, reply.headers, reply.body)
     if isinstance(general, TransientError | RateLimitedError) or 300 <= reply.status < 400:
-        general.context["oauth_error"] = known
+        general.context |= _context(call, reply, known)
         return general
     said = f"{call} answered {reply.status}" + (
         f" {known}" if known else f" ({describe(reply.headers, len(reply.body))})"
     )
-    context = _context(call, reply) | {"oauth_error": known}
+    context = _context(call, reply, known)
     if known in _PASSING:
         return TransientError(f"{said}: the server can't answer now.", code="transient.server_error", **context)
     if known == GRANT_REFUSED and regrant:
@@ -335,8 +335,8 @@ def _refusal(call: Call, reply: Reply, code: object, *, regrant: bool = False) -
     )
 
 
-def _context(call: Call, reply: Reply) -> dict[str, Any]:
-    return call.context(status=reply.status)
+def _context(call: Call, reply: Reply, oauth_error: str | None = None) -> dict[str, Any]:
+    return call.context(status=reply.status, oauth_error=oauth_error)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

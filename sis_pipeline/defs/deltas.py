@@ -4,11 +4,12 @@ How changes are asked for is the providers', how they are laid over what was rea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from sis_pipeline.providers.base import HttpSettings, Plan, Provider
+from sis_pipeline.providers.reading import Reading
 from sis_pipeline.roster.drift import Drift, drift
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
 
@@ -64,6 +65,18 @@ def unfit(plan: Plan, way: Way, now: datetime | None) -> str:
     if {resource.name for resource in plan.resources} != set(way.chain[0].evidence):
         return "the system has other collections than at the last one"
     return ""
+
+
+def against(way: Way, changes: Sequence[Reading]) -> list[Reading]:
+    """What came of the changes, seen beside the readings they build on: a collection that those had and that is refused
+    now may have changed unseen."""
+    had = {name for before in way.chain for name, reading in before.evidence.items() if reading["skipped"] is None}
+    return [
+        replace(one, complete=False, reason=f"{one.reason}, although it was before")
+        if one.skipped is not None and one.resource in had
+        else one
+        for one in changes
+    ]
 
 
 # --- what deltas had missed --------------------------------------------------------------------------------------

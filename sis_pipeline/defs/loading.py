@@ -15,7 +15,7 @@ import pandas as pd
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from sis_pipeline.connect.errors import ConfigError, DataError, ErrorClass, InternalError, SisError
+from sis_pipeline.connect.errors import ConfigError, DataError, ErrorClass, InternalError, SisError, source_status
 from sis_pipeline.connect.log import about
 from sis_pipeline.connect.source import Report
 from sis_pipeline.defs.checks import (
@@ -25,7 +25,7 @@ from sis_pipeline.defs.checks import (
     reference_finding,
     unknown_codes,
 )
-from sis_pipeline.defs.deltas import Way, choose, drift_in_words, measure, unfit
+from sis_pipeline.defs.deltas import Way, against, choose, drift_in_words, measure, unfit
 from sis_pipeline.defs.failures import trouble
 from sis_pipeline.defs.identity import recognised
 from sis_pipeline.defs.progress import tell
@@ -229,12 +229,14 @@ def _read(
             others=[door.send for door in connection.others],
         )
     except SisError as error:
-        if plan.since and error.context.get("status") in REFUSED:
+        if plan.since and source_status(error) in REFUSED:
             raise DeltaRefusedError(
                 f"{key} refuses to be asked for changes (HTTP {error.context['status']}).",
                 advice="Set `reads` to full to save the vain question.",
             ) from None
         raise
+    if plan.since:
+        readings = against(way, readings)
     if unheeded and (note := unheeded.in_words()):
         say(f"Note: {note}")
         plan = replace(plan, notes=(*plan.notes, note))

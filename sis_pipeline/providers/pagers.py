@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from sis_pipeline.connect.errors import ContractError, SisError
+from sis_pipeline.connect.errors import ContractError, SisError, source_status
 from sis_pipeline.providers.base import (
     Answer,
     Decode,
@@ -100,6 +100,10 @@ class _Position(ABC):
         """Ask for the next page in another way, where `answer` shows that the source can't be asked in this one."""
         return False
 
+    def leap(self, got: _Got) -> bool:  # noqa: ARG002
+        """Ask next where the source says that it goes on, although nothing new came; False where it says nothing."""
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Walker(Pager):
@@ -121,15 +125,27 @@ class _Walker(Pager):
             got, repeated = self._fetch(send, decode, position, seen)
             overlap = position.overlap
             end = End.UNPROVEN if repeated else position.learn(got)
-            hollow = end is None and not got.rows
-            if end is None and number == self.page_cap:
-                end = End.UNPROVEN
+            if end is End.EMPTY_PAGE and position.leap(got) and self._answers(send, decode, position.request):
+                end = None
             known = got.records[:overlap] if overlap else None
             records = got.records[overlap:]
+            hollow = end is None and not records
+            if end is None and number == self.page_cap:
+                end = End.UNPROVEN
             yield Page(number, got.body, records, position.total, end, repeated, hollow, got.origin, known=known)
             if end is not None:
                 return
             seen.add(got.digest)
+
+    def _answers(self, send: Send, decode: Decode, request: Request) -> bool:
+        """Whether there are rows at a place behind an end; servers that name a next page behind every page may refuse
+        to be asked for it."""
+        try:
+            return _got(request, send, decode).rows > 0
+        except SisError as error:
+            if source_status(error) in REFUSED_OFFSET:
+                return False
+            raise
 
     def _fetch(self, send: Send, decode: Decode, position: _Position, seen: set[bytes]) -> tuple[_Got, bool]:
         """The next answer and whether it repeats an earlier one; a doubtful answer is asked for once more."""
@@ -203,9 +219,10 @@ class OffsetPager(_Walker):
     over the pages' edge, and only that known row shows it, whatever the source counts. A server that takes no offset
     inside a page (it refuses, or rounds down) is seen at the second page, and then asked without that proof.
 
-    `X-Total-Count` ends the walk when reached; a next link only speaks against an end. Where there is neither, a page
-    shorter than the page size the server has shown (or than `limit`, where `maximum` proves that `limit` is not
-    clamped) is the last; a first page that is short is confirmed by one more call.
+    `X-Total-Count` ends the walk when reached; a next link only speaks against an end: nothing new is one where nothing
+    comes behind the link either. Where there is neither, a page shorter than the page size the server has shown (or than
+    `limit`, where `maximum` proves that `limit` is not clamped) is the last; a first page that is short is confirmed by
+    one more call.
 
     `maximum` is the page size the server is known to allow. `totals` says the source sends totals; it only makes
     `calls_for` exact.
@@ -257,11 +274,21 @@ class _Offset(_Position):
             return True
         if total is not None:
             return self.offset < total
-        return self.more or (self.full and not self.overlap)
+        return self.more or self._leads_on(got) or (self.full and not self.overlap)
+
+    def leap(self, got: _Got) -> bool:
+        if self.total is not None or not self._leads_on(got):
+            return False
+        self.offset, self.overlap = self._next_offset(got), 0
+        self.request = _with(self.request, **{self.pager.offset_param: str(self.offset)})
+        return True
+
+    def _leads_on(self, got: _Got) -> bool:
+        return self._next_offset(got) > self.offset
 
     def step_aside(self, answer: _Got | SisError) -> bool:
         if isinstance(answer, SisError):
-            aside = bool(self.overlap and self.first) and answer.context.get("status") in REFUSED_OFFSET
+            aside = bool(self.overlap and self.first) and source_status(answer) in REFUSED_OFFSET
         else:
             aside = self._rounded(answer)
         if aside:

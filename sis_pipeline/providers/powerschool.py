@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import pandas as pd
 from pydantic import Field
 
-from sis_pipeline.connect.errors import ConfigError, SisError
+from sis_pipeline.connect.errors import ConfigError, SisError, source_status
 from sis_pipeline.providers.base import (
     Capabilities,
     End,
@@ -191,7 +191,7 @@ class PowerSchool(Provider):
             try:
                 answer = source.send(_get("/ws/v1/district"))
             except SisError as error:
-                if error.context.get("status") not in REFUSED:
+                if source_status(error) not in REFUSED:
                     raise
                 return frozenset()
             what = "The district page"
@@ -444,7 +444,7 @@ class _Planning:
         try:
             rows = count_in(self.source.send(count))
         except SisError as error:
-            if error.context.get("status") in REFUSED:
+            if source_status(error) in REFUSED:
                 return None
             raise
         return self._resource(name, "schema_table_query", request, count=count, rows=rows, identity="dcid")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from structlog.contextvars import bind_contextvars, bound_contextvars
 
-from sis_pipeline.connect.errors import ContractError, SisError
+from sis_pipeline.connect.errors import ContractError, SisError, source_status
 from sis_pipeline.providers.base import Answer, End, Page, Plan, Record, Resource, Send
 from sis_pipeline.providers.crew import HandOver, together
 from sis_pipeline.providers.decoding import identity_of, json_body, shape
@@ -168,7 +168,7 @@ class _Reader:
         restarted = reading.restarted
         while again and reading.attempts < ATTEMPTS:
             attempts = reading.attempts + 1
-            reading, again = self._attempt(resource)
+            reading, again = self._attempt(replace(resource, optional=frozenset()))  # it was there a moment ago
             reading = replace(reading, attempts=attempts, restarted=restarted)
         return reading
 
@@ -196,11 +196,11 @@ class _Reader:
             self.say(f"{resource.name}: read anew, because {why}.")
             return Reading(resource.name, restarted=str(why)), True
         except SisError as error:
-            status = error.context.get("status")
-            if tally.pages or status not in resource.optional:
+            status = source_status(error)
+            if tally.pages or status is None or status not in resource.optional:
                 error.at(resource.name, tally.pages + 1)
                 raise
-            return _skipped(resource, int(str(status))), False
+            return _skipped(resource, status), False
         after = before
         if resource.count is not None and tally.pages > 1:
             after = count_in(self.send(resource.count))

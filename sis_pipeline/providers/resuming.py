@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from sis_pipeline.connect.errors import DataError, SisError
+from sis_pipeline.connect.errors import DataError, SisError, source_status
 from sis_pipeline.providers.base import Answer, Origin, Page, Record, Request, Resource, Send, fingerprint
 from sis_pipeline.providers.decoding import identity_of
 
@@ -109,7 +109,7 @@ class ResumingDoor:
         try:
             answer = self._send(request)
         except SisError as error:
-            if error.context.get("status") in LOST_CURSOR:
+            if source_status(error) in LOST_CURSOR:
                 raise StartOver("the source does not know the place where it was interrupted any more") from None
             raise
         if version is None or answer.token_version != version:

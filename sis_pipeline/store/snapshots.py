@@ -47,10 +47,12 @@ REJECTED = pa.schema({"row": pa.int64(), "sis_id": pa.string(), "column": pa.str
 AGED = [*snapshots.c, text(f"{SCHEMA}.clock() - snapshots.started_at as age")]
 LAST_READINGS = f"""
 select distinct on (resource) resource, reading
-from {SCHEMA}.snapshots, jsonb_each(evidence) as one(resource, reading)
+from {SCHEMA}.snapshots, jsonb_each(evidence) as one(resource, reading),
+  coalesce((reading ->> 'complete')::boolean, false) as complete
 where integration = :integration and school_year = :school_year
   and completeness is not null and base_snapshot_id is null
-order by resource, (:proven and coalesce((reading ->> 'complete')::boolean, false)) desc, started_at desc, snapshot_id
+order by resource, (:proven and complete) desc, (:proven and (complete or (reading ->> 'rows')::int > 0)) desc,
+  started_at desc, snapshot_id
 """
 NEWEST = (snapshots.c.integration, snapshots.c.started_at.desc(), snapshots.c.snapshot_id)
 
@@ -286,8 +288,8 @@ class SnapshotStore:
 
     def last_rows(self, integration: str, school_year: str) -> dict[str, int]:
         """Rows per resource, as its newest full reading that was proven complete found them, however long ago that was:
-        what a reading did not see may still be there. Of a resource that never was proven, as last seen; empty where
-        nothing was ever read to its end."""
+        what a reading did not see may still be there. Of a resource that never was proven, as last seen, if it ever was;
+        empty where nothing was ever read to its end."""
         return {name: int(reading["rows"]) for name, reading in self._last(integration, school_year, proven=True)}
 
     def last_pages(self, integration: str, school_year: str) -> dict[str, int]:

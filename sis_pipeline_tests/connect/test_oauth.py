@@ -25,6 +25,7 @@ from sis_pipeline.connect.errors import (
     RateLimitedError,
     SisError,
     TransientError,
+    source_status,
 )
 from sis_pipeline.connect.http import Door, Reply
 from sis_pipeline.connect.oauth import (
@@ -318,6 +319,7 @@ def test_answers_that_are_no_token(status: int, body: bytes, expected: type[SisE
         read_token(CALL, Reply(status, {"content-type": "application/json"}, body, 0.1))
     assert type(caught.value) is expected
     assert caught.value.context["status"] == status
+    assert source_status(caught.value) is None, "nothing that a request for data was answered"
     for leak in ("R1", "Kwiatkowska", "X-Evil", "Login"):
         assert leak not in str(caught.value)
 

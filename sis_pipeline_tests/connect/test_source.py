@@ -24,6 +24,7 @@ from sis_pipeline.connect.errors import (
     RateLimitedError,
     SisError,
     TransientError,
+    source_status,
 )
 from sis_pipeline.connect.retry import Backoff
 from sis_pipeline.connect.source import CallRecord, HttpSource, percentile, purge_api_calls, rate_key, report
@@ -305,6 +306,22 @@ def test_dead_credentials_end_after_one_token_call(make: Callable[..., HttpSourc
     with make() as source, pytest.raises(AuthRevokedError, match="invalid_client"):
         source.send(Request("/users"))
     assert (vendor.tokens, source.token_calls, vendor.seen) == (1, 1, [])
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_refused_token_call_is_no_answer_to_what_was_asked_for(
+    make: Callable[..., HttpSource], vendor: Vendor, status: int
+) -> None:
+    """Else dead credentials would pass for a collection that is not offered, and prove that its rows are gone."""
+    with make() as source:
+        vendor.answers = [answer(404)]
+        with pytest.raises(ConfigError) as asked:
+            source.send(Request("/users"))
+        vendor.answers, vendor.token_answers = [answer(401)], [answer(status)] * 9
+        with pytest.raises(SisError) as refused:
+            source.send(Request("/users"))
+    assert (asked.value.context["status"], source_status(asked.value)) == (404, 404)
+    assert (refused.value.context["status"], source_status(refused.value)) == (status, None)
 
 
 def test_a_token_endpoint_in_trouble_is_retried(make: Callable[..., HttpSource], vendor: Vendor) -> None:

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
-from sis_pipeline.connect.errors import ContractError, DataError
+from sis_pipeline.connect.errors import ConfigError, ContractError, DataError
 from sis_pipeline.defs.checks import drift_result
 from sis_pipeline.defs.deltas import FULL_TAG, choose, drift_in_words, total, unfit
 from sis_pipeline.defs.loading import RawLoad, load_raw, load_roster
@@ -250,6 +250,18 @@ def test_a_system_without_changes_is_read_whole_after_one_vain_call(place: Place
     assert place.rows("select 1 from sis.circuit_breakers where failures > 0 or state <> 'closed'") == []
 
 
+def test_a_refused_token_call_is_no_refused_question(place: Place) -> None:
+    """Everything would be read instead, with credentials that do not work."""
+    key, said = place.connect("marks"), list[str]()
+    place.take(key, 1)
+    ended = place.server.faults.add("expired_token", system="marks", path="enrollments.*filter=")
+    refusals = place.server.faults.add("status", system="marks", path="token", times=None, status=400)
+    with pytest.raises(ConfigError, match="the token request is not accepted"):
+        place.take(key, 1, said=said)  # a day later the token would have ended before the first question
+    assert (ended.fired, refusals.fired) == (1, 1)
+    assert not any("refuses to be asked" in line for line in said)
+
+
 def test_an_ignored_question_is_said(place: Place) -> None:
     key, said = place.connect("deaf"), list[str]()
     place.take(key, 1)
@@ -272,6 +284,30 @@ def test_changes_that_did_not_all_come_are_asked_for_again(place: Place) -> None
     again = place.take(key, 3).snapshot
     assert (again.base_snapshot_id, again.since) == (base.snapshot_id, short.since), "from where it was sure"
     assert again.watermark is not None
+
+
+def test_changes_of_a_collection_that_was_refused_are_asked_for_again(place: Place) -> None:
+    """It may only be missing where it was not there before either."""
+    key = place.connect("marks")
+    base = place.take(key, 1).snapshot
+    fault = place.server.faults.add("status", system="marks", path="demographics", times=None, status=403)
+    raw = place.take(key, 2)
+    short = raw.snapshot
+    assert fault.fired > 0
+    assert raw.reasons == ["demographics: not offered to us (HTTP 403), although it was before"]
+    assert (short.verdict, short.watermark, short.base_snapshot_id) == ("delta", None, base.snapshot_id)
+    place.server.faults.clear()
+    again = place.take(key, 3).snapshot
+    assert (again.base_snapshot_id, again.since) == (base.snapshot_id, short.since), "from where it was sure"
+
+
+def test_a_collection_that_never_was_offered_keeps_no_changes_from_being_built_on(place: Place) -> None:
+    place.server.faults.add("status", system="marks", path="demographics", times=None, status=403)
+    key = place.connect("marks")
+    first, second = (place.take(key, day).snapshot for day in (1, 2))
+    assert first.evidence["demographics"]["skipped"] == second.evidence["demographics"]["skipped"] == 403
+    assert (second.verdict, second.base_snapshot_id) == ("delta", first.snapshot_id)
+    assert second.watermark is not None
 
 
 def test_what_can_not_be_laid_over_any_more_is_read_anew(place: Place) -> None:

@@ -163,6 +163,45 @@ def test_an_empty_page_behind_a_full_one_is_asked_for_again():
     assert ids(walk(OffsetPager(3), server)) == list(range(7))
 
 
+def by_windows(*, gone: range = range(0), total: int) -> Callable[[Request], Answer]:
+    """A server that names a next page behind every page, also the last, and takes the rows `gone` out only then."""
+
+    def send(request: Request) -> Answer:
+        offset, limit = (int(str(request.params[name])) for name in ("offset", "limit"))
+        page = [{"id": number} for number in range(offset, min(offset + limit, total)) if number not in gone]
+        link = f'<https://sis.example/rows?limit={limit}&offset={offset + limit}>; rel="next"'
+        return Answer(200, {"link": link}, json.dumps({"rows": page}).encode())
+
+    return send
+
+
+@pytest.mark.parametrize("gone", [range(10, 20), range(10)])
+def test_an_empty_page_is_no_end_where_rows_come_behind_the_next_link(gone):
+    pages = list(OffsetPager(10).pages(by_windows(gone=gone, total=30), Request("/rows"), decode))
+    assert set(ids(pages)) == set(range(30)) - set(gone), "what can be had is read"
+    assert sum(page.hollow for page in pages) == 1, "and is not proven to be all"
+
+
+@given(count=st.integers(0, 40), limit=st.integers(1, 12))
+def test_a_next_link_behind_the_last_page_is_followed_once_and_is_no_doubt(count, limit):
+    pages = list(OffsetPager(limit).pages(by_windows(total=count), Request("/rows"), decode))
+    assert ids(pages) == list(range(count))
+    assert (pages[-1].end, any(page.hollow for page in pages)) == (End.EMPTY_PAGE, False)
+
+
+@pytest.mark.parametrize("status", [400, 416])
+def test_a_next_link_behind_the_last_page_may_be_refused(status):
+    listed = by_windows(total=25)
+
+    def send(request: Request) -> Answer:
+        if int(str(request.params["offset"])) >= 25:
+            raise ConfigError("The request was refused.", status=status)
+        return listed(request)
+
+    pages = list(OffsetPager(10).pages(send, Request("/rows"), decode))
+    assert (ids(pages), pages[-1].end) == (list(range(25)), End.EMPTY_PAGE)
+
+
 def test_a_repeated_page_is_asked_for_again_and_forgiven_once():
     server = Server(rows(7), by_offset(), odd={2: rows(3)})
     pages = walk(OffsetPager(3), server)
@@ -213,13 +252,17 @@ def test_a_server_that_refuses_offsets_inside_a_page_is_asked_for_whole_pages(st
     assert ids(pages) == list(range(7))
 
 
-@pytest.mark.parametrize(("status", "allowed"), [(403, 1), (400, 2)])
-def test_other_refusals_are_none_of_an_offset(status, allowed):
+@pytest.mark.parametrize(
+    ("allowed", "context"),
+    [(1, {"status": 403}), (2, {"status": 400}), (1, {"status": 400, "oauth_error": "invalid_request"})],
+)
+def test_other_refusals_are_none_of_an_offset(allowed, context):
     server = Server(rows(9), by_offset())
 
     def send(request: Request) -> Answer:
-        if len(server.sent) >= allowed:
-            raise ConfigError("The request was refused.", status=status)
+        if len(server.sent) == allowed:
+            server.sent.append(request)
+            raise ConfigError("The request was refused.", **context)
         return server.send(request)
 
     with pytest.raises(ConfigError):

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from cryptography.fernet import Fernet
 
-from sis_pipeline.connect.errors import ConfigError, ContractError, SisError
+from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, ContractError, SisError
 from sis_pipeline.connect.source import open_source
 from sis_pipeline.connect.vault import Keys, Vault
 from sis_pipeline.providers.base import Provider, Source
@@ -537,6 +537,12 @@ def test_an_earlier_year_needs_the_history():
     refused = {path: answer for path, answer in SERVER.items() if "school_enrollments" not in path}
     with pytest.raises(ConfigError, match="2025-2026"):
         provider().plan(Script(refused), YEAR, {})
+
+
+def test_dead_credentials_do_not_pass_for_a_plugin_without_the_query():
+    dead = AuthRevokedError("The client id and secret are not accepted.", status=403, oauth_error=None)
+    with pytest.raises(AuthRevokedError):
+        provider().plan(Script({**SERVER, f"{QUERY}.section_enrollments/count": dead}), YEAR, {})
 
 
 def test_a_way_that_is_set_is_not_replaced_by_another():

@@ -245,9 +245,9 @@ def test_nothing_where_there_was_something_is_no_proof():
     assert never.complete
 
 
-def refused(status: int) -> Callable[[Request], Answer]:
+def refused(status: int, **context: object) -> Callable[[Request], Answer]:
     def send(_: Request) -> Answer:
-        raise ConfigError("The request was refused.", status=status)
+        raise ConfigError("The request was refused.", status=status, **context)
 
     return send
 
@@ -274,6 +274,14 @@ def test_other_refusals_are_raised(status):
         read(plan(resource(optional=frozenset({404}))), refused(status), decode, MemorySnapshot(YEAR))
 
 
+@pytest.mark.parametrize("said", ["invalid_client", None])
+def test_dead_credentials_do_not_pass_for_a_resource_that_is_not_offered(said):
+    optional = resource(optional=frozenset({401, 404}))
+    for status in (401, 404):
+        with pytest.raises(ConfigError):
+            read(plan(optional), refused(status, oauth_error=said), decode, MemorySnapshot(YEAR))
+
+
 def test_a_refusal_in_the_middle_is_raised_whatever_is_optional():
     def send(request: Request) -> Answer:
         if str(request.params.get("page")) == "2":
@@ -282,6 +290,20 @@ def test_a_refusal_in_the_middle_is_raised_whatever_is_optional():
 
     with pytest.raises(TransientError):
         read(plan(resource(counted=False, optional=frozenset({404}))), send, decode, MemorySnapshot(YEAR))
+
+
+def test_a_resource_that_is_refused_when_it_is_read_again_is_not_skipped():
+    """Its pages of before are kept, and nothing proves them."""
+    source = Collection(lambda call: range(7) if call < 3 else range(8))
+
+    def send(request: Request) -> Answer:
+        if len(source.calls) == 5:
+            raise ConfigError("Access is not granted.", status=403)
+        return source.send(request)
+
+    with pytest.raises(ConfigError, match=r"not granted\. It was page 1 of students"):
+        read(plan(resource(optional=frozenset({403}))), send, decode, MemorySnapshot(YEAR))
+    assert source.calls == ["page 1", "count", "page 2", "page 3", "count"]
 
 
 def test_progress_is_told_page_by_page():

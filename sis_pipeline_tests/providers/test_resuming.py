@@ -230,6 +230,19 @@ def test_a_cursor_that_the_source_forgot_starts_the_list_over():
     assert server.calls == ["0"]
 
 
+def test_a_refused_token_call_says_nothing_about_a_cursor():
+    server = Server(range(12))
+    left = interrupted(things("cursor"), server, 2)
+
+    def send(_: Request) -> Answer:
+        raise ConfigError("The token request is not accepted.", status=404, oauth_error=None)
+
+    said = list[str]()
+    with pytest.raises(ConfigError, match="token request"):
+        read(Plan((things("cursor"),), "first_read"), send, decode, Left(), kept=left.of, say=said.append)
+    assert said == [], "what was kept is not given up"
+
+
 @pytest.mark.parametrize("kind", sorted(PAGERS))
 def test_lists_with_another_token_go_on_unless_they_have_cursors(kind):
     server = Server(range(12))

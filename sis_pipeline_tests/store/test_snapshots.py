@@ -484,6 +484,11 @@ def test_rows_are_expected_as_they_were_last_proven(snapshots):
     assert snapshots.last_pages("lincoln-ps", YEAR) == {"students": 5, "courses": 1, "never": 1}
     read(students=(41, True), courses=(0, True))
     assert snapshots.last_rows("lincoln-ps", YEAR)["courses"] == 0, "that it is gone is proven now"
+    read("partial", students=(41, True), courses=(0, False), never=(0, False))
+    assert snapshots.last_rows("lincoln-ps", YEAR)["never"] == 4, "that nothing came proves nothing"
+    assert snapshots.last_pages("lincoln-ps", YEAR)["never"] == 1
+    read("partial", students=(41, True), courses=(9, False), never=(5, False))
+    assert snapshots.last_rows("lincoln-ps", YEAR) == {"students": 41, "courses": 0, "never": 5}
     assert snapshots.last_rows("lincoln-ps", "2024-2025") == {}
 
 
