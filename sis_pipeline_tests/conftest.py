@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -23,10 +24,19 @@ hypothesis_settings.register_profile(
 hypothesis_settings.load_profile("suite")
 
 
+IN_MEMORY = Path("/dev/shm")
+ROOM = 4 * 1024**3
+"""Bytes: three test processes, each with a server of its own."""
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[URL]:
-    """The server's URL. Its folder is short because a unix socket's path may not exceed 107 bytes."""
-    folder = Path(tempfile.mkdtemp(prefix="sis-pg-"))
+    """The server's URL. Its folder is short because a unix socket's path may not exceed 107 bytes.
+
+    Where there is memory for it, it is no disk's: a database is made in 16 ms there, on a busy disk in 350.
+    """
+    roomy = os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > ROOM
+    folder = Path(tempfile.mkdtemp(prefix="sis-pg-", dir=IN_MEMORY if roomy else None))
     folder.chmod(0o755)
     url = make_url(embedded.start(folder / "data")).set(drivername="postgresql+psycopg")
     _spare_the_disk(url)

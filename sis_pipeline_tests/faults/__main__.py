@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ[FULL] = "1"
     collector = Collector()
     began = time.monotonic()
-    side_by_side = _run(collector, ["-n", "2", "--dist", "worksteal", "-m", "not alone and not soak", *arguments])
+    side_by_side = _run(collector, ["-n", "3", "--dist", "worksteal", "-m", "not alone and not soak", *arguments])
     alone = _run(collector, ["-m", "alone", *arguments])
     seconds = time.monotonic() - began
     _print(collector.table, seconds)
