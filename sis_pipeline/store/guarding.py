@@ -101,7 +101,7 @@ class Guarding:
         self, district: str, names: Sequence[str] = (), *, school: str | None = None, actor: str, reason: str
     ) -> Settings:
         """Take settings back to the defaults: the named ones, or all of the district or school. Raises as `set`."""
-        known = OF_SCHOOLS if school else tuple(DEFAULTS)
+        known = tuple(DEFAULTS) if school is None else OF_SCHOOLS
         unknown = sorted(set(names) - set(known))
         if unknown:
             raise ConfigError(
@@ -125,9 +125,9 @@ class Guarding:
         with self._engine.begin() as connection:
             lock_district(connection, check_district(district))
             old = _newest(connection, district)
-            own = find_school(connection, district, school)[0] if school else None
+            own = None if school is None else find_school(connection, district, school)[0]
             district_values, schools = dict(old.values), {key: dict(found) for key, found in old.schools.items()}
-            changed = schools.setdefault(own, {}) if own else district_values
+            changed = district_values if own is None else schools.setdefault(own, {})
             if values is not None:
                 changed.update(values)
             else:
@@ -205,6 +205,12 @@ def find_school(
 
     With `unpublished`, what no school is called is the number of one that is still to come.
     """
+    if not school.strip():
+        raise ConfigError(
+            "The school's name is empty.",
+            code="config.no_school",
+            advice="Name the school by its id, number or name; an unset variable is no name.",
+        )
     schools = roster_tables["schools"].c
     named = [schools.school_number == school, func.lower(schools.name) == school.lower()]
     if _is_uuid(school):

@@ -101,7 +101,7 @@ class Holds:
         _give_reason(actor, reason)
         with self._engine.begin() as connection:
             found = _undecided(connection, hold_id)
-            school_id = find_school(connection, found.district, school)[0] if school else None
+            school_id = None if school is None else find_school(connection, found.district, school)[0]
             chosen = [_is_of(row, school_id, change) for row in found.held()]
             if not any(chosen):
                 raise _nothing_of(found, school, change)
@@ -171,7 +171,7 @@ def _is_of(row: HeldRow, school_id: str | None, change: str | None) -> bool:
 
 
 def _nothing_of(found: StoredHold, school: str | None, change: str | None) -> ConfigError:
-    asked = " and ".join(f"{what} {value[:80]!r}" for what, value in (("school", school), ("kind", change)) if value)
+    asked = " and ".join(f"{what} {value[:80]!r}" for what, value in (("school", school), ("kind", change)) if value is not None)
     return ConfigError(
         f"Hold {found.hold_id} holds nothing of {asked}.",
         code="config.hold_part",

@@ -83,12 +83,25 @@ def test_a_reset_takes_back_what_is_named_or_all(guard):
         ({"district_floor": 300}, None, "one of them never counts"),
         ({"district_cap": 300}, "North", "can't be set for a single school"),
         ({"school_floor": 3}, "West", "no published school 'West'"),
+        ({"school_share": 1.0}, "", "name is empty"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_nothing_kept(guard, values, school, why):
     with pytest.raises(ConfigError, match=why):
         guard.set("lincoln", values, school=school, **BY)
     assert guard.history("lincoln") == []
+
+
+def test_an_empty_name_is_no_school_and_not_the_whole_district(guard):
+    guard.set("lincoln", {"district_cap": 400}, **BY)
+    for names in ((), ("school_share",)):
+        with pytest.raises(ConfigError, match="name is empty"):
+            guard.reset("lincoln", names, school="", **BY)
+    for kind in ("close", "open"):
+        with pytest.raises(ConfigError, match="name is empty"):
+            guard.declare(kind, " ", "lincoln", effective=TODAY, **BY)
+    assert guard.settings("lincoln").values == {"district_cap": 400}
+    assert guard.declarations("lincoln") == []
 
 
 def test_a_change_needs_a_reason(guard):

@@ -140,6 +140,11 @@ def test_what_a_hold_does_not_have_is_not_released(mixed):
         mixed.release(whole.hold_id, "ada", "x", school="South", change="no_show")
     with pytest.raises(ConfigError, match="no published school 'West'"):
         mixed.release(whole.hold_id, "ada", "x", school="West")
+    for empty in ("", " "):
+        with pytest.raises(ConfigError, match="name is empty"):
+            mixed.release(whole.hold_id, "ada", "x", school=empty)
+    with pytest.raises(ConfigError, match="holds nothing of kind ''"):
+        mixed.release(whole.hold_id, "ada", "x", change="")
     with pytest.raises(ConfigError, match="needs who decides and why"):
         mixed.release(whole.hold_id, "ada", " ", school="South")
     assert mixed.get(whole.hold_id) == whole
