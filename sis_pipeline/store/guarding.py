@@ -301,14 +301,15 @@ def calendar(connection: Connection, district: str, school_year: str) -> pl.Data
 
 
 def _declared(connection: Connection, district: str, today: date) -> tuple[frozenset[str], frozenset[str]]:
-    """The schools that are closed, and those that have just opened, as the last word about each says."""
+    """The schools that are closed, and those that have just opened, as the last word about each says.
+
+    A closing, or opening, takes the place of the one declared before it, also where its own day is still to come.
+    """
     table = school_declarations.c
-    query = (
-        select(table.school_id, table.kind, table.effective)
-        .where(table.district == district, table.effective <= today)
-        .order_by(table.declaration)
-    )
-    last = {row.school_id: row for row in connection.execute(query)}
+    query = select(table.school_id, table.kind, table.effective, table.declaration).where(table.district == district)
+    newest = {(row.school_id, row.kind): row for row in connection.execute(query.order_by(table.declaration))}
+    in_effect = sorted((row for row in newest.values() if row.effective <= today), key=lambda row: row.declaration)
+    last = {row.school_id: row for row in in_effect}
     young = today - timedelta(days=OPENING_DAYS)
     return (
         frozenset(school for school, row in last.items() if row.kind == "close"),

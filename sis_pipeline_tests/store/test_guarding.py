@@ -147,6 +147,24 @@ def test_a_declaration_counts_from_its_day_on_and_the_last_word_prevails(databas
     assert [(one.kind, one.name) for one in guard.declarations("lincoln")] == [("open", "South"), ("close", "South")]
 
 
+def test_a_corrected_date_takes_the_place_of_the_wrong_one(database, guard):
+    """A closure that was declared for November and is put off until June."""
+    november, june, august = (TODAY + timedelta(days=days) for days in (10, 200, 260))
+    guard.declare("close", "South", "lincoln", effective=november, **BY)
+    guard.declare("close", "South", "lincoln", effective=june, **BY)
+    assert rulings(database, november).closed == frozenset()
+    assert rulings(database, june).closed == {SOUTH}
+    guard.declare("open", "South", "lincoln", effective=august, **BY)
+    assert rulings(database, june).closed == {SOUTH}, "it is open after all, but only later"
+    assert (rulings(database, august).closed, rulings(database, august).opened) == (frozenset(), {SOUTH})
+    guard.declare("open", "South", "lincoln", effective=november, **BY)
+    assert rulings(database, june).closed == frozenset(), "it never closes"
+    assert rulings(database, august).opened == frozenset(), "it has been open for long"
+    guard.declare("close", "South", "lincoln", effective=june, **BY)
+    assert rulings(database, november).opened == {SOUTH}
+    assert rulings(database, june).closed == {SOUTH}, "the last word"
+
+
 def test_a_school_that_is_still_to_come_is_named_by_its_number(database, guard):
     declared = guard.declare("open", "777", "lincoln", effective=TODAY, **BY)
     assert (declared.school_id, declared.name) == (numbered_school("lincoln", "777"), None)
