@@ -25,6 +25,8 @@ from sis_pipeline.store.locks import lock_district
 Declared = Literal["close", "open"]
 PIPELINE = "sis_pipeline"
 """Who closes a hold whose removals are no longer pending."""
+NOTHING_SET = {"district": {}, "schools": {}}
+"""The settings of a district that took all of them back."""
 
 REMOVED_LATELY = text(f"""
 select count(*) from {SCHEMA}.enrollment_changes c
@@ -267,10 +269,11 @@ def released(connection: Connection, district: str, school_year: str) -> frozens
 def rules(connection: Connection, district: str, school_year: str) -> list[object]:
     """What a merge depends on beside snapshots and released holds, where it is not as by default; see `rulings`.
 
-    Of the days only those count on which something changes: a declaration takes effect, a freeze is over.
+    Of the days only those count on which something changes: a declaration takes effect, a freeze is over. The settings
+    are taken as they are written: wrong ones are their district's trouble when it is merged, and no other's.
     """
     today = today_of(connection)
-    own = thresholds(connection, district)
+    newest = _newest_row(connection, district)
     declared = [sorted(schools) for schools in _declared(connection, district, today)]
     thawed = connection.scalars(
         select(holds.c.hold_id)
@@ -282,7 +285,7 @@ def rules(connection: Connection, district: str, school_year: str) -> list[objec
         )
         .order_by(holds.c.hold_id)
     ).all()
-    found: list[object] = [own] if own != Thresholds() else []
+    found: list[object] = [newest.settings] if newest and newest.settings != NOTHING_SET else []
     return [*found, *([declared] if any(declared) else []), *([list(thawed)] if thawed else [])]
 
 
@@ -326,9 +329,13 @@ def _rulings(connection: Connection, condition: Any) -> tuple[Ruling, ...]:
 
 
 def _newest(connection: Connection, district: str) -> Settings:
-    query = select(guard_settings).where(guard_settings.c.district == district)
-    row = connection.execute(query.order_by(guard_settings.c.version.desc()).limit(1)).one_or_none()
+    row = _newest_row(connection, district)
     return _settings(row) if row else Settings(district)
+
+
+def _newest_row(connection: Connection, district: str) -> Any:
+    query = select(guard_settings).where(guard_settings.c.district == district)
+    return connection.execute(query.order_by(guard_settings.c.version.desc()).limit(1)).one_or_none()
 
 
 def _settings(row: Any) -> Settings:

@@ -17,7 +17,7 @@ from sis_pipeline.store import guarding
 from sis_pipeline.store.guarding import Guarding
 from sis_pipeline.store.holds import Holds
 from sis_pipeline.store.publish import publish
-from sis_pipeline_tests.store.conftest import YEAR, change, merged_roster, uid
+from sis_pipeline_tests.store.conftest import YEAR, add_integration, change, good_snapshot, merged_roster, uid
 
 BY = {"actor": "ada", "reason": "agreed with the registrar"}
 NORTH, SOUTH = uid("north"), uid("south")
@@ -111,12 +111,24 @@ def test_a_change_needs_a_reason(guard):
         guard.declare("close", "North", "lincoln", effective=TODAY, actor="ada", reason="")
 
 
-def test_settings_that_were_broken_by_hand_stop_the_merge_in_words(database, merges):
+def broken_by_hand(database) -> None:
     with database.begin() as connection:
         values = {"settings": {"district": {"district_cap": -1}, "schools": {}}, "set_by": "x", "reason": "x"}
         connection.execute(guard_settings.insert().values(district="lincoln", version=1, **values))
+
+
+def test_settings_that_were_broken_by_hand_stop_the_merge_in_words(database, merges):
+    broken_by_hand(database)
     with pytest.raises(ConfigError, match=r"settings of lincoln would be wrong: district_cap goes from 0"):
         merges.gather("lincoln", YEAR)
+
+
+def test_broken_settings_of_one_district_stop_no_other(database, merges, snapshots):
+    add_integration(database, "franklin-ps", "franklin")
+    good_snapshot(snapshots, "franklin-ps")
+    broken_by_hand(database)
+    assert merges.stale_districts(YEAR) == ["franklin", "lincoln"]
+    assert merges.gather("franklin", YEAR).inputs.thresholds == Thresholds()
 
 
 def test_a_change_of_the_guard_is_merged_once_and_goes_into_the_merge(database, merges, guard):
