@@ -25,7 +25,11 @@ from sis_pipeline.store.locks import lock_district
 Declared = Literal["close", "open"]
 PIPELINE = "sis_pipeline"
 """Who closes a hold whose removals are no longer pending."""
-NOTHING_SET = {"district": {}, "schools": {}}
+WAITING = holds.c.removals["pinned"].as_boolean() & (
+    (holds.c.status == "open") | ((holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE))
+)
+"""Holds that wait whatever their number: the rest of one released in part, and what a person keeps as published."""
+NOTHING_SET: dict[str, dict[str, Value]] = {"district": {}, "schools": {}}
 """The settings of a district that took all of them back."""
 
 REMOVED_LATELY = text(f"""
@@ -244,8 +248,6 @@ def thresholds(connection: Connection, district: str) -> Thresholds:
 def rulings(connection: Connection, district: str, school_year: str, today: date) -> Rulings:
     """What persons decided about removals of a district's school year, and what went lately."""
     same = (holds.c.district == district) & (holds.c.school_year == school_year)
-    asked = (holds.c.status == "open") | ((holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE))
-    pinned = holds.c.removals["pinned"].as_boolean()
     closed, opened = _declared(connection, district, today)
     lately = connection.scalar(
         REMOVED_LATELY,
@@ -253,7 +255,7 @@ def rulings(connection: Connection, district: str, school_year: str, today: date
     )
     return Rulings(
         released=_rulings(connection, same & (holds.c.status == "released")),
-        waiting=_rulings(connection, same & asked & pinned),
+        waiting=_rulings(connection, same & WAITING),
         closed=closed,
         opened=opened,
         removed_lately=lately or 0,
