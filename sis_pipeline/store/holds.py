@@ -286,9 +286,9 @@ def record(
     """Bring the holds of a district and school year to what its merge says, in the publication's transaction.
 
     Holds that were let through are applied, new ones opened, and open ones whose removals are no longer pending
-    closed. What a person keeps waiting loses those that are no longer missing, and keeps its id and the decision until
-    nobody is. A hold that was closed, applied or kept until then is reopened when it comes up again. What it changed is
-    returned for the audit log.
+    closed. What a person keeps waiting loses those that complete readings no longer miss, and keeps its id and the
+    decision until they miss nobody of it. A hold that was closed, applied or kept until then is reopened when it comes up
+    again. What it changed is returned for the audit log.
     """
     same = (holds.c.district == operation.district) & (holds.c.school_year == operation.school_year)
     applied = connection.scalars(
@@ -299,6 +299,9 @@ def record(
     ).all()
     judged = [hold for hold in held if hold.kept is None]
     current = [hold.kept or hold.fingerprint for hold in held]
+    proven = _is_proven(operation)
+    if not proven:
+        current += connection.scalars(select(holds.c.fingerprint).where(same, WAITING))
     _unpin(connection, same, current)
     _renew(connection, same, judged)
     closed = connection.scalars(
@@ -312,7 +315,7 @@ def record(
         )
         .returning(holds.c.hold_id)
     ).all()
-    for hold in held:
+    for hold in held if proven else ():
         if hold.kept is not None:
             _keep(connection, same, hold)
     raised = [(connection.scalar(_raise(operation, hold)), {"removals": hold.removals}) for hold in judged]
@@ -322,6 +325,11 @@ def record(
         *(audit.Entry("hold.closed", hold_id, operation.district, by) for hold_id in closed),
         *(audit.Entry("hold.opened", hold_id, operation.district, by | size) for hold_id, size in raised if hold_id),
     ]
+
+
+def _is_proven(operation: Operation) -> bool:
+    """Whether who is not missing is back: a reading that is not complete did not look for everybody."""
+    return all(read["verdict"] == "complete" for read in operation.inputs.values())
 
 
 def _unpin(connection: Connection, same: ColumnElement[bool], current: Sequence[str]) -> None:

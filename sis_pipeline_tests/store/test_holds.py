@@ -19,7 +19,7 @@ from sis_pipeline.store import guarding
 from sis_pipeline.store.holds import REST, Holds, StoredHold
 from sis_pipeline.store.merged import Operation
 from sis_pipeline.store.publish import SupersededError, publish
-from sis_pipeline_tests.store.conftest import YEAR, hold, merged_roster, uid
+from sis_pipeline_tests.store.conftest import YEAR, good_snapshot, hold, merged_roster, uid
 
 
 @pytest.fixture
@@ -238,6 +238,25 @@ def test_a_discard_is_over_for_whoever_is_no_longer_missing(nights):
     nights.miss(range(20))
     assert nights.miss([30, 31]) == {30, 31}, "they were back; the others are, too"
     assert nights.miss([1, 2]) == {1, 2}
+
+
+@pytest.mark.parametrize("verdict", ["partial", "delta"])
+@pytest.mark.parametrize("decide", [None, "discard"])
+def test_a_reading_that_proves_no_absence_proves_no_return_either(snapshots, nights, verdict, decide):
+    nights.miss(range(40))
+    [whole] = _open(nights)
+    nights.holds.release(whole.hold_id, "ada", "closed", school="North")
+    if decide:
+        nights.holds.discard(whole.hold_id, "ada", "the export was short")
+    before = nights.holds.get(whole.hold_id)
+    good_snapshot(snapshots, verdict=verdict)
+    assert nights.miss([]) == set()
+    assert nights.miss([2]) == set(), "as another system of the district says"
+    good_snapshot(snapshots)
+    assert nights.miss([2, 4]) == set()
+    rest = nights.holds.get(whole.hold_id)
+    assert (rest.status, rest.decided_at) == (before.status, before.decided_at)
+    assert _numbers(rest.rows) == {2, 4}
 
 
 def test_removals_that_come_up_again_after_a_discard_are_asked_about_again(nights):
