@@ -97,7 +97,10 @@ def release(hold: HoldId, *, school: School = None, kind: Kind = None, reason: R
 
 @app.command()
 def discard(hold: HoldId, *, reason: Reason, as_json: AsJson = False) -> None:
-    """Keep what is published, and don't ask again about exactly these removals."""
+    """Keep what is published of everybody it holds, whatever the limits say, for as long as they are missing.
+
+    Whoever is back and goes missing again is judged anew. A release takes it back.
+    """
     from sis_pipeline.db.audit import current_actor
 
     _decided(_holds().discard(hold, current_actor(), reason), "What is published stays.", as_json)

@@ -24,7 +24,10 @@ Reason = Annotated[str, typer.Option(help="Why; it goes into the audit log.")]
 
 @app.command()
 def close(key: Key, *, district: District, effective: Effective, reason: Reason, as_json: AsJson = False) -> None:
-    """Declare that a school closes: from then on its removals are not held."""
+    """Declare that a school closes: from then on its removals are not held.
+
+    Declared again, the new date takes the place of the old one.
+    """
     declared = _declare("close", key, district, effective, reason)
     _said(declared, "Its removals are not held from then on.", as_json)
 

@@ -22,7 +22,7 @@ Key = tuple[str, ...]
 WEEK_DAYS = 7
 OPENING_DAYS = 30
 """For how long after a school's declared opening its students may be missing elsewhere without being held."""
-REST = "the rest of a hold that was released in part"
+WAITS = "a hold that waits for a person, whatever its number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Hold:
     """Removals that wait. `fingerprint` names exactly this set of removals; releasing it lets these pass, not others.
 
     `keys` come part by part, in the order of `parts`. `until`: the day on which the reason to hold them is over by
-    itself, ISO. `pinned`: they wait for a person whatever their number.
+    itself, ISO. `kept`: the stored hold, by its fingerprint, of which these are what is still missing, where a person
+    keeps it waiting whatever its number.
     """
 
     fingerprint: str
@@ -55,7 +56,7 @@ class Hold:
     """enrollments: (student_id, school_id, entry_date); section_enrollments: (section_id, person_id, role); else the id."""
     parts: tuple[Part, ...] = ()
     until: str | None = None
-    pinned: bool = False
+    kept: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,8 @@ def _holds(question: Question, thresholds: Thresholds, rulings: Rulings) -> Iter
         waits = _ruled(question, ruling, rest)
         still, rest = rest.filter(waits), rest.filter(~waits)
         if still.height:
-            yield _hold(question, still, ruling.kind, None, active=active, limit=0, reason=REST, pinned=True)
+            kept = ruling.fingerprint
+            yield _hold(question, still, ruling.kind, None, active=active, limit=0, reason=WAITS, kept=kept)
     absences, exits = rest.filter(pl.col("evidence") == ABSENT), rest.filter(pl.col("evidence") != ABSENT)
     frozen = pl.col("school_id").is_in(list(question.frozen)).fill_null(value=False)
     yield from _frozen_holds(question, absences.filter(frozen))
@@ -211,7 +213,7 @@ def _hold(
     limit: int,
     reason: str,
     until: date | None = None,
-    pinned: bool = False,
+    kept: str | None = None,
 ) -> Hold:
     rows = _keys(question, removals).with_columns(_school=removals["school_id"], _change=removals["change"])
     rows = rows.sort("_school", "_change", *rows.columns[: len(question.key)], nulls_last=True)
@@ -231,7 +233,7 @@ def _hold(
         keys=keys,
         parts=tuple(Part(*part) for part in parts.iter_rows()),
         until=until.isoformat() if until else None,
-        pinned=pinned,
+        kept=kept,
     )
 
 

@@ -421,7 +421,8 @@ class _Export:
     def roles(self) -> pl.DataFrame:
         """One per school enrollment, one per school of a staff member. Of several at one school the last is primary.
 
-        A role's id counts a student's enrollments at the school: it outlives a corrected entry date.
+        A role's id counts a student's enrollments at the school: it outlives a corrected entry date, which is part of
+        the enrollment's key. An earlier enrollment that appears renumbers the later ones.
         """
         stint = pl.int_range(1, pl.len() + 1).over("student_id", "org")
         theirs = self.stays.join(self.students, on="student_id", how="semi", maintain_order="left").select(

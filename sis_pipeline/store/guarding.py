@@ -25,6 +25,12 @@ from sis_pipeline.store.locks import lock_district
 Declared = Literal["close", "open"]
 PIPELINE = "sis_pipeline"
 """Who closes a hold whose removals are no longer pending."""
+WAITING = holds.c.removals["pinned"].as_boolean() & (
+    (holds.c.status == "open") | ((holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE))
+)
+"""Holds that wait whatever their number: the rest of one released in part, and what a person keeps as published."""
+NOTHING_SET: dict[str, dict[str, Value]] = {"district": {}, "schools": {}}
+"""The settings of a district that took all of them back."""
 
 REMOVED_LATELY = text(f"""
 select count(*) from {SCHEMA}.enrollment_changes c
@@ -101,7 +107,7 @@ class Guarding:
         self, district: str, names: Sequence[str] = (), *, school: str | None = None, actor: str, reason: str
     ) -> Settings:
         """Take settings back to the defaults: the named ones, or all of the district or school. Raises as `set`."""
-        known = OF_SCHOOLS if school else tuple(DEFAULTS)
+        known = tuple(DEFAULTS) if school is None else OF_SCHOOLS
         unknown = sorted(set(names) - set(known))
         if unknown:
             raise ConfigError(
@@ -125,9 +131,9 @@ class Guarding:
         with self._engine.begin() as connection:
             lock_district(connection, check_district(district))
             old = _newest(connection, district)
-            own = find_school(connection, district, school)[0] if school else None
+            own = None if school is None else find_school(connection, district, school)[0]
             district_values, schools = dict(old.values), {key: dict(found) for key, found in old.schools.items()}
-            changed = schools.setdefault(own, {}) if own else district_values
+            changed = district_values if own is None else schools.setdefault(own, {})
             if values is not None:
                 changed.update(values)
             else:
@@ -205,6 +211,12 @@ def find_school(
 
     With `unpublished`, what no school is called is the number of one that is still to come.
     """
+    if not school.strip():
+        raise ConfigError(
+            "The school's name is empty.",
+            code="config.no_school",
+            advice="Name the school by its id, number or name; an unset variable is no name.",
+        )
     schools = roster_tables["schools"].c
     named = [schools.school_number == school, func.lower(schools.name) == school.lower()]
     if _is_uuid(school):
@@ -236,8 +248,6 @@ def thresholds(connection: Connection, district: str) -> Thresholds:
 def rulings(connection: Connection, district: str, school_year: str, today: date) -> Rulings:
     """What persons decided about removals of a district's school year, and what went lately."""
     same = (holds.c.district == district) & (holds.c.school_year == school_year)
-    asked = (holds.c.status == "open") | ((holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE))
-    pinned = holds.c.removals["pinned"].as_boolean()
     closed, opened = _declared(connection, district, today)
     lately = connection.scalar(
         REMOVED_LATELY,
@@ -245,7 +255,7 @@ def rulings(connection: Connection, district: str, school_year: str, today: date
     )
     return Rulings(
         released=_rulings(connection, same & (holds.c.status == "released")),
-        waiting=_rulings(connection, same & asked & pinned),
+        waiting=_rulings(connection, same & WAITING),
         closed=closed,
         opened=opened,
         removed_lately=lately or 0,
@@ -261,10 +271,11 @@ def released(connection: Connection, district: str, school_year: str) -> frozens
 def rules(connection: Connection, district: str, school_year: str) -> list[object]:
     """What a merge depends on beside snapshots and released holds, where it is not as by default; see `rulings`.
 
-    Of the days only those count on which something changes: a declaration takes effect, a freeze is over.
+    Of the days only those count on which something changes: a declaration takes effect, a freeze is over. The settings
+    are taken as they are written: wrong ones are their district's trouble when it is merged, and no other's.
     """
     today = today_of(connection)
-    own = thresholds(connection, district)
+    newest = _newest_row(connection, district)
     declared = [sorted(schools) for schools in _declared(connection, district, today)]
     thawed = connection.scalars(
         select(holds.c.hold_id)
@@ -276,7 +287,7 @@ def rules(connection: Connection, district: str, school_year: str) -> list[objec
         )
         .order_by(holds.c.hold_id)
     ).all()
-    found: list[object] = [own] if own != Thresholds() else []
+    found: list[object] = [newest.settings] if newest and newest.settings != NOTHING_SET else []
     return [*found, *([declared] if any(declared) else []), *([list(thawed)] if thawed else [])]
 
 
@@ -295,14 +306,15 @@ def calendar(connection: Connection, district: str, school_year: str) -> pl.Data
 
 
 def _declared(connection: Connection, district: str, today: date) -> tuple[frozenset[str], frozenset[str]]:
-    """The schools that are closed, and those that have just opened, as the last word about each says."""
+    """The schools that are closed, and those that have just opened, as the last word about each says.
+
+    A closing, or opening, takes the place of the one declared before it, also where its own day is still to come.
+    """
     table = school_declarations.c
-    query = (
-        select(table.school_id, table.kind, table.effective)
-        .where(table.district == district, table.effective <= today)
-        .order_by(table.declaration)
-    )
-    last = {row.school_id: row for row in connection.execute(query)}
+    query = select(table.school_id, table.kind, table.effective, table.declaration).where(table.district == district)
+    newest = {(row.school_id, row.kind): row for row in connection.execute(query.order_by(table.declaration))}
+    in_effect = sorted((row for row in newest.values() if row.effective <= today), key=lambda row: row.declaration)
+    last = {row.school_id: row for row in in_effect}
     young = today - timedelta(days=OPENING_DAYS)
     return (
         frozenset(school for school, row in last.items() if row.kind == "close"),
@@ -319,9 +331,13 @@ def _rulings(connection: Connection, condition: Any) -> tuple[Ruling, ...]:
 
 
 def _newest(connection: Connection, district: str) -> Settings:
-    query = select(guard_settings).where(guard_settings.c.district == district)
-    row = connection.execute(query.order_by(guard_settings.c.version.desc()).limit(1)).one_or_none()
+    row = _newest_row(connection, district)
     return _settings(row) if row else Settings(district)
+
+
+def _newest_row(connection: Connection, district: str) -> Any:
+    query = select(guard_settings).where(guard_settings.c.district == district)
+    return connection.execute(query.order_by(guard_settings.c.version.desc()).limit(1)).one_or_none()
 
 
 def _settings(row: Any) -> Settings:

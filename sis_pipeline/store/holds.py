@@ -19,11 +19,12 @@ from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, holds
 from sis_pipeline.roster import guard
-from sis_pipeline.store.guarding import PIPELINE, find_school
+from sis_pipeline.store.guarding import PIPELINE, WAITING, find_school
 from sis_pipeline.store.merged import Operation
 
 Status = Literal["open", "released", "discarded", "applied"]
 NOW = text(f"{SCHEMA}.clock()")
+REST = "the rest of a hold that was released in part"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +102,22 @@ class Holds:
         _give_reason(actor, reason)
         with self._engine.begin() as connection:
             found = _undecided(connection, hold_id)
-            school_id = find_school(connection, found.district, school)[0] if school else None
+            school_id = None if school is None else find_school(connection, found.district, school)[0]
             chosen = [_is_of(row, school_id, change) for row in found.held()]
             if not any(chosen):
                 raise _nothing_of(found, school, change)
-            if all(chosen) and found.status == "open":
-                return _decided(connection, found, "released", actor, reason)
             if found.status == "released":
                 raise ConfigError(
                     f"Hold {hold_id} is released as a whole already.",
                     code="config.hold_decided",
                     advice="Discard it first to take that back; then release a part.",
                 )
+            if all(chosen):
+                return _decided(connection, found, "released", actor, reason)
             return _split(connection, found, chosen, actor, reason)
 
     def discard(self, hold_id: str, actor: str, reason: str) -> StoredHold:
-        """Keep what is published, and don't ask again about exactly these removals.
+        """Keep what is published, whatever the limits say, of everybody it holds for as long as they are missing.
 
         Raises ConfigError without a reason, for an unknown hold and for one that was applied or closed already.
         """
@@ -150,10 +151,17 @@ def _undecided(connection: Connection, hold_id: str) -> StoredHold:
 
 
 def _decided(connection: Connection, found: StoredHold, status: str, actor: str, reason: str) -> StoredHold:
+    pinned = {"pinned": True} if status == "discarded" else {}
     connection.execute(
         update(holds)
         .where(holds.c.hold_id == found.hold_id)
-        .values(status=status, decided_by=actor, decided_reason=reason, decided_at=NOW)
+        .values(
+            status=status,
+            decided_by=actor,
+            decided_reason=reason,
+            decided_at=NOW,
+            removals={**found.removals, **pinned},
+        )
     )
     audit.append(
         connection,
@@ -171,7 +179,9 @@ def _is_of(row: HeldRow, school_id: str | None, change: str | None) -> bool:
 
 
 def _nothing_of(found: StoredHold, school: str | None, change: str | None) -> ConfigError:
-    asked = " and ".join(f"{what} {value[:80]!r}" for what, value in (("school", school), ("kind", change)) if value)
+    asked = " and ".join(
+        f"{what} {value[:80]!r}" for what, value in (("school", school), ("kind", change)) if value is not None
+    )
     return ConfigError(
         f"Hold {found.hold_id} holds nothing of {asked}.",
         code="config.hold_part",
@@ -212,19 +222,33 @@ def _split(connection: Connection, found: StoredHold, chosen: Sequence[bool], ac
 
 
 def _rest_remains(connection: Connection, found: StoredHold, rest: Sequence[HeldRow]) -> None:
-    removals = _counted(found, rest) | {"scope": "district", "school_id": None, "pinned": True}
+    no_limit = {"scope": "district", "school_id": None, "limit": 0, "until": None, "pinned": True}
+    removals = _counted(found, rest) | no_limit
     named = guard.fingerprint(removals["entity"], removals["kind"], None, _keys(rest))
     same = (holds.c.district == found.district) & (holds.c.school_year == found.school_year)
+    _shrink(connection, same, found.hold_id, named, removals=removals, rows=_keys(rest), reason=REST)
+
+
+def _shrink(
+    connection: Connection,
+    same: ColumnElement[bool],
+    hold_id: str,
+    named: str,
+    *,
+    rows: Sequence[guard.Key],
+    **values: Any,
+) -> None:
+    """A hold keeps its id and holds fewer removals, by which it is named from now on."""
     # a hold that had exactly these removals before is history now, and leaves its name to this one
     connection.execute(
         update(holds)
-        .where(same, holds.c.fingerprint == named, holds.c.hold_id != found.hold_id)
+        .where(same, holds.c.fingerprint == named, holds.c.hold_id != hold_id)
         .values(fingerprint=holds.c.fingerprint + ":" + cast_sql(holds.c.hold_id, Text))
     )
     connection.execute(
         update(holds)
-        .where(holds.c.hold_id == found.hold_id)
-        .values(fingerprint=named, removals=removals, rows=[list(row.key) for row in rest])
+        .where(holds.c.hold_id == hold_id)
+        .values(fingerprint=named, rows=[list(row) for row in rows], **values)
     )
 
 
@@ -247,14 +271,24 @@ def released(connection: Connection, district: str, school_year: str) -> frozens
     return frozenset(connection.scalars(query.with_for_update()))
 
 
+def waiting(connection: Connection, district: str, school_year: str) -> frozenset[str]:
+    """Fingerprints of the holds that wait whatever their number, locked as `released`; open ones with them, so that none
+    is discarded meanwhile."""
+    query = select(holds.c.fingerprint, WAITING.label("waits")).where(
+        holds.c.district == district, holds.c.school_year == school_year, or_(holds.c.status == "open", WAITING)
+    )
+    return frozenset(row.fingerprint for row in connection.execute(query.with_for_update()) if row.waits)
+
+
 def record(
     connection: Connection, operation: Operation, held: Sequence[guard.Hold], let_through: frozenset[str]
 ) -> list[audit.Entry]:
     """Bring the holds of a district and school year to what its merge says, in the publication's transaction.
 
     Holds that were let through are applied, new ones opened, and open ones whose removals are no longer pending
-    closed. A person's decision about the same removals stays; a closed or applied hold that comes up again is
-    reopened. What it changed is returned for the audit log.
+    closed. What a person keeps waiting loses those that complete readings no longer miss, and keeps its id and the
+    decision until they miss nobody of it. A hold that was closed, applied or kept until then is reopened when it comes up
+    again. What it changed is returned for the audit log.
     """
     same = (holds.c.district == operation.district) & (holds.c.school_year == operation.school_year)
     applied = connection.scalars(
@@ -263,9 +297,13 @@ def record(
         .values(status="applied")
         .returning(holds.c.hold_id)
     ).all()
-    current = [hold.fingerprint for hold in held]
+    judged = [hold for hold in held if hold.kept is None]
+    current = [hold.kept or hold.fingerprint for hold in held]
+    proven = _is_proven(operation)
+    if not proven:
+        current += connection.scalars(select(holds.c.fingerprint).where(same, WAITING))
     _unpin(connection, same, current)
-    _renew(connection, same, held)
+    _renew(connection, same, judged)
     closed = connection.scalars(
         update(holds)
         .where(same, holds.c.status == "open", holds.c.fingerprint.not_in(current))
@@ -277,13 +315,21 @@ def record(
         )
         .returning(holds.c.hold_id)
     ).all()
-    raised = [(connection.scalar(_raise(operation, hold)), {"removals": hold.removals}) for hold in held]
+    for hold in held if proven else ():
+        if hold.kept is not None:
+            _keep(connection, same, hold)
+    raised = [(connection.scalar(_raise(operation, hold)), {"removals": hold.removals}) for hold in judged]
     by: dict[str, object] = {"operation_id": operation.operation_id}
     return [
         *(audit.Entry("hold.applied", hold_id, operation.district, by) for hold_id in applied),
         *(audit.Entry("hold.closed", hold_id, operation.district, by) for hold_id in closed),
         *(audit.Entry("hold.opened", hold_id, operation.district, by | size) for hold_id, size in raised if hold_id),
     ]
+
+
+def _is_proven(operation: Operation) -> bool:
+    """Whether who is not missing is back: a reading that is not complete did not look for everybody."""
+    return all(read["verdict"] == "complete" for read in operation.inputs.values())
 
 
 def _unpin(connection: Connection, same: ColumnElement[bool], current: Sequence[str]) -> None:
@@ -300,6 +346,17 @@ def _unpin(connection: Connection, same: ColumnElement[bool], current: Sequence[
     )
 
 
+def _keep(connection: Connection, same: ColumnElement[bool], hold: guard.Hold) -> None:
+    """Leave in a hold that waits whatever its number those that are still missing."""
+    size = func.jsonb_array_length(holds.c.rows)
+    query = select(holds.c.hold_id, holds.c.removals, size.label("size"))
+    stored = connection.execute(query.where(same, WAITING, holds.c.fingerprint == hold.kept)).one()
+    if hold.removals < stored.size:
+        now = {"removals": hold.removals, "parts": [asdict(part) for part in hold.parts]}
+        removals = {**stored.removals, **now}
+        _shrink(connection, same, stored.hold_id, hold.fingerprint, rows=hold.keys, removals=removals)
+
+
 def _raise(operation: Operation, hold: guard.Hold) -> Any:
     """A statement that gives the hold's id where it is open only since now, nothing where it was before."""
     statement = insert(holds).values(
@@ -312,7 +369,8 @@ def _raise(operation: Operation, hold: guard.Hold) -> Any:
         rows=[list(key) for key in hold.keys],
         operation_id=operation.operation_id,
     )
-    again = or_(holds.c.status == "applied", holds.c.decided_by == PIPELINE)
+    ended = (holds.c.status == "discarded") & WAITING.is_not(True)
+    again = or_(holds.c.status == "applied", ended)
     return statement.on_conflict_do_update(
         index_elements=["district", "school_year", "fingerprint"],
         set_={
@@ -331,8 +389,11 @@ def _raise(operation: Operation, hold: guard.Hold) -> Any:
 
 
 def _said(hold: guard.Hold) -> dict[str, Any]:
-    """What is kept of a hold beside its name, its reason and its keys."""
-    return {name: value for name, value in asdict(hold).items() if name not in {"fingerprint", "reason", "keys"}}
+    """What is kept of a hold that the guard found, beside its name, its reason and its keys."""
+    said = {
+        name: value for name, value in asdict(hold).items() if name not in {"fingerprint", "reason", "keys", "kept"}
+    }
+    return {**said, "pinned": False}
 
 
 def _renew(connection: Connection, same: ColumnElement[bool], held: Sequence[guard.Hold]) -> None:

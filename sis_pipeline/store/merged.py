@@ -165,6 +165,7 @@ class MergeStore:
                 "files": hashes,
                 "rows": {name: frame.height for name, frame in merged.frames.items()},
                 "released": sorted(gathered.inputs.released),
+                "waiting": sorted(ruling.fingerprint for ruling in gathered.inputs.rulings.waiting),
                 "decided": gathered.decided,
                 "held": [asdict(hold) for hold in merged.held],
                 "retired": dict(merged.retired),
@@ -194,7 +195,7 @@ class MergeStore:
         )
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows`, `released`, `decided`, `held`, `retired`, `retired_staff`, `stats`."""
+        """`files` (table -> hash), `rows`, `released`, `waiting`, `decided`, `held`, `retired`, `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 
     def fail(self, operation: Operation) -> None:

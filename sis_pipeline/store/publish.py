@@ -52,7 +52,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
 
     Rows, ledger, holds, audit entries and the operation's own mark are one transaction. Publishing an operation that is
     published already does nothing. Raises SupersededError when the district published something else since the merge
-    read it, a hold it lets through was taken back, or somebody decided who is who.
+    read it, a hold was decided otherwise than it goes by, or somebody decided who is who.
     """
     merged = store.read_merged(operation)
     manifest = store.manifest(operation)
@@ -64,7 +64,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         found = read_operation(connection, operation.operation_id, lock=True)
         if found.status == "published":
             return _already(found)
-        outdated = _outdated(connection, found, released, manifest["decided"])
+        outdated = _outdated(connection, found, released, frozenset(manifest["waiting"]), manifest["decided"])
         if outdated:
             _mark(connection, found, "superseded", {**(found.summary or {}), "superseded": outdated})
             details = {"school_year": found.school_year, "epoch": found.epoch, "reason": outdated}
@@ -89,7 +89,9 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
     )
 
 
-def _outdated(connection: Connection, operation: Operation, released: frozenset[str], decided: str) -> str | None:
+def _outdated(
+    connection: Connection, operation: Operation, released: frozenset[str], waiting: frozenset[str], decided: str
+) -> str | None:
     """Why an operation may not be published, None where it may."""
     if operation.status not in {"merged", "superseded"}:
         raise InternalError(
@@ -105,6 +107,8 @@ def _outdated(connection: Connection, operation: Operation, released: frozenset[
         return "a hold that it lets through is no longer released"
     if now_released - released:
         return "a hold was released that it does not let through"
+    if holds.waiting(connection, operation.district, operation.school_year) - waiting:
+        return "a hold was discarded that it does not keep"
     if decisions.mark(connection, operation.district) != decided:
         return "somebody decided since who is who"
     return None

@@ -71,6 +71,8 @@ def test_the_job_releases_in_part_and_as_a_whole(holding: Installation) -> None:
     [
         ({"hold": "x", "actor": "ada", "reason": "y"}, "config.no_hold"),
         ({"kind": "graduate", "actor": "ada", "reason": "y"}, "config.hold_part"),
+        ({"kind": "", "actor": "ada", "reason": "y"}, "config.hold_part"),
+        ({"school": "", "actor": "ada", "reason": "y"}, "config.no_school"),
         ({"actor": "ada", "reason": " "}, "config.hold_reason"),
     ],
 )

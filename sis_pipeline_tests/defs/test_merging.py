@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sis_pipeline.db.tables import guard_settings
 from sis_pipeline.defs.merging import merge_districts, publish_districts
 from sis_pipeline_tests.defs.conftest import Installation
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student
@@ -54,6 +55,21 @@ def test_a_merge_whose_process_died_is_closed_by_the_next_publication(published:
     good_snapshot(published.roster.snapshots, students=[sis_student("7"), sis_student("8", first_name="Grace")])
     assert merge_and_publish(published) == [None, None]
     assert statuses(published) == ["published", "superseded", "published"]
+
+
+def test_broken_settings_of_one_district_stop_no_other(published: Installation) -> None:
+    add_integration(published.engine, "franklin-ps", "franklin")
+    good_snapshot(published.roster.snapshots, "franklin-ps")
+    broken = {"settings": {"district": {"exit_floor": "many"}, "schools": {}}, "set_by": "x", "reason": "x"}
+    with published.engine.begin() as connection:
+        connection.execute(guard_settings.insert().values(district="lincoln", version=1, **broken))
+    franklin_merged, lincoln_merged, *publications = merge_and_publish(published)
+    assert franklin_merged is None
+    assert "settings of lincoln would be wrong: exit_floor takes a whole number" in str(lincoln_merged)
+    assert publications == [None, None]
+    assert published.rows("select district, status from sis.sync_operations order by district") == [
+        ("franklin", "published"), ("lincoln", "published"),
+    ]  # fmt: skip
 
 
 def test_a_merge_that_failed_is_told_where_its_result_is_missing(

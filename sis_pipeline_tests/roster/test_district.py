@@ -581,7 +581,7 @@ def test_what_a_partial_release_leaves_waits_on_although_it_is_below_the_limits(
         missing, publish(publish(tables, merged), let_through), as_of=DAY_2, rulings=Rulings(waiting=(ruled(two),))
     )
     assert later.changes.is_empty()
-    assert [(held.pinned, held.removals) for held in later.held] == [(True, 1)]
+    assert [(held.kept, held.removals) for held in later.held] == [(f"part {two}", 1)]
 
 
 def test_an_entity_of_which_nothing_would_be_left_is_kept_until_a_person_says_so() -> None:

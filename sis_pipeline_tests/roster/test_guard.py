@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from sis_pipeline.roster.guard import REST, Hold, Part, Question, Ruling, Rulings, fingerprint, guard
+from sis_pipeline.roster.guard import Hold, Part, Question, Ruling, Rulings, fingerprint, guard
 from sis_pipeline.roster.thresholds import Thresholds
 
 
@@ -101,7 +101,7 @@ def test_a_hold_says_what_it_holds_part_by_part_in_the_order_of_its_keys() -> No
 def test_what_waits_for_a_person_waits_whatever_its_number_and_is_counted_with_nothing() -> None:
     waiting = Ruling("f", "absence", "enrollments", frozenset({("s-0",), ("gone",)}))
     (hold,) = ask({"s": 50}, {"s": 3}, rulings=Rulings(waiting=(waiting,)))
-    assert (hold.keys, hold.pinned, hold.reason) == ((("s-0",),), True, REST)
+    assert (hold.keys, hold.kept, hold.removals) == ((("s-0",),), "f", 1)
 
 
 @pytest.mark.parametrize(("lately", "gone", "held"), [(0, 20, 0), (31, 20, 20), (32, 20, 20), (30, 20, 0)])

@@ -102,6 +102,29 @@ def test_ids_outlive_corrections() -> None:
         assert after.files[name]["sourcedId"].equals(frame["sourcedId"]), name
 
 
+def test_a_stay_that_goes_renumbers_the_later_ones_at_its_school() -> None:
+    """Nothing of a stay is permanent but its place in the order: its dates and its record may be corrected."""
+    before, tables = exported().files["roles"].filter(userSourcedId=uid("Gus")).sort("beginDate"), published()
+    assert before["orgSourcedId"].n_unique() == 1
+    first = (pl.col("student_id") == uid("Gus")) & (
+        pl.col("entry_date") == pl.col("entry_date").min().over("student_id")
+    )
+    tables["enrollments"] = tables["enrollments"].filter(~first)
+    (left,) = oneroster_set(tables, DISTRICT, YEAR, "1.2").files["roles"].filter(userSourcedId=uid("Gus")).to_dicts()
+    assert (left["sourcedId"], left["beginDate"]) == (before["sourcedId"][0], before["beginDate"][1])
+
+
+def test_a_role_in_a_section_is_part_of_its_id() -> None:
+    before, tables = exported(), published()
+    subs = (pl.col("person_id") == uid("Sub")) & (pl.col("section_id") == uid("HR"))
+    role = pl.when(subs).then(pl.lit("aide")).otherwise("role")
+    tables["section_enrollments"] = tables["section_enrollments"].with_columns(role=role)
+    after = oneroster_set(tables, DISTRICT, YEAR, "1.2")
+    seats = [row(made, "enrollments", userSourcedId=uid("Sub"), classSourcedId=uid("HR")) for made in (before, after)]
+    assert [seat["role"] for seat in seats] == ["teacher", "ext:aide"]
+    assert seats[0]["sourcedId"] != seats[1]["sourcedId"]
+
+
 def test_what_several_systems_call_the_district_is_one_organisation() -> None:
     orgs = exported().files["orgs"]
     (district,) = orgs.filter(type="district").to_dicts()

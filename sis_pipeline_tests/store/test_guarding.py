@@ -17,7 +17,7 @@ from sis_pipeline.store import guarding
 from sis_pipeline.store.guarding import Guarding
 from sis_pipeline.store.holds import Holds
 from sis_pipeline.store.publish import publish
-from sis_pipeline_tests.store.conftest import YEAR, change, merged_roster, uid
+from sis_pipeline_tests.store.conftest import YEAR, add_integration, change, good_snapshot, merged_roster, uid
 
 BY = {"actor": "ada", "reason": "agreed with the registrar"}
 NORTH, SOUTH = uid("north"), uid("south")
@@ -83,12 +83,25 @@ def test_a_reset_takes_back_what_is_named_or_all(guard):
         ({"district_floor": 300}, None, "one of them never counts"),
         ({"district_cap": 300}, "North", "can't be set for a single school"),
         ({"school_floor": 3}, "West", "no published school 'West'"),
+        ({"school_share": 1.0}, "", "name is empty"),
     ],
 )
 def test_a_wrong_setting_is_refused_and_nothing_kept(guard, values, school, why):
     with pytest.raises(ConfigError, match=why):
         guard.set("lincoln", values, school=school, **BY)
     assert guard.history("lincoln") == []
+
+
+def test_an_empty_name_is_no_school_and_not_the_whole_district(guard):
+    guard.set("lincoln", {"district_cap": 400}, **BY)
+    for names in ((), ("school_share",)):
+        with pytest.raises(ConfigError, match="name is empty"):
+            guard.reset("lincoln", names, school="", **BY)
+    for kind in ("close", "open"):
+        with pytest.raises(ConfigError, match="name is empty"):
+            guard.declare(kind, " ", "lincoln", effective=TODAY, **BY)
+    assert guard.settings("lincoln").values == {"district_cap": 400}
+    assert guard.declarations("lincoln") == []
 
 
 def test_a_change_needs_a_reason(guard):
@@ -98,12 +111,24 @@ def test_a_change_needs_a_reason(guard):
         guard.declare("close", "North", "lincoln", effective=TODAY, actor="ada", reason="")
 
 
-def test_settings_that_were_broken_by_hand_stop_the_merge_in_words(database, merges):
+def broken_by_hand(database) -> None:
     with database.begin() as connection:
         values = {"settings": {"district": {"district_cap": -1}, "schools": {}}, "set_by": "x", "reason": "x"}
         connection.execute(guard_settings.insert().values(district="lincoln", version=1, **values))
+
+
+def test_settings_that_were_broken_by_hand_stop_the_merge_in_words(database, merges):
+    broken_by_hand(database)
     with pytest.raises(ConfigError, match=r"settings of lincoln would be wrong: district_cap goes from 0"):
         merges.gather("lincoln", YEAR)
+
+
+def test_broken_settings_of_one_district_stop_no_other(database, merges, snapshots):
+    add_integration(database, "franklin-ps", "franklin")
+    good_snapshot(snapshots, "franklin-ps")
+    broken_by_hand(database)
+    assert merges.stale_districts(YEAR) == ["franklin", "lincoln"]
+    assert merges.gather("franklin", YEAR).inputs.thresholds == Thresholds()
 
 
 def test_a_change_of_the_guard_is_merged_once_and_goes_into_the_merge(database, merges, guard):
@@ -132,6 +157,24 @@ def test_a_declaration_counts_from_its_day_on_and_the_last_word_prevails(databas
     assert rulings(database).opened == {SOUTH}
     assert rulings(database, TODAY + timedelta(days=30)).opened == frozenset()
     assert [(one.kind, one.name) for one in guard.declarations("lincoln")] == [("open", "South"), ("close", "South")]
+
+
+def test_a_corrected_date_takes_the_place_of_the_wrong_one(database, guard):
+    """A closure that was declared for November and is put off until June."""
+    november, june, august = (TODAY + timedelta(days=days) for days in (10, 200, 260))
+    guard.declare("close", "South", "lincoln", effective=november, **BY)
+    guard.declare("close", "South", "lincoln", effective=june, **BY)
+    assert rulings(database, november).closed == frozenset()
+    assert rulings(database, june).closed == {SOUTH}
+    guard.declare("open", "South", "lincoln", effective=august, **BY)
+    assert rulings(database, june).closed == {SOUTH}, "it is open after all, but only later"
+    assert (rulings(database, august).closed, rulings(database, august).opened) == (frozenset(), {SOUTH})
+    guard.declare("open", "South", "lincoln", effective=november, **BY)
+    assert rulings(database, june).closed == frozenset(), "it never closes"
+    assert rulings(database, august).opened == frozenset(), "it has been open for long"
+    guard.declare("close", "South", "lincoln", effective=june, **BY)
+    assert rulings(database, november).opened == {SOUTH}
+    assert rulings(database, june).closed == {SOUTH}, "the last word"
 
 
 def test_a_school_that_is_still_to_come_is_named_by_its_number(database, guard):
