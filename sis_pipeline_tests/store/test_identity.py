@@ -270,3 +270,62 @@ def test_the_alias_of_an_alias_is_the_student_it_is_now(database, snapshots, mer
     assert set(now.values()) == {oldest}
     assert len(now) == 2
     assert kept in now
+
+
+LAST = "2024-2025"
+
+
+def deliver_year(snapshots, year, **both):
+    """Ada in both systems with a stay in each, in a school year."""
+    for integration, sis_id in (("lincoln-ps", "7"), ("lincoln-ic", "70")):
+        stay = {
+            "sis_id": f"e{sis_id}",
+            "student_sis_id": sis_id,
+            "school_sis_id": "1",
+            "school_year": year,
+            "entry_date": date(int(year[:4]), 8, 18),
+            "entry_date_source": "sis",
+            "enrollment_type": "primary",
+            "status": "active",
+            "record_status": "active",
+        }
+        student = sis_student(sis_id, birth_date=BORN, **both)
+        good_snapshot(snapshots, integration, year=year, students=[student], enrollments=[stay])
+
+
+def test_other_years_follow_a_join_and_its_split(database, snapshots, merges):
+    add_integration(database, "lincoln-ic")
+    for year in (LAST, YEAR):
+        deliver_year(snapshots, year)
+        merge(database, merges, year)
+    before = ada(database)
+    deliver_year(snapshots, YEAR, ssid="S1")
+    assert merge(database, merges).changes == {}
+    assert merges.stale_districts(YEAR) == []
+    assert merges.stale_districts(LAST) == ["lincoln"]  # its roster names a student who is another one now
+    done = merge(database, merges, LAST)
+    assert (dict(done.changes), done.held) == ({}, 0)
+    assert merges.stale_districts(LAST) == []
+    [kept] = set(ada(database))
+    for table, column in (
+        ("student_years", "student_id"),
+        ("enrollments", "student_id"),
+        ("student_sources", "student_id"),
+    ):
+        assert count(database, f"select count(*) from sis.{table} where {column} <> '{kept}'") == 0, table
+    Identities(database).split(kept, ("lincoln-ps", "7"), "ada", "two cousins with one number")
+    for year in (YEAR, LAST):
+        assert merges.stale_districts(year) == ["lincoln"]
+        done = merge(database, merges, year)
+        assert (dict(done.changes), done.held) == ({}, 0)
+    assert ada(database) == before
+    for student in before:
+        assert count(database, f"select count(*) from sis.student_years where student_id = '{student}'") == 2
+        assert (
+            count(
+                database, f"select count(*) from sis.enrollments where student_id = '{student}' and status = 'active'"
+            )
+            == 2
+        )
+    for year in (LAST, YEAR):
+        assert merge(database, merges, year).unchanged
