@@ -201,16 +201,22 @@ def record(connection: Connection, operation: Operation, merged: MergedRoster) -
     Near matches that are found no longer are withdrawn; one that was withdrawn and is found again waits again. What was
     done to students is returned for the audit log.
     """
-    return [*_record_near_matches(connection, operation, merged), *_record_aliases(connection, operation, merged)]
+    who = _record_aliases(connection, operation, merged)
+    return [*_record_near_matches(connection, operation, merged), *who]
 
 
 def _record_near_matches(connection: Connection, operation: Operation, merged: MergedRoster) -> list[audit.Entry]:
     found = [_near_row(operation, row) for row in merged.near_matches.iter_rows(named=True)]
     ids = [row["near_match_id"] for row in found]
+    aliases = select(student_aliases.c.alias_id).where(student_aliases.c.restored_at.is_(None))
     gone = select(near_matches.c.near_match_id).where(
         near_matches.c.district == operation.district,
-        near_matches.c.school_year == operation.school_year,
         near_matches.c.status == "open",
+        # whoever was merged away is no longer anybody's near match, whichever year found it
+        or_(
+            near_matches.c.school_year == operation.school_year,
+            *(near_matches.c[f"{side}student_id"].in_(aliases) for side in SIDES),
+        ),
         text("near_match_id <> all(cast(:found as uuid[]))").bindparams(found=ids),
     )
     withdrawn = list(connection.scalars(gone))

@@ -436,3 +436,15 @@ def test_other_years_follow_a_join_and_its_split(database, snapshots, merges):
         )
     for year in (LAST, YEAR):
         assert merge(database, merges, year).unchanged
+
+
+def test_a_near_match_of_another_year_is_withdrawn_once_the_two_are_one(database, snapshots, merges):
+    add_integration(database, "lincoln-ic")
+    deliver_year(snapshots, LAST)
+    merge(database, merges, LAST)
+    who = Identities(database)
+    assert [it.school_year for it in who.near_matches()] == [LAST]
+    deliver_year(snapshots, YEAR, ssid="S1")
+    merge(database, merges, YEAR)
+    assert len(set(ada(database))) == 1
+    assert who.near_matches() == []
