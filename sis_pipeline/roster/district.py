@@ -20,7 +20,7 @@ from sis_pipeline.roster.catalog import (
     with_kept,
 )
 from sis_pipeline.roster.changes import CHANGE_OF_EXIT, About, State, detect_changes
-from sis_pipeline.roster.decisions import SPLIT, no_decisions
+from sis_pipeline.roster.decisions import DISTINCT, SPLIT, no_decisions
 from sis_pipeline.roster.enrollments import (
     OPEN,
     PLACE,
@@ -212,7 +212,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "staff": _staff(now, staff, school_ids),
         "staff_links": _staff_links(now, staff),
         "sections": catalog["sections"],
-        "students": published_students(merged, now.existing("students"), near, inputs.district, inputs.school_year),
+        "students": published_students(merged, _own_students(now, people), near, inputs.district, inputs.school_year),
         "student_years": years,
         "student_links": links,
         "student_sources": _sources(now, sources),
@@ -658,6 +658,20 @@ def _guarded_seats(
 
 def _near_students(near: pl.DataFrame) -> list[str]:
     return [*near["person_id"], *near["other_person_id"]]
+
+
+def _own_students(now: _Delivery, people: _People) -> pl.DataFrame:
+    """The students published before, but those whose values are of a record that was split off since: what a later year
+    said of them was said of somebody else."""
+    students, decided = now.existing("students"), now.inputs.decisions.filter(pl.col("verdict") == DISTINCT)
+    named = pl.concat([decided["person_id"], decided["other_person_id"]]).unique()
+    given = pl.col("origins").str.json_path_match('$["*"]')
+    doubted = (
+        students.filter(pl.col("student_id").is_in(named.implode())).select("student_id", given=given).drop_nulls()
+    )
+    own = people.resolution.known.select(student_id="person_id", given=pl.concat_str(RECORD, separator="/"))
+    foreign = doubted.join(own, on=["student_id", "given"], how="anti")
+    return students.join(foreign, on="student_id", how="anti", maintain_order="left")
 
 
 def _years(now: _Delivery, merged: MergedStudents, stays: pl.DataFrame, before: State) -> pl.DataFrame:

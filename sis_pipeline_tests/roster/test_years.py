@@ -145,6 +145,22 @@ def test_who_left_in_the_year_is_joined_too() -> None:
     assert (gone in set(left["student_id"])) == (end.student("a/1") == gone)
 
 
+def test_a_split_takes_the_other_child_s_values_along() -> None:
+    """The two were never in one school year; what the later one said of the joined student is not the first child's."""
+    rosters = [delivered(LAST, frozenset(OURS[:1])), delivered(NOW, frozenset(OURS[1:2]), b={"middle_name": "May"})]
+    district = District()
+    for roster in rosters:
+        district.merge(roster, decisions())
+    before = {record: district.student(record) for record in OURS[:2]}
+    joined = in_any_order(district, rosters, decisions(decided(SAME, "a/1", "b/2")))
+    keeper = joined.student("a/1")
+    [leaver] = [record for record in before if before[record] != keeper]
+    [stayer] = [record for record in before if before[record] == keeper]
+    apart = in_any_order(joined, rosters, parted(joined, {leaver: before[leaver]}, [stayer]))
+    values = ("student_id", "middle_name", "latest_school_year", "origins")
+    assert rows(apart.tables["students"], *values) == rows(district.tables["students"], *values)
+
+
 somewhere = st.frozensets(st.sampled_from(OURS), min_size=1)
 
 
