@@ -118,13 +118,16 @@ def distinct(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False
 def split(
     student: Annotated[str, typer.Argument(metavar="STUDENT", help="The id of the student that is two.")],
     *,
-    record: Annotated[str, typer.Option(metavar="INTEGRATION/SIS_ID", help="The record that is another student's.")],
+    record: Annotated[
+        str, typer.Option(metavar="INTEGRATION/SIS_ID", help="The record that is not the same child's as the others.")
+    ],
     reason: Reason,
     as_json: AsJson = False,
 ) -> None:
-    """Take a record out of a student, for good: the next merge gives it its own student again.
+    """Tell a record of a student and the others apart, for good: the next merge makes them two students.
 
-    Where the record was a student of its own before a merge, that student comes back with its id and history.
+    Where the record was a student of its own before a merge, that student comes back with its id, its history and all
+    records it had. Where it is the one that the others were merged into, it keeps the id and they leave.
     """
     from sis_pipeline.db.audit import current_actor
 
@@ -133,8 +136,9 @@ def split(
         raise RefusalError("--record takes INTEGRATION/SIS_ID: an integration's key, a slash, the record's id there.")
     made = _identities().split(student, (integration, sis_id), current_actor(), reason)
     own = made[0].sides[0].student_id
+    leaving = ", ".join(sorted({decision.sides[0].words for decision in made}))
     back = f"student {own} again" if own else "a student of its own"
-    _decided(made, f"The next merge makes {record} {back}; it is never joined with the others again.", as_json)
+    _decided(made, f"The next merge makes {leaving} {back}, never to be joined with the others again.", as_json)
 
 
 def _identities() -> Identities:

@@ -20,7 +20,7 @@ from sis_pipeline.roster.catalog import (
     with_kept,
 )
 from sis_pipeline.roster.changes import CHANGE_OF_EXIT, About, State, detect_changes
-from sis_pipeline.roster.decisions import SPLIT, no_decisions
+from sis_pipeline.roster.decisions import DISTINCT, SPLIT, no_decisions
 from sis_pipeline.roster.enrollments import (
     OPEN,
     PLACE,
@@ -106,7 +106,8 @@ class DistrictInputs:
     of the whole district (links may carry a `first_seen` timestamp beside the model's columns), all other tables of
     the school year only; a table that is left out is empty.
     `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who, as
-    `decisions.DECISIONS`. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
+    `decisions.DECISIONS`. `aliases`: ids that merges of any school year retired -> the student they are now; the
+    published rows of this year may still name them. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR.
     """
 
@@ -121,6 +122,7 @@ class DistrictInputs:
     policies: Policies = field(default_factory=Policies)
     thresholds: Thresholds = field(default_factory=Thresholds)
     decisions: pl.DataFrame = field(default_factory=no_decisions)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
 
@@ -158,7 +160,8 @@ class MergedRoster:
     other_student_id, rule, evidence, score. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
     `recycled`: integration, sis_id of records whose id seems to be given to another person (to quarantine).
     `retired`: student_id -> the student_id it was merged into (all its links are in the frames, pointing to the
-    survivor); other school years of a retired student have to be merged again. `retired_staff`: the same for staff.
+    survivor); other school years that name a retired student follow at their next merge, which is due then (see
+    `DistrictInputs.aliases`). `retired_staff`: the same for staff.
     """
 
     frames: Mapping[str, pl.DataFrame]
@@ -183,7 +186,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     people = _identify(now, school_ids)
     before = _before(now, people, school_ids)
     staff = resolve_staff(inputs.district, now.records("staff"), now.existing("staff_links"), now.existing("staff"))
-    staff_ids = _known_ids(staff.assignment, now.existing("staff_links"), "staff_id", staff.retired)
+    staff_ids = staff.known.rename({"person_id": "staff_id"})
 
     frozen = _frozen(now, school_ids)
     stays, stay_holds = _stays(now, people, before, school_ids, frozen)
@@ -209,7 +212,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "staff": _staff(now, staff, school_ids),
         "staff_links": _staff_links(now, staff),
         "sections": catalog["sections"],
-        "students": published_students(merged, now.existing("students"), near, inputs.district, inputs.school_year),
+        "students": published_students(merged, _own_students(now, people), near, inputs.district, inputs.school_year),
         "student_years": years,
         "student_links": links,
         "student_sources": _sources(now, sources),
@@ -295,13 +298,19 @@ class _People:
     records: pl.DataFrame
     """Records that count: delivered, or carried over from before."""
     previous: pl.DataFrame
-    """Records published before, with `fate`; their student_id follows merges and splits of students."""
-    moved: pl.DataFrame
-    """Records that a person took out of a student: integration, sis_id, student_id, was."""
+    """Records published before, with `fate`; their student_id follows merges and splits of students. `was`: the student
+    they were in this year, by the id it has now."""
+    renamed: Mapping[str, str]
+    """Ids that this year's rows may name -> the student they were merged into, be it by another year's merge."""
 
     @property
     def ids(self) -> pl.DataFrame:
         return self.records.select(*RECORD, "student_id")
+
+    @property
+    def moved(self) -> pl.DataFrame:
+        """Records published before that are another student now than the rest of their student: a split one."""
+        return self.previous.filter(pl.col("student_id") != pl.col("was"))
 
     @property
     def carried(self) -> pl.DataFrame:
@@ -348,16 +357,25 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
         now.existing("students"),
         now.inputs.decisions,
     )
-    who = resolution.assignment.select(*RECORD, student_id="person_id")
+    renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before
     spared = fated.join(resolution.recycled, on=RECORD, how="semi").with_columns(fate=pl.lit(CARRIED))
     fated = pl.concat([fated.join(spared, on=RECORD, how="anti"), spared])
-    linked = _repointed(now.existing("student_links").select(*RECORD, was="student_id"), resolution.retired, "was")
-    moved = who.join(linked, on=RECORD).filter(pl.col("student_id") != pl.col("was"))
-    fated = _repointed(fated, resolution.retired).update(moved.select(*RECORD, "student_id"), on=RECORD)
+    fated = _repointed(fated, renamed).with_columns(was="student_id")
+    fated = fated.update(resolution.known.rename({"person_id": "student_id"}), on=RECORD)
+    who = resolution.assignment.select(*RECORD, student_id="person_id")
     records = candidates.join(who, on=RECORD, how="inner")
-    records = pl.concat([records, spared.pipe(_repointed, resolution.retired).select(records.columns)])
-    return _People(resolution, records, fated, moved)
+    spared = fated.join(resolution.recycled, on=RECORD, how="semi")
+    records = pl.concat([records, spared.select(records.columns)])
+    return _People(resolution, records, fated, renamed)
+
+
+def _renamed(aliases: Mapping[str, str], resolution: Resolution) -> dict[str, str]:
+    """Every id that was merged away, now or before, and not brought back by now, with the student it is now."""
+    retired = resolution.retired
+    back = set(resolution.known["person_id"]) if aliases else set()
+    before = {alias: retired.get(student, student) for alias, student in aliases.items() if alias not in back}
+    return {**before, **retired}
 
 
 def _with_values_before(now: _Delivery) -> pl.DataFrame:
@@ -382,16 +400,13 @@ def _repointed(frame: pl.DataFrame, retired: Mapping[str, str], column: str = "s
 
 def _before(now: _Delivery, people: _People, school_ids: pl.DataFrame) -> State:
     """The published state, as it would read had merged students always been one, and split ones two: neither is a
-    removal."""
-    retired = people.resolution.retired
+    removal. Who a student was is what this year's own rows say: another year's merge may have changed the links before.
+    """
+    renamed = people.renamed
     stays = now.existing("enrollments").with_columns(closed=~pl.col("status").is_in(OPEN))
-    stays = (
-        _repointed(stays, retired).sort("closed", maintain_order=True).unique(STAY, keep="first", maintain_order=True)
-    )
-    seats = _repointed(now.existing("section_enrollments"), retired, "person_id").unique(
-        SEAT, keep="first", maintain_order=True
-    )
-    years = _repointed(now.existing("student_years"), retired).unique("student_id", keep="first", maintain_order=True)
+    stays = _repointed(stays, renamed).sort("closed", maintain_order=True).drop("closed")
+    seats = _repointed(now.existing("section_enrollments"), renamed, "person_id")
+    years = _repointed(now.existing("student_years"), renamed).unique("student_id", keep="first", maintain_order=True)
     sections = now.existing("sections")
     if people.moved.height:
         at_school = refer(now.of_year("enrollments"), "school_sis_id", school_ids, "school_id")
@@ -400,29 +415,37 @@ def _before(now: _Delivery, people: _People, school_ids: pl.DataFrame) -> State:
         taken = in_section.filter(pl.col("role") == "student")
         taken = taken.select("integration", "section_id", sis_id="person_sis_id")
         seats = _divided(seats, people, taken, "person_id")
-    return State(stays.drop("closed"), seats, years, sections)
+        years = _without_emptied(years, people, stays)
+    stays, seats = (rows.unique(key, keep="first", maintain_order=True) for rows, key in ((stays, STAY), (seats, SEAT)))
+    return State(stays, seats, years, sections)
 
 
 def _divided(rows: pl.DataFrame, people: _People, reports: pl.DataFrame, person: str = "student_id") -> pl.DataFrame:
-    """The rows published of a split student, shared out by who reports them now: to one side, or to both.
+    """The rows published of a split student, shared out to one side, or to both: they go with who reports them now, or
+    where nobody is left there of the system that they came from, and stay with who reports them, else who is left.
 
     `reports`: integration, the student record's sis_id, and the place, which is a column of `rows` too.
     """
     [place] = [name for name in reports.columns if name not in RECORD]
-    leaving = reports.join(people.moved, on=RECORD).select(place, "was", "student_id").unique()
-    staying = reports.join(people.ids, on=RECORD).select(place, "student_id").unique()
     key = [person, place]
-    shared = leaving.select(place, pl.col("was").alias(person), goes_to="student_id")
+    sides = people.previous.group_by("integration", pl.col("was").alias(person)).agg(
+        goes_to=pl.col("student_id").first(), sides=pl.col("student_id").n_unique()
+    )
+    left = sides.filter((pl.col("sides") == 1) & (pl.col("goes_to") != pl.col(person)))
+    reported = reports.join(people.moved, on=RECORD).select(place, pl.col("was").alias(person), goes_to="student_id")
+    came = rows.join(left, on=["integration", person]).select(place, person, "goes_to")
+    shared = pl.concat([reported, came]).unique(maintain_order=True)
+    staying = reports.join(people.ids, on=RECORD).select(place, pl.col("student_id").alias(person))
     copies = rows.join(shared, on=key).with_columns(pl.col("goes_to").alias(person)).select(rows.columns)
-    gone = shared.select(key).join(staying.rename({"student_id": person}), on=key, how="anti")
+    gone = shared.select(key).join(staying, on=key, how="anti")
     return pl.concat([rows.join(gone, on=key, how="anti", maintain_order="left"), copies])
 
 
-def _known_ids(assignment: pl.DataFrame, links: pl.DataFrame, person: str, retired: Mapping[str, str]) -> pl.DataFrame:
-    """integration, sis_id and the person's id: of the records of now, then of links made before."""
-    now = assignment.select(*RECORD, pl.col("person_id").alias(person))
-    before = _repointed(links.select(*RECORD, person), retired, person)
-    return pl.concat([now, before]).unique(RECORD, keep="first", maintain_order=True)
+def _without_emptied(years: pl.DataFrame, people: _People, stays: pl.DataFrame) -> pl.DataFrame:
+    """The years without those of split students who keep neither a record nor a stay in this one: they never had it."""
+    kept = pl.concat([frame["student_id"] for frame in (people.records, people.previous, stays)]).unique()
+    emptied = pl.col("student_id").is_in(people.moved["was"].implode()) & ~pl.col("student_id").is_in(kept.implode())
+    return years.filter(~emptied)
 
 
 def _stays(
@@ -637,6 +660,20 @@ def _near_students(near: pl.DataFrame) -> list[str]:
     return [*near["person_id"], *near["other_person_id"]]
 
 
+def _own_students(now: _Delivery, people: _People) -> pl.DataFrame:
+    """The students published before, but those whose values are of a record that was split off since: what a later year
+    said of them was said of somebody else."""
+    students, decided = now.existing("students"), now.inputs.decisions.filter(pl.col("verdict") == DISTINCT)
+    named = pl.concat([decided["person_id"], decided["other_person_id"]]).unique()
+    given = pl.col("origins").str.json_path_match('$["*"]')
+    doubted = (
+        students.filter(pl.col("student_id").is_in(named.implode())).select("student_id", given=given).drop_nulls()
+    )
+    own = people.resolution.known.select(student_id="person_id", given=pl.concat_str(RECORD, separator="/"))
+    foreign = doubted.join(own, on=["student_id", "given"], how="anti")
+    return students.join(foreign, on="student_id", how="anti", maintain_order="left")
+
+
 def _years(now: _Delivery, merged: MergedStudents, stays: pl.DataFrame, before: State) -> pl.DataFrame:
     """The year of every student with a record, and of those who left, whose year goes on to say so."""
     home = homes(stays)
@@ -657,13 +694,13 @@ def _student_links(now: _Delivery, people: _People, sources: pl.DataFrame) -> pl
     Only the present year says so, or the latest one merged: an old year that is merged again finds its records in
     their place and must not wake links that have ended since.
     """
-    table, links = MERGED["student_links"], now.existing("student_links")
+    table, links, retired = MERGED["student_links"], now.existing("student_links"), people.resolution.retired
     new = people.resolution.assignment.rename({"person_id": "student_id"}).with_columns(active=pl.lit(value=True))
-    moved = people.moved.select(*RECORD, "student_id", rule=pl.lit(SPLIT))
-    known = (
-        _repointed(links, people.resolution.retired)
-        .update(moved, on=RECORD)
-        .join(new.select(*RECORD, fresh_confidence="confidence"), on=RECORD, how="left", maintain_order="left")
+    linked = _repointed(links, retired)
+    held = people.resolution.known.rename({"person_id": "student_id"})
+    moved = held.join(linked.select(*RECORD, "student_id"), on=[*RECORD, "student_id"], how="anti")
+    known = linked.update(moved.with_columns(rule=pl.lit(SPLIT)), on=RECORD).join(
+        new.select(*RECORD, fresh_confidence="confidence"), on=RECORD, how="left", maintain_order="left"
     )
     if _speaks_for_links(now):
         here = sources.select(RECORD).with_columns(here=pl.lit(value=True))

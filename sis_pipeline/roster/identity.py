@@ -87,6 +87,7 @@ class Resolution:
     record here.
     `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule. `recycled`: integration, sis_id.
     `retired`: person id -> the person id it was merged into.
+    `known`: integration, sis_id, person_id of every record that is somebody's, also of those that are not here.
     """
 
     assignment: pl.DataFrame
@@ -94,6 +95,7 @@ class Resolution:
     cut_chains: pl.DataFrame
     recycled: pl.DataFrame
     retired: Mapping[str, str]
+    known: pl.DataFrame
 
 
 def resolve_students(
@@ -315,8 +317,9 @@ class _Resolver:
         matched, cut = self._join_rules()
         people, retired = self._people(known, what, district)
         near = self._near_matches(people)
+        assignment = self._assignment(known, matched, people, near)
         return Resolution(
-            assignment=self._assignment(known, matched, people, near),
+            assignment=assignment,
             near_matches=near,
             cut_chains=self._named_pairs(cut)
             .select(*RECORD, "other_integration", "other_sis_id", "rule")
@@ -324,7 +327,13 @@ class _Resolver:
             .sort(pl.all()),
             recycled=self.recycled.sort(pl.all()),
             retired=retired,
+            known=self._known(assignment, retired),
         )
+
+    def _known(self, assignment: pl.DataFrame, retired: Mapping[str, str]) -> pl.DataFrame:
+        columns = [*RECORD, "person_id"]
+        linked = self.links.select(columns).with_columns(pl.col("person_id").replace(dict(retired)))
+        return pl.concat([assignment.select(columns), linked]).unique(RECORD, keep="first", maintain_order=True)
 
     def _join_links(self) -> pl.DataFrame:
         """Nodes with the existing person they are linked to: node, person_id, rule, confidence, first_seen."""

@@ -1,4 +1,4 @@
-"""The decisions about who is who as a merge takes them: those that stand, and their mark in its fingerprint.
+"""Who is who as a merge takes it: the decisions that stand, their mark in its fingerprint, and ids merged away.
 How people make them, and what becomes of the queue, is in `identity`."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 from sqlalchemy import Connection, func, select
 
-from sis_pipeline.db.tables import identity_decisions, student_aliases
+from sis_pipeline.db.tables import identity_decisions, roster_tables, student_aliases
 from sis_pipeline.roster.decisions import DECISIONS
 from sis_pipeline.store.files import digest
 
@@ -55,3 +55,27 @@ def mark(connection: Connection, district: str) -> str:
         identity_decisions.c.district == district, identity_decisions.c.superseded_by.is_(None)
     )
     return digest(json.dumps(sorted(connection.scalars(ids))).encode())
+
+
+def aliases(connection: Connection, district: str) -> dict[str, str]:
+    """Ids of a district's students that were merged away -> the student they are now."""
+    query = select(student_aliases.c.alias_id, student_aliases.c.student_id).where(
+        student_aliases.c.district == district, student_aliases.c.restored_at.is_(None)
+    )
+    return {row.alias_id: row.student_id for row in connection.execute(query)}
+
+
+def naming_aliases(connection: Connection, school_year: str) -> set[str]:
+    """The districts whose roster of a school year names a student that was merged away: by another year's merge."""
+    years = roster_tables["student_years"].c
+    query = (
+        select(years.district)
+        .distinct()
+        .where(
+            years.district == student_aliases.c.district,
+            years.student_id == student_aliases.c.alias_id,
+            years.school_year == school_year,
+            student_aliases.c.restored_at.is_(None),
+        )
+    )
+    return set(connection.scalars(query))

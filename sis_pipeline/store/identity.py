@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import product
 from typing import Any, Literal, cast
 
 from sqlalchemy import Connection, Engine, Row, and_, func, or_, select, text, update
@@ -18,13 +19,14 @@ from sis_pipeline.db.tables import SCHEMA, identity_decisions, near_matches, ros
 from sis_pipeline.roster.decisions import DISTINCT, SAME
 from sis_pipeline.roster.district import MergedRoster
 from sis_pipeline.roster.ids import derived_id
+from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import Operation
+from sis_pipeline.store.parting import Parting, Record, absorbed, parting
 
 NOW = text(f"{SCHEMA}.clock()")
 SIDES = ("", "other_")
 Status = Literal["open", "decided", "gone"]
-Record = tuple[str, str]
 
 links = roster_tables["student_links"]
 sources = roster_tables["student_sources"]
@@ -118,28 +120,33 @@ class Identities:
         return self._answer(near_match_id, DISTINCT, actor, reason)
 
     def split(self, student_id: str, record: Record, actor: str, reason: str) -> list[Decision]:
-        """Give a record its own student again, for good: the one it was before a merge, where there was one.
+        """Tell a record of a student and the others apart, for good: who was a student of its own before a merge is that
+        student again, with all its records; a record that never was becomes a new one.
 
         The next merge does it. Raises ConfigError without a reason, and where the record is not the student's or its
         only one.
         """
         _check_words(actor, reason)
         with self._engine.begin() as connection:
-            district, others = self._to_split(connection, student_id, record)
-            lock_district(connection, district)
-            district, others = self._to_split(connection, student_id, record)  # as it is now that nobody else writes
-            own = _student_before(connection, district, student_id, record)
-            pairs = [(Side(record, own), Side(other, student_id)) for other in others]
-            made = _decide(connection, district, DISTINCT, pairs, actor=actor, reason=reason)
-            _supersede(connection, district, _Who(own, [record]), _Who(student_id, others), made)
-            details = {"record": "/".join(record), "reason": reason, "restores": own, "kept_apart": len(others)}
+            lock_district(connection, self._to_split(connection, student_id, record))
+            district = self._to_split(connection, student_id, record)  # as it is now that nobody else writes
+            found = parting(connection, district, student_id, record)
+            made = _part(connection, district, found, actor=actor, reason=reason)
+            details = {
+                "record": "/".join(record),
+                "reason": reason,
+                "restores": found.own,
+                "leaving": ["/".join(one) for one in found.leaving],
+                "kept_apart": len(found.staying),
+            }
             audit.append(connection, "link.split", student_id, district=district, actor=actor, details=details)
             return [_get_decision(connection, one) for one in made]
 
-    def _to_split(self, connection: Connection, student_id: str, record: Record) -> tuple[str, list[Record]]:
+    def _to_split(self, connection: Connection, student_id: str, record: Record) -> str:
+        """The student's district. Raises ConfigError where the record can't be taken out."""
         query = select(links.c.district, links.c.integration, links.c.sis_id)
         here = connection.execute(query.where(links.c.student_id == _uuid(student_id, "student id"))).all()
-        others = sorted((row.integration, row.sis_id) for row in here if (row.integration, row.sis_id) != record)
+        others = [row for row in here if (row.integration, row.sis_id) != record]
         if len(others) == len(here):
             raise ConfigError(
                 f"The record {'/'.join(record)} is not one of student {student_id}.",
@@ -151,7 +158,8 @@ class Identities:
                 f"The record {'/'.join(record)} is the only one of student {student_id}: there is nothing to split.",
                 code="config.only_link",
             )
-        return here[0].district, others
+        district: str = here[0].district
+        return district
 
     def _answer(self, near_match_id: str, verdict: str, actor: str, reason: str) -> Decision:
         _check_words(actor, reason)
@@ -167,17 +175,13 @@ class Identities:
                 )
             if verdict == SAME:
                 _refuse_two_state_ids(connection, found)
-            made = _decide(
-                connection,
-                district,
-                verdict,
-                [found.sides],
-                actor=actor,
-                reason=reason,
-                near_match_id=found.near_match_id,
-            )
-            one, other = (_who(connection, district, side) for side in found.sides)
-            _supersede(connection, district, one, other, made)
+            words = {"actor": actor, "reason": reason, "near_match_id": found.near_match_id}
+            joined = _parting_of_joined(connection, district, found.sides) if verdict == DISTINCT else None
+            if joined:
+                made = _part(connection, district, joined, **words)
+            else:
+                made = _decide(connection, district, verdict, [found.sides], **words)
+                _supersede(connection, district, *_both(connection, district, found.sides), made)
             _close(connection, [found.near_match_id], "decided")
             details = {"reason": reason, "sides": [side.words for side in found.sides], "rule": found.rule}
             audit.append(
@@ -197,16 +201,22 @@ def record(connection: Connection, operation: Operation, merged: MergedRoster) -
     Near matches that are found no longer are withdrawn; one that was withdrawn and is found again waits again. What was
     done to students is returned for the audit log.
     """
-    return [*_record_near_matches(connection, operation, merged), *_record_aliases(connection, operation, merged)]
+    who = _record_aliases(connection, operation, merged)
+    return [*_record_near_matches(connection, operation, merged), *who]
 
 
 def _record_near_matches(connection: Connection, operation: Operation, merged: MergedRoster) -> list[audit.Entry]:
     found = [_near_row(operation, row) for row in merged.near_matches.iter_rows(named=True)]
     ids = [row["near_match_id"] for row in found]
+    aliases = select(student_aliases.c.alias_id).where(student_aliases.c.restored_at.is_(None))
     gone = select(near_matches.c.near_match_id).where(
         near_matches.c.district == operation.district,
-        near_matches.c.school_year == operation.school_year,
         near_matches.c.status == "open",
+        # whoever was merged away is no longer anybody's near match, whichever year found it
+        or_(
+            near_matches.c.school_year == operation.school_year,
+            *(near_matches.c[f"{side}student_id"].in_(aliases) for side in SIDES),
+        ),
         text("near_match_id <> all(cast(:found as uuid[]))").bindparams(found=ids),
     )
     withdrawn = list(connection.scalars(gone))
@@ -295,29 +305,62 @@ def _record_aliases(connection: Connection, operation: Operation, merged: Merged
 
 
 def _restored(connection: Connection, district: str, merged: MergedRoster) -> list[str]:
-    """Aliases that have a record of their own again."""
-    aliases = select(student_aliases.c.alias_id).where(
+    """Aliases that have a record of their own again. Those that had been merged into them before go along."""
+    query = select(student_aliases).where(
         student_aliases.c.district == district, student_aliases.c.restored_at.is_(None)
     )
-    known = set(connection.scalars(aliases)) - set(merged.retired)
-    back = sorted(known & set(merged.frames["student_links"]["student_id"])) if known else []
+    aliases = {row.alias_id: row for row in connection.execute(query)}
+    known = set(aliases) - set(merged.retired)
+    if not known:
+        return []
+    holders = {(a, b): who for a, b, who in merged.frames["student_links"].select(*RECORD, "student_id").iter_rows()}
+    back = sorted(known & set(holders.values()))
     if back:
-        connection.execute(update(student_aliases).where(student_aliases.c.alias_id.in_(back)).values(restored_at=NOW))
+        _set_aliases(connection, back, restored_at=NOW)
+    for alias_id in sorted(set(aliases) - set(back)):
+        now = {holders.get(tuple(record), alias_id) for record in aliases[alias_id].records}
+        if now and now <= set(back):
+            _set_aliases(connection, [alias_id], student_id=min(now))
     return back
 
 
-def _student_before(connection: Connection, district: str, student_id: str, record: Record) -> str | None:
-    """The id that a record had before the latest merge into its student."""
-    query = (
-        select(student_aliases.c.alias_id)
-        .where(
-            student_aliases.c.district == district,
-            student_aliases.c.student_id == student_id,
-            student_aliases.c.restored_at.is_(None),
-            student_aliases.c.records.contains([list(record)]),
-        )
-        .order_by(student_aliases.c.merged_at.desc(), student_aliases.c.alias_id)
-        .limit(1)
+def _set_aliases(connection: Connection, ids: Sequence[str], **values: Any) -> None:
+    connection.execute(update(student_aliases).where(student_aliases.c.alias_id.in_(ids)).values(**values))
+
+
+def _parting_of_joined(connection: Connection, district: str, sides: tuple[Side, Side]) -> Parting | None:
+    """How two that are one student by now part again; None for two who are two."""
+    now = [_student_now(connection, district, side) for side in sides]
+    if now[0] is None or now[0] != now[1]:
+        return None
+    named = [side.record or _a_record_of(connection, side.student_id) for side in sides]
+    record, other = named if named[0] else reversed(named)
+    return parting(connection, district, now[0], record, other) if record else None
+
+
+def _student_now(connection: Connection, district: str, side: Side) -> str | None:
+    if side.record is not None:
+        return _holder(connection, district, side.record)
+    alias = select(student_aliases.c.student_id).where(
+        student_aliases.c.alias_id == side.student_id, student_aliases.c.restored_at.is_(None)
+    )
+    return connection.scalar(alias) or side.student_id
+
+
+def _a_record_of(connection: Connection, alias_id: str | None) -> Record | None:
+    """One of the records that a student had when it was merged away; None for one that was not."""
+    query = select(student_aliases.c.records).where(
+        student_aliases.c.alias_id == alias_id, student_aliases.c.restored_at.is_(None)
+    )
+    records = connection.scalar(query)
+    return tuple(records[0]) if records else None
+
+
+def _holder(connection: Connection, district: str, record: Record) -> str | None:
+    """The student that has a record."""
+    integration, sis_id = record
+    query = select(links.c.student_id).where(
+        links.c.district == district, links.c.integration == integration, links.c.sis_id == sis_id
     )
     found: str | None = connection.scalar(query)
     return found
@@ -403,18 +446,51 @@ def _supersede(connection: Connection, district: str, one: _Who, other: _Who, de
     )
 
 
+def _part(
+    connection: Connection,
+    district: str,
+    found: Parting,
+    *,
+    actor: str,
+    reason: str,
+    near_match_id: str | None = None,
+) -> list[str]:
+    """Decide that every record that leaves a student and every one that stays are two students."""
+    pairs = [
+        (Side(one, found.own), Side(other, found.student_id)) for one, other in product(found.leaving, found.staying)
+    ]
+    made = _decide(connection, district, DISTINCT, pairs, actor=actor, reason=reason, near_match_id=near_match_id)
+    sides = _Who(found.own, found.leaving), _Who(found.student_id, found.staying)
+    _supersede(connection, district, *sides, made)
+    return made
+
+
+def _both(connection: Connection, district: str, sides: tuple[Side, Side]) -> tuple[_Who, _Who]:
+    """The two sides; a record is on one of them only, where they are still, or again, one student."""
+    one, other = (_who(connection, district, side) for side in sides)
+    smaller, larger = sorted((one, other), key=lambda who: len(who.records))
+    rest = [record for record in larger.records if record not in smaller.records]
+    return smaller, _Who(larger.student_id, rest)
+
+
 def _who(connection: Connection, district: str, side: Side) -> _Who:
-    """A side with all records of its student; where its record is another student's by now, that record only."""
-    holder = select(links.c.student_id).where(links.c.district == district)
+    """A side with all records of its student. Where its record is another student's by now: those that came along from
+    the student it was, else that record only."""
     if side.record is not None:
-        integration, sis_id = side.record
-        held = connection.scalar(holder.where(links.c.integration == integration, links.c.sis_id == sis_id))
-        if held != side.student_id:
-            return _Who(None, [side.record])
-    mine = select(links.c.integration, links.c.sis_id).where(
-        links.c.district == district, links.c.student_id == side.student_id
+        held_by = _holder(connection, district, side.record)
+        if held_by != side.student_id:
+            held = _records(connection, district, held_by)
+            came = absorbed(connection, district, held_by, held) if held_by else []
+            along = [one.records for one in came if one.alias_id == side.student_id and side.record in one.records]
+            return _Who(side.student_id if along else None, next(iter(along), [side.record]))
+    return _Who(side.student_id, sorted(_records(connection, district, side.student_id)))
+
+
+def _records(connection: Connection, district: str, student_id: str | None) -> set[Record]:
+    query = select(links.c.integration, links.c.sis_id).where(
+        links.c.district == district, links.c.student_id == student_id
     )
-    return _Who(side.student_id, sorted((row.integration, row.sis_id) for row in connection.execute(mine)))
+    return {(row.integration, row.sis_id) for row in connection.execute(query)}
 
 
 def _is_side(prefix: str, who: _Who) -> Any:

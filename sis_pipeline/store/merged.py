@@ -78,13 +78,19 @@ class MergeStore:
         return sorted({district for one in self._integrations() if one.key in read for district in one.districts})
 
     def stale_districts(self, school_year: str) -> list[str]:
-        """The districts whose newest snapshots, holds, decisions or integrations are not those of the last published merge."""
+        """The districts whose newest snapshots, holds, decisions or integrations are not those of the last published
+        merge, or whose roster names a student that another year's merge found to be another one."""
         with self._engine.connect() as connection:
             last = {row.district: row.fingerprint for row in connection.execute(_last_published(school_year))}
-        return [one for one in self.districts_of(school_year) if self.fingerprint(one, school_year) != last.get(one)]
+            outrun = decisions.naming_aliases(connection, school_year)
+        return [
+            one
+            for one in self.districts_of(school_year)
+            if one in outrun or self.fingerprint(one, school_year) != last.get(one)
+        ]
 
     def fingerprint(self, district: str, school_year: str, rules: Sequence[object] = ()) -> str:
-        """Hash of what a merge depends on, but for the published state: equal means that nothing needs merging.
+        """Hash of what a merge depends on, but for the published state.
 
         `rules`: what is asked of this merge in particular. The guard's settings are always part of it.
         """
@@ -128,6 +134,7 @@ class MergeStore:
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
             decided, standing = decisions.mark(connection, district), decisions.standing(connection, district)
+            aliases = decisions.aliases(connection, district)
         integrations = {one.key: one for one in self._integrations(district)}
         released = frozenset(ruling.fingerprint for ruling in rulings.released)
         mark = self._fingerprint(district, found, released, [decided, *rules])
@@ -144,6 +151,7 @@ class MergeStore:
             policies=policies or Policies(),
             thresholds=own,
             decisions=standing,
+            aliases=aliases,
             rulings=rulings,
             calendar=calendar,
         )

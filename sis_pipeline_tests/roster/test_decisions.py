@@ -6,10 +6,12 @@ import random
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.decisions import CONFIRMED, DECISIONS, DISTINCT, SAME, SPLIT
+from sis_pipeline.roster.district import IntegrationInput
 from sis_pipeline.roster.identity import Resolution
 from sis_pipeline.roster.ids import derived_id
 from sis_pipeline_tests.roster.rosters import DAY_2, Roster, laws, loaded, merge, publish, published, rows
@@ -160,6 +162,24 @@ def test_what_only_the_split_record_reported_goes_with_it() -> None:
     counts = dict(merged.frames["enrollments"].group_by("student_id").len().iter_rows())
     assert counts[joined] == 1
     assert merged.changes.is_empty()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_split_record_takes_along_what_its_system_no_longer_tells(*, told: bool) -> None:
+    """A stay that was over, and one that is only carried over as the system's snapshot is partial."""
+    roster = two_systems(ssid="1").school("2", "b").school("3", "b")
+    gone = roster.stay("b1", "2", integration="b", exit_date="2025-09-01", status="withdrawn")
+    tables = loaded(gone.stay("b1", "3", integration="b", enrollment_type="secondary"))
+    [(joined,)] = tables["student_links"].filter(pl.col("integration") == "b").select("student_id").iter_rows()
+    now = two_systems(ssid="1").school("2", "b").school("3", "b")
+    now = now.stay("b1", "3", integration="b", enrollment_type="secondary") if told else now
+    partial = {"a": IntegrationInput(0), "b": IntegrationInput(1, "complete" if told else "partial")}
+    made = decisions(decided(DISTINCT, "b/b1", "a/s1", None, joined))
+    merged = merge(now, tables, as_of=DAY_2, integrations=partial, decisions=made)
+    assert merged.changes.is_empty()
+    counts = dict(merged.frames["enrollments"].group_by("student_id").len().iter_rows())
+    assert counts[joined] == 1
+    assert 3 in counts.values()
 
 
 verdicts = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from([SAME, DISTINCT])), max_size=5)

@@ -168,11 +168,15 @@ def sis_student(sis_id: str, **values: object) -> dict[str, object]:
 
 
 def good_snapshot(
-    store: SnapshotStore, integration: str = "lincoln-ps", verdict: str = "complete", **rows: list[dict]
+    store: SnapshotStore,
+    integration: str = "lincoln-ps",
+    verdict: str = "complete",
+    year: str = YEAR,
+    **rows: list[dict],
 ) -> Snapshot:
     """Read, keep, standardise and judge in one go."""
     rows = {"schools": [SCHOOL], "students": [sis_student("7")], **rows}
-    writer = store.begin(integration, "powerschool", YEAR)
+    writer = store.begin(integration, "powerschool", year)
     writer.add_page("students", {}, 1, b"[]", 0)
     completeness = "complete" if verdict == "rejected" else verdict
     snapshot = writer.finish([Read("students", len(rows["students"]))], completeness, 1, 0.1)

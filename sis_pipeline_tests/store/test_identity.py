@@ -140,6 +140,7 @@ def test_a_split_restores_the_merged_student_and_tells_the_two_apart_for_good(da
         "record": "/".join(records[gone]),
         "reason": "two cousins with one number",
         "restores": gone,
+        "leaving": ["/".join(records[gone])],
         "kept_apart": 1,
     }
     assert restored[1] == gone
@@ -270,3 +271,180 @@ def test_the_alias_of_an_alias_is_the_student_it_is_now(database, snapshots, mer
     assert set(now.values()) == {oldest}
     assert len(now) == 2
     assert kept in now
+
+
+OF_ADA = {"lincoln-ic": "1", "lincoln-or": "3", "lincoln-ps": "2"}
+IC, OR, PS = OF_ADA.items()
+
+
+@pytest.fixture
+def three(database, snapshots, merges):
+    """Ada Null in three systems: one student of lincoln-or and lincoln-ps, and another one, perhaps, of lincoln-ic."""
+    for integration, sis_id in OF_ADA.items():
+        if integration != "lincoln-ps":
+            add_integration(database, integration)
+        number = None if integration == "lincoln-ic" else "L7"
+        good_snapshot(snapshots, integration, students=[sis_student(sis_id, birth_date=BORN, local_id=number)])
+    merge(database, merges)
+    in_turn(database)
+    return Identities(database)
+
+
+def in_turn(database):
+    """As if the systems had come one after the other: a merge keeps the oldest id."""
+    with database.begin() as connection:
+        for years, integration in enumerate(reversed(OF_ADA)):
+            connection.execute(
+                text(
+                    "update sis.student_links set first_seen = first_seen - :age * interval '1 year' where integration = :it"
+                ),
+                {"age": years, "it": integration},
+            )
+
+
+PARTINGS = {
+    "one of its records": lambda who, kept, near: who.split(kept, PS, "bea", "two"),
+    "its other record": lambda who, kept, near: who.split(kept, OR, "bea", "two"),
+    "one after the other": lambda who, kept, near: [who.split(kept, it, "bea", "two") for it in (PS, OR)],
+    "the record of who was there first": lambda who, kept, near: who.split(kept, IC, "bea", "two"),
+    "the near match": lambda who, kept, near: who.distinct(near, "bea", "two"),
+}
+
+
+@pytest.mark.parametrize("part", PARTINGS.values(), ids=PARTINGS)
+def test_who_was_merged_comes_back_with_all_records_whichever_is_named(database, merges, three, part):
+    before = holders(database)
+    assert before["lincoln-or/3"] == before["lincoln-ps/2"] != before["lincoln-ic/1"]
+    [near] = three.near_matches()
+    three.confirm(near.near_match_id, "ada", "one child")
+    merge(database, merges)
+    [kept] = set(holders(database).values())
+    assert kept == before["lincoln-ic/1"]
+    part(three, kept, near.near_match_id)
+    done = merge(database, merges)
+    assert (dict(done.changes), done.held) == ({}, 0)
+    assert holders(database) == before
+    assert count(database, "select count(*) from sis.student_aliases where restored_at is null") == 0
+    assert merge(database, merges).unchanged
+    three.confirm(near.near_match_id, "ada", "one after all")
+    merge(database, merges)
+    assert set(holders(database).values()) == {kept}
+
+
+def test_a_confirmation_takes_the_place_of_a_split_that_no_merge_has_done_yet(database, merges, three):
+    [near] = three.near_matches()
+    three.confirm(near.near_match_id, "ada", "one child")
+    merge(database, merges)
+    [kept] = set(holders(database).values())
+    three.split(kept, PS, "bea", "two")
+    three.confirm(near.near_match_id, "ada", "one after all")
+    merge(database, merges)
+    assert set(holders(database).values()) == {kept}
+
+
+def test_a_record_that_came_later_leaves_the_keeper_s_id_to_the_keeper(database, snapshots, merges, three):
+    before = holders(database)
+    three.confirm(three.near_matches()[0].near_match_id, "ada", "one child")
+    merge(database, merges)
+    add_integration(database, "lincoln-sky")
+    good_snapshot(snapshots, "lincoln-sky", students=[sis_student("4", birth_date=BORN, local_id="L7")])
+    merge(database, merges)
+    [kept] = set(holders(database).values())
+    three.split(kept, IC, "bea", "two")
+    merge(database, merges)
+    assert holders(database) == {**before, "lincoln-sky/4": before["lincoln-ps/2"]}
+
+
+def test_a_chain_of_merges_is_taken_apart_link_by_link(database, snapshots, merges):
+    """Of three students the second was given the third, and then the first the second."""
+    for integration, sis_id in OF_ADA.items():
+        if integration != "lincoln-ps":
+            add_integration(database, integration)
+        good_snapshot(snapshots, integration, students=[sis_student(sis_id, birth_date=BORN)])
+    merge(database, merges)
+    in_turn(database)
+    who, before = Identities(database), holders(database)
+    first, second, third = (before["/".join(record)] for record in (IC, OR, PS))
+    for two in ({second, third}, {first, second}):
+        [near] = [it for it in who.near_matches() if {side.student_id for side in it.sides} == two]
+        who.confirm(near.near_match_id, "ada", "one child")
+        merge(database, merges)
+    assert set(holders(database).values()) == {first}
+    who.split(first, IC, "bea", "the first is another child")
+    merge(database, merges)
+    assert holders(database) == {"/".join(IC): first, "/".join(OR): second, "/".join(PS): second}
+    who.split(second, OR, "bea", "and the third, too")
+    merge(database, merges)
+    assert holders(database) == before
+    assert merge(database, merges).unchanged
+
+
+LAST = "2024-2025"
+
+
+def deliver_year(snapshots, year, **both):
+    """Ada in both systems with a stay in each, in a school year."""
+    for integration, sis_id in (("lincoln-ps", "7"), ("lincoln-ic", "70")):
+        stay = {
+            "sis_id": f"e{sis_id}",
+            "student_sis_id": sis_id,
+            "school_sis_id": "1",
+            "school_year": year,
+            "entry_date": date(int(year[:4]), 8, 18),
+            "entry_date_source": "sis",
+            "enrollment_type": "primary",
+            "status": "active",
+            "record_status": "active",
+        }
+        student = sis_student(sis_id, birth_date=BORN, **both)
+        good_snapshot(snapshots, integration, year=year, students=[student], enrollments=[stay])
+
+
+def test_other_years_follow_a_join_and_its_split(database, snapshots, merges):
+    add_integration(database, "lincoln-ic")
+    for year in (LAST, YEAR):
+        deliver_year(snapshots, year)
+        merge(database, merges, year)
+    before = ada(database)
+    deliver_year(snapshots, YEAR, ssid="S1")
+    assert merge(database, merges).changes == {}
+    assert merges.stale_districts(YEAR) == []
+    assert merges.stale_districts(LAST) == ["lincoln"]  # its roster names a student who is another one now
+    done = merge(database, merges, LAST)
+    assert (dict(done.changes), done.held) == ({}, 0)
+    assert merges.stale_districts(LAST) == []
+    [kept] = set(ada(database))
+    for table, column in (
+        ("student_years", "student_id"),
+        ("enrollments", "student_id"),
+        ("student_sources", "student_id"),
+    ):
+        assert count(database, f"select count(*) from sis.{table} where {column} <> '{kept}'") == 0, table
+    Identities(database).split(kept, ("lincoln-ps", "7"), "ada", "two cousins with one number")
+    for year in (YEAR, LAST):
+        assert merges.stale_districts(year) == ["lincoln"]
+        done = merge(database, merges, year)
+        assert (dict(done.changes), done.held) == ({}, 0)
+    assert ada(database) == before
+    for student in before:
+        assert count(database, f"select count(*) from sis.student_years where student_id = '{student}'") == 2
+        assert (
+            count(
+                database, f"select count(*) from sis.enrollments where student_id = '{student}' and status = 'active'"
+            )
+            == 2
+        )
+    for year in (LAST, YEAR):
+        assert merge(database, merges, year).unchanged
+
+
+def test_a_near_match_of_another_year_is_withdrawn_once_the_two_are_one(database, snapshots, merges):
+    add_integration(database, "lincoln-ic")
+    deliver_year(snapshots, LAST)
+    merge(database, merges, LAST)
+    who = Identities(database)
+    assert [it.school_year for it in who.near_matches()] == [LAST]
+    deliver_year(snapshots, YEAR, ssid="S1")
+    merge(database, merges, YEAR)
+    assert len(set(ada(database))) == 1
+    assert who.near_matches() == []
