@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -23,10 +24,16 @@ hypothesis_settings.register_profile(
 )
 hypothesis_settings.load_profile("suite")
 
-
 IN_MEMORY = Path("/dev/shm")
 ROOM = 4 * 1024**3
 """Bytes: three test processes, each with a server of its own."""
+
+
+def pytest_configure() -> None:
+    """Put back what a shell ignores in what it runs in the background: Dagster lets SIGTERM do what SIGINT does, and
+    then a pool's processes can't be ended (a whole run hung on it)."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from sis_pipeline_tests.faults.rows import FULL, PROPERTY, Count, Recorder
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "alone: measures time, so the runner lets nothing else run beside it")
+    config.addinivalue_line("markers", "alone: measures time, so the runner lets only others of its kind run beside it")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ POINTS = (
     "read.page_received:5", "read.page_written:5", "read.page_committed:5", "read.before_finish", "read.manifest_written",
     "read.finished", "merge.frames_written", "publish.before_commit", "publish.after_commit",
 )  # fmt: skip
-RANDOM = 40
+RANDOM = 25
 ROW = Row(
     11,
     f"a whole sync (read, validate, merge, publish) killed by SIGKILL: {RANDOM} times in a row at random, and in a row "
