@@ -20,7 +20,7 @@ from sis_pipeline.db import embedded, migrate
 from sis_pipeline.db.engine import engine_for
 
 hypothesis_settings.register_profile(
-    "suite", derandomize=True, deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+    "suite", derandomize=True, deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow]
 )
 hypothesis_settings.load_profile("suite")
 
