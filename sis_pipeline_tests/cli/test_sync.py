@@ -16,6 +16,8 @@ import pytest
 from sis_pipeline.cli import sandbox
 from sis_pipeline.cli.fanout import PATIENCE
 from sis_pipeline.cli.output import ExitCode
+from sis_pipeline.defs.merging import merge_districts, publish_districts
+from sis_pipeline.defs.resources import Roster
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
 
@@ -167,6 +169,24 @@ def test_a_sync_gives_the_truth_and_a_second_one_changes_nothing(added, sis):
         sis("students", "show", "--sis", f"{link['integration']}/{link['sis_id']}", "--json").json["students"][0]
         == student
     )
+
+
+@pytest.mark.parametrize("systems", [SYSTEMS[:1]])
+def test_a_dry_run_that_reads_publishes_nothing_and_says_what_the_next_merge_does(added, sis):
+    truth = added.truth(1)
+    said = sis("sync", "--dry-run", "--read", "--json", "--school-year", YEAR)
+    assert said.code == ExitCode.OK, said.err
+    (reading,), (plan,) = said.json["integrations"], said.json["plans"]
+    assert (reading["integration"], reading["verdict"]) == ("campus", "complete")
+    assert plan["changes"] == truth.changes_by_kind()
+    assert sis("changes", "list", "--json").json["total"] == 0
+
+    roster = Roster()
+    merge_districts(roster, YEAR, "run", print)
+    (done,) = publish_districts(roster, YEAR, "run", print)
+    roster.close()
+    assert done.published.changes == plan["changes"]
+    assert sum(it.written for it in done.published.applied.values()) == sum(plan["total"].values())
 
 
 def test_interrupting_ends_every_process(added, home):
