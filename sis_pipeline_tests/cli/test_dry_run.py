@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from sis_pipeline.cli.output import ExitCode
+from sis_pipeline.cli.syncing import Report
 from sis_pipeline.db.tables import guard_settings
 from sis_pipeline.defs.merging import merge_districts, publish_districts
 from sis_pipeline.defs.resources import Roster
@@ -186,3 +187,54 @@ def test_a_year_without_snapshots_is_named_beside_the_others(roster, sis):
     said = sis("backfill", "--dry-run", "--school-year", YEAR, "--school-year", LAST)
     assert said.code == ExitCode.OK
     assert f"there is no good snapshot for {LAST}" in said.err
+
+
+@pytest.fixture
+def readings(roster, monkeypatch):
+    """What would be read, and how; the readings themselves are made up, and bring three students."""
+    calls = []
+
+    class Readings:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def run(self, targets, **how):
+            calls.append(([(it.integration.key, it.school_year) for it in targets], how))
+            read(roster, 0, 1, 2)
+            failed = {"class": "transient", "code": "transient", "message": "It did not answer.", "advice": "Wait."}
+            about = dict.fromkeys(("verdict", "api_calls", "seconds"))
+            entry = {"integration": "north-ps", "school_year": YEAR, **about, "rows": {}, "quarantined": {}}
+            return Report([{**entry, "error": failed if how["full"] else None}])
+
+    monkeypatch.setattr("sis_pipeline.cli.sync.Syncing", Readings)
+    return calls
+
+
+def test_a_dry_run_reads_where_it_is_told_to_and_says_what_becomes_of_it(roster, readings, sis):
+    said = sis(*DRY, "--read")
+    assert said.code == ExitCode.OK, said.err
+    assert readings == [([("north-ps", YEAR)], {"merge": False, "full": False})]
+    assert "Nothing was published." in said.out
+    assert "the next merge publishes it" in said.out
+    assert published(roster) == 0
+
+
+def test_a_reading_that_fails_is_an_error_and_what_there_is_is_planned(readings, sis):
+    said = sis(*DRY, "--read", "--full")
+    assert said.code == ExitCode.FAILED
+    assert "It did not answer." in said.out
+    assert f"north, {YEAR}: " in said.out
+    assert not sis(*DRY, "--read", "--full", "--json").json["ok"]
+    assert [how for _, how in readings] == [{"merge": False, "full": True}] * 2
+
+
+def test_a_backfill_that_is_not_dry_reads_and_merges(readings, sis, tmp_path):
+    sis("integration", "add", "files", "--provider", "oneroster_csv", "--district", "d", "--option", f"path={tmp_path}")
+    assert sis("backfill", "--school-year", LAST, "--integration", "files").code == ExitCode.OK
+    assert readings == [([("files", LAST)], {"merge": True, "full": False})]
