@@ -181,7 +181,7 @@ class Syncing:
             report.merges = self._merge(
                 sorted({entry["school_year"] for entry in report.integrations if not entry["error"]})
             )
-        report.inputs = _inputs(self._here, sorted({target.school_year for target in targets}))
+        report.inputs = inputs_of_merges(self._here, sorted({target.school_year for target in targets}))
         if any(entry["error"] and entry["error"].get("died") for entry in (*report.integrations, *report.merges)):
             self._prepare()
         report.seconds = time.monotonic() - began
@@ -235,7 +235,8 @@ def _merge_entry(summary: Mapping[str, Any], here: Installation) -> dict[str, An
     return {**kept, "applied": _applied(here, summary["operation_id"]) if summary["published"] else {}}
 
 
-def _inputs(here: Installation, years: Sequence[str]) -> list[dict[str, Any]]:
+def inputs_of_merges(here: Installation, years: Sequence[str]) -> list[dict[str, Any]]:
+    """What merges of the school years rest on: per integration the last good snapshot and its age."""
     from sis_pipeline.roster.school_year import SchoolYear
     from sis_pipeline.store.freshness import inputs_of
     from sis_pipeline.store.snapshots import SnapshotStore

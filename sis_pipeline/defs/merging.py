@@ -125,14 +125,15 @@ def merge_one(roster: Roster, district: str, school_year: str, run_id: str) -> O
     gathered = roster.merges.gather(district, school_year, run_id=run_id)
     try:
         merged = merge_district(gathered.inputs)
-        _prove_nobody_lost(gathered.inputs, merged)
+        prove_nobody_lost(gathered.inputs, merged)
         return roster.merges.write_merged(gathered, merged)
     except BaseException:
         roster.merges.fail(gathered.operation)
         raise
 
 
-def _prove_nobody_lost(inputs: DistrictInputs, merged: MergedRoster) -> None:
+def prove_nobody_lost(inputs: DistrictInputs, merged: MergedRoster) -> None:
+    """Raises InternalError for a merge that is wrong."""
     lost = lost_records(inputs, merged)
     if lost:
         raise InternalError(

@@ -12,6 +12,7 @@ import polars as pl
 from rapidfuzz import process
 from rapidfuzz.distance import Hamming, JaroWinkler
 
+from sis_pipeline.roster.ids import derived_id
 from sis_pipeline.roster.nicknames import NICKNAMES
 
 Nodes = np.ndarray[Any, np.dtype[np.int64]]
@@ -43,6 +44,11 @@ class Likeness:
     @property
     def score(self) -> Scores:
         return 0.3 * (self.first + self.last + self.birth) + 0.1 * self.more
+
+
+def near_match_id(district: str, student_id: str, other_student_id: str) -> str:
+    """The id of a near match: the same two students always have the same one."""
+    return derived_id("near_match", district, *sorted((student_id, other_student_id)))
 
 
 def neighbours(facts: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, identity_decisions, near_matches, roster_tables, student_aliases
 from sis_pipeline.roster.decisions import DISTINCT, SAME
 from sis_pipeline.roster.district import MergedRoster
-from sis_pipeline.roster.ids import derived_id
+from sis_pipeline.roster.near import near_match_id
 from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import Operation
@@ -231,10 +231,9 @@ def _record_near_matches(connection: Connection, operation: Operation, merged: M
 
 
 def _near_row(operation: Operation, row: Mapping[str, Any]) -> dict[str, Any]:
-    pair = sorted((row["student_id"], row["other_student_id"]))
     return {
         **{name: row[name] for side in SIDES for name in (f"{side}integration", f"{side}sis_id", f"{side}student_id")},
-        "near_match_id": derived_id("near_match", operation.district, *pair),
+        "near_match_id": near_match_id(operation.district, row["student_id"], row["other_student_id"]),
         "district": operation.district,
         "school_year": operation.school_year,
         "rule": row["rule"],

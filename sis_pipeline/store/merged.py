@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ from sis_pipeline.store.snapshots import Snapshot, SnapshotStore, fingerprint
 
 EXTRA_FRAMES = ("near_matches", "cut_chains", "recycled")
 """Frames of a MergedRoster that are kept with it but are no published tables."""
+NO_OPERATION = str(uuid.UUID(int=0))
+"""What names an operation that is not opened: of a merge that is only looked at."""
 SEEN: dict[str, Kind] = {"first_seen": "timestamp"}
 
 
@@ -61,6 +64,26 @@ class Gathered:
 
     operation: Operation
     inputs: DistrictInputs
+    decided: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a merge would take, of which no operation was opened. `published_before` as in `Operation`."""
+
+    inputs: DistrictInputs
+    published_before: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What a merge goes by. `inputs` without the records, and named as no operation is."""
+
+    found: Sequence[Snapshot]
+    integrations: Mapping[str, Integration]
+    inputs: DistrictInputs
+    published_before: Mapping[str, int]
+    fingerprint: str
     decided: str
 
 
@@ -116,6 +139,24 @@ class MergeStore:
         `as_of`: the day the roster is judged on; the database's, in UTC, where unset. `thresholds`: in place of the
         district's own. Raises ConfigError where no integration of the district has a good snapshot of the school year.
         """
+        basis = self._basis(district, school_year, as_of=as_of, policies=policies, thresholds=thresholds)
+        operation = self._open(district, school_year, basis, run_id)
+        return Gathered(operation, self._inputs(basis, operation.operation_id), basis.decided)
+
+    def preview(self, district: str, school_year: str) -> Preview:
+        """What a merge would take now; nothing is written. Raises as `gather`."""
+        basis = self._basis(district, school_year)
+        return Preview(self._inputs(basis, NO_OPERATION), basis.published_before)
+
+    def _basis(
+        self,
+        district: str,
+        school_year: str,
+        *,
+        as_of: date | None = None,
+        policies: Policies | None = None,
+        thresholds: Thresholds | None = None,
+    ) -> _Basis:
         found = self._snapshots.latest_good(school_year, check_district(district))
         if not found:
             raise ConfigError(
@@ -124,7 +165,7 @@ class MergeStore:
                 advice="Run `sis sync` first, and see `sis integration list` for what failed.",
             )
         rules: list[object] = [rule for rule in (policies, thresholds) if rule is not None]
-        with self._engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        with steady_view(self._engine) as connection:
             before = published_epochs(connection, district)
             today = as_of or guarding.today_of(connection)
             rulings = guarding.rulings(connection, district, school_year, today)
@@ -137,15 +178,13 @@ class MergeStore:
             aliases = decisions.aliases(connection, district)
         integrations = {one.key: one for one in self._integrations(district)}
         released = frozenset(ruling.fingerprint for ruling in rulings.released)
-        mark = self._fingerprint(district, found, released, [decided, *rules])
-        operation = self._open(district, school_year, before=before, mark=mark, found=found, run_id=run_id)
         inputs = DistrictInputs(
             district=district,
             school_year=school_year,
             as_of=today,
-            operation_id=operation.operation_id,
+            operation_id=NO_OPERATION,
             integrations={one.integration: _input(integrations[one.integration], one) for one in found},
-            records=self._records(integrations, found, district),
+            records={},
             existing=existing,
             quarantined=rejected,
             policies=policies or Policies(),
@@ -155,7 +194,12 @@ class MergeStore:
             rulings=rulings,
             calendar=calendar,
         )
-        return Gathered(operation, inputs, decided)
+        mark = self._fingerprint(district, found, released, [decided, *rules])
+        return _Basis(found, integrations, inputs, before, mark, decided)
+
+    def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
+        records = self._records(basis.integrations, basis.found, basis.inputs.district)
+        return replace(basis.inputs, operation_id=operation_id, records=records)
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
         """Keep what the merge decided, for good, and mark the operation merged."""
@@ -257,10 +301,7 @@ class MergeStore:
         self,
         district: str,
         school_year: str,
-        *,
-        before: Mapping[str, int],
-        mark: str,
-        found: Sequence[Snapshot],
+        basis: _Basis,
         run_id: str | None,
     ) -> Operation:
         operation_id = str(uuid.uuid4())
@@ -274,11 +315,11 @@ class MergeStore:
                     district=district,
                     school_year=school_year,
                     epoch=last + 1,
-                    base_epoch=before.get(school_year, 0),
-                    published_before=dict(before),
+                    base_epoch=basis.published_before.get(school_year, 0),
+                    published_before=dict(basis.published_before),
                     status="merging",
-                    fingerprint=mark,
-                    inputs={one.integration: _used(one) for one in found},
+                    fingerprint=basis.fingerprint,
+                    inputs={one.integration: _used(one) for one in basis.found},
                     path=f"merged/{district}/{school_year}/{last + 1}",
                     run_id=run_id,
                 )
@@ -302,6 +343,14 @@ class MergeStore:
                 f"Operation {operation.operation_id} is not being merged; it can't become {status}.",
                 code="internal.state",
             )
+
+
+@contextmanager
+def steady_view(engine: Engine) -> Iterator[Connection]:
+    """A connection that sees one point in time and can't write."""
+    options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with engine.connect().execution_options(**options) as connection:
+        yield connection
 
 
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:

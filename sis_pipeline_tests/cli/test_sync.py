@@ -16,13 +16,15 @@ import pytest
 from sis_pipeline.cli import sandbox
 from sis_pipeline.cli.fanout import PATIENCE
 from sis_pipeline.cli.output import ExitCode
+from sis_pipeline.defs.merging import merge_districts, publish_districts
+from sis_pipeline.defs.resources import Roster
 from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
 
 SIS = [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()"]
 CANARY = "canary-secret-5511"
 SCALE = 60
-YEAR = "2026-2027"
+YEAR, LAST = "2026-2027", "2025-2026"
 SYSTEMS = (
     System("campus", "infinite_campus", 40),
     System("rooster", "oneroster_1.1", 30),
@@ -216,11 +218,22 @@ def test_without_its_key_a_sync_does_nothing(added, sis):
     assert added.system("campus").stats()["total_calls"] == 0
 
 
-def test_a_backfill_leaves_out_systems_without_a_past(added, sis):
+def test_a_backfill_that_is_dry_reads_what_has_a_past_and_publishes_nothing(added, sis):
     said = sis(
-        "backfill", "--school-year", "2025-2026", "--integration", "campus", "--integration", "rooster", "--json"
-    )
+        "backfill", "--dry-run", "--read", "--school-year", LAST, "--integration", "campus", "--integration", "rooster",
+        "--json",
+    )  # fmt: skip
     assert "campus" in said.err
-    assert [entry["integration"] for entry in said.json["integrations"]] == ["rooster"]
     assert said.code == 0, said.err
-    assert said.json["merges"][0]["students"] == said.json["integrations"][0]["rows"]["students"]
+    [reading], [plan] = said.json["integrations"], said.json["plans"]
+    assert (reading["integration"], reading["verdict"]) == ("rooster", "complete")
+    assert (plan["school_year"], list(plan["changes"])) == (LAST, ["enroll"])
+
+    roster = Roster()
+    assert roster.merges.newest(added.world.district, LAST) is None, "nothing was merged"
+    merge_districts(roster, LAST, "run", print)
+    [done] = publish_districts(roster, LAST, "run", print)
+    roster.close()
+    assert done.published.applied["students"].inserted == reading["rows"]["students"]
+    assert done.published.changes == plan["changes"]
+    assert done.published.written == sum(plan["total"].values())

@@ -20,8 +20,10 @@ from sqlalchemy.engine import URL
 
 from sis_pipeline.defs.loading import RawLoad, RosterLoad, load_raw, load_roster
 from sis_pipeline.defs.merging import merge_districts, merge_one, publish_districts
+from sis_pipeline.defs.planning import plan_districts
 from sis_pipeline.defs.resources import ProviderResource, Roster, provider_resource
 from sis_pipeline.providers.registry import load_providers
+from sis_pipeline.roster.plan import Plan
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.sandbox.oneroster_csv import write_bundle
 from sis_pipeline.sandbox.server import SandboxServer
@@ -95,12 +97,15 @@ def _resource(provider: str) -> type[ProviderResource]:
 class Lived:
     """A day and school year that was read, merged and published; `tables` is what PostgreSQL held right after.
 
-    `again` is what publishing did when the same day was read and merged once more.
+    `plan` was made before it was merged, `published` is what publishing then did; `again` is what it did when the same
+    day was read and merged once more.
     """
 
     truth: Truth
     loads: Mapping[str, tuple[RawLoad, RosterLoad]]
     tables: Tables
+    plan: Plan
+    published: Published
     again: Published
 
 
@@ -149,11 +154,14 @@ class Town:
         self._lived.append(truth)
         run = uuid.uuid4().hex
         loads = self._load(truth, year, run)
+        [planned] = plan_districts(self.roster, year.key, rows=1)
+        assert planned.plan is not None, planned.trouble
         for merged in merge_districts(self.roster, year.key, run, unheard):
             assert merged.trouble is None, merged.trouble
-        for done in publish_districts(self.roster, year.key, run, unheard):
-            assert done.trouble is None, done.trouble
-            assert done.miscounted == ()
+        [done] = publish_districts(self.roster, year.key, run, unheard)
+        assert done.trouble is None, done.trouble
+        assert done.miscounted == ()
+        assert done.published is not None
         with self.roster.engine.connect() as connection:
             tables = Tables(connection, self._lived, self._ledger)
         self._ledger |= tables.change_ids
@@ -163,7 +171,8 @@ class Town:
         # What is published needs no merge, so the district would be passed over: merged all the same.
         assert self.roster.merges.stale_districts(year.key) == []
         operation = merge_one(self.roster, self.world.district, year.key, uuid.uuid4().hex)
-        return Lived(truth, loads, tables, publish(self.roster.engine, self.roster.merges, operation))
+        again = publish(self.roster.engine, self.roster.merges, operation)
+        return Lived(truth, loads, tables, planned.plan, done.published, again)
 
     def _load(self, truth: Truth, year: SchoolYear, run: str) -> dict[str, tuple[RawLoad, RosterLoad]]:
         return {

@@ -74,6 +74,15 @@ def test_every_system_was_read_to_a_proven_end(seen: Lived) -> None:
     assert "section_enrollments" in {reading.resource for reading in seen.loads["ps"][0].readings}  # the PowerQuery
 
 
+def test_what_was_planned_is_what_was_then_published(seen: Lived) -> None:
+    """Row for row by table, with every event of the ledger and every removal that waits."""
+    assert {name: (it.added, it.changed, it.removed) for name, it in seen.plan.counts.items()} == {
+        name: (it.inserted, it.updated, it.deleted) for name, it in seen.published.applied.items() if it.written
+    }
+    assert (seen.plan.changes, seen.plan.held) == (seen.published.changes, seen.published.held)
+    assert seen.plan.total.total > 0
+
+
 def test_nobody_is_lost_and_nobody_invented(seen: Lived) -> None:
     """Also over the years: who was here before is the same student, and who left is still known."""
     assert Counter(seen.tables.groups.values()) == Counter(seen.tables.known.values())

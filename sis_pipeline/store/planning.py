@@ -1,0 +1,45 @@
+"""What a publication would meet beside the published rows: ledger events, holds and near matches that there are already.
+Read only; what follows from it for a plan is worked out in `roster.plan`."""
+
+from __future__ import annotations
+
+import polars as pl
+from sqlalchemy import Connection, or_, select, text
+
+from sis_pipeline.db.tables import SCHEMA, holds, near_matches
+from sis_pipeline.roster.district import DistrictInputs, MergedRoster
+from sis_pipeline.roster.plan import NEAR, Standing, StoredHold
+from sis_pipeline.store.guarding import WAITING
+
+KNOWN_EVENTS = text(f"""
+select change_id::text from {SCHEMA}.enrollment_changes
+where district = :district and change_id = any(cast(:ids as uuid[]))
+""")
+
+
+def standing(connection: Connection, inputs: DistrictInputs, merged: MergedRoster) -> Standing:
+    """What publishing a merge would meet now."""
+    return Standing(
+        events=_events(connection, inputs.district, merged),
+        holds=_holds(connection, inputs.district, inputs.school_year),
+        near_matches=_near_matches(connection, inputs.district),
+    )
+
+
+def _events(connection: Connection, district: str, merged: MergedRoster) -> frozenset[str]:
+    ids = merged.changes["change_id"].to_list()
+    return frozenset(connection.scalars(KNOWN_EVENTS, {"district": district, "ids": ids})) if ids else frozenset()
+
+
+def _holds(connection: Connection, district: str, school_year: str) -> dict[str, StoredHold]:
+    query = select(holds.c.fingerprint, holds.c.hold_id, holds.c.status).where(
+        holds.c.district == district,
+        holds.c.school_year == school_year,
+        or_(holds.c.status.in_(("open", "released")), WAITING),
+    )
+    return {row.fingerprint: StoredHold(row.hold_id, row.status) for row in connection.execute(query)}
+
+
+def _near_matches(connection: Connection, district: str) -> pl.DataFrame:
+    query = select(*(near_matches.c[name] for name in NEAR)).where(near_matches.c.district == district)
+    return pl.DataFrame([tuple(row) for row in connection.execute(query)], schema=NEAR, orient="row")
