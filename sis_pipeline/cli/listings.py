@@ -46,6 +46,7 @@ def list_conflicts(
     """List conflicts: the values, who holds them, what was chosen and by which rule."""
     from sis_pipeline.cli import records
     from sis_pipeline.roster import model
+    from sis_pipeline.roster.attributes import ATTRIBUTES
 
     one_of("--status", status, model.CONFLICT_STATUSES)
     with Installation().engine.connect() as connection:
@@ -53,7 +54,7 @@ def list_conflicts(
             connection,
             district=district,
             school_year=valid_year(school_year),
-            attribute=one_of("--attribute", attribute, [column.name for column in model.STUDENTS.merged]),
+            attribute=one_of("--attribute", attribute, [one.name for one in ATTRIBUTES if one.compared]),
             status=status,
             limit=limit,
             reveal=reveal,
