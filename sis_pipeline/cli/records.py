@@ -10,7 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from sis_pipeline.db.tables import roster_tables, student_edits
+from sis_pipeline.db.tables import conflict_decisions, roster_tables, student_edits
 from sis_pipeline.roster import model
 
 MASK = "(protected)"
@@ -77,6 +77,7 @@ def student_file(connection: Connection, student: Row, *, reveal: bool = False) 
         "enrollments": of("enrollments", "school_year", "entry_date"),
         "conflicts": [_mask_conflict(row, protected) for row in of("conflicts", "school_year", "attribute")],
         "edits": _rows(connection, _edits_of(student)),
+        "decisions": _rows(connection, _decisions_of(student)),
         "changes": [_mask_change(row, protected) for row in of("enrollment_changes", "detected_at", "change_id")],
         "address_masked": protected,
     }
@@ -90,6 +91,13 @@ def _edits_of(student: Row) -> Select[Any]:
         .where(table.district == student["district"], table.student_id == student["student_id"])
         .order_by(table.edit)
     )
+
+
+def _decisions_of(student: Row) -> Select[Any]:
+    table = conflict_decisions.c
+    columns = (table.attribute, table.integration, table.sis_id, table.decided_at, table.decided_by, table.reason)
+    mine = and_(table.district == student["district"], table.student_id == student["student_id"])
+    return select(*columns).where(mine).order_by(table.decision)
 
 
 def origin_of(origins: Mapping[str, str], attribute: str) -> tuple[str, str]:

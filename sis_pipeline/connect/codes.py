@@ -178,6 +178,10 @@ CATALOGUE: dict[str, Entry] = {
         "The PowerSchool plugin may not read what is needed.",
         "Install the plugin of docs/powerschool_plugin, then run `sis integration test KEY`.",
     ),
+    "config.conflict": Entry(
+        "There is no such conflict, or nothing of it can be chosen.", "`sis conflicts list` shows them."
+    ),
+    "config.conflict_reason": Entry("A decision about a conflict needs who decides and why."),
     "config.policy": Entry(
         "A survivorship policy is unknown, or set for what has none.", "`sis policy show DISTRICT` lists them."
     ),

@@ -459,6 +459,29 @@ student_edits = Table(
     comment="What people wrote into students beside the pipeline; noted by a trigger, remembered whatever is published.",
 )
 
+conflict_decisions = Table(
+    "conflict_decisions",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn(
+        "decision",
+        BigInteger,
+        Identity(),
+        primary_key=True,
+        comment="running number; the newest of an attribute counts",
+    ),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"),
+    SqlColumn("attribute", Text, nullable=False, comment="the attribute or block"),
+    SqlColumn("integration", Text, comment="whose value it is; null where a decision was taken back"),
+    SqlColumn("sis_id", Text, comment="the record that holds it"),
+    SqlColumn("seen", JSONB, nullable=False, comment="[integration, sis_id, value] of all; it holds until one changes"),
+    SqlColumn("decided_by", Text, nullable=False, comment="who decided"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("decided_at", "when it was decided"),
+    Index("ix_conflict_decisions_student_id", "district", "student_id", "attribute"),
+    comment="Which of several values people chose, append-only.",
+)
+
 school_declarations = Table(
     "school_declarations",
     metadata,

@@ -4,7 +4,7 @@ Each step's rules live in its own module; nothing here reads or writes anything.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
 
@@ -42,6 +42,7 @@ from sis_pipeline.roster.guard import Entity, Hold, Question, Rulings, guard, he
 from sis_pipeline.roster.identity import Resolution, resolve_schools, resolve_staff, resolve_students
 from sis_pipeline.roster.merge import (
     EDITS,
+    Decided,
     MergedStudents,
     merge_students,
     published_conflicts,
@@ -109,7 +110,7 @@ class DistrictInputs:
     `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who, as
     `decisions.DECISIONS`. `aliases`: ids that merges of any school year retired -> the student they are now; the
     published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
-    `merge.EDITS`. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
+    `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR.
     """
 
@@ -126,6 +127,7 @@ class DistrictInputs:
     decisions: pl.DataFrame = field(default_factory=no_decisions)
     aliases: Mapping[str, str] = field(default_factory=dict)
     edits: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EDITS))
+    decided: tuple[Decided, ...] = ()
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
 
@@ -668,7 +670,10 @@ def _merged_students(now: _Delivery, people: _People, sources: pl.DataFrame, own
     of_later = own.filter(pl.col("latest_school_year") > now.inputs.school_year).select("student_id")
     edits = _repointed(now.inputs.edits, people.renamed).join(of_later, on="student_id", how="anti")
     published = own.join(of_later, on="student_id", how="anti")
-    return merge_students(sources, now.inputs.policies, now.priorities, edits=edits, published=published)
+    decided = [replace(it, student_id=people.renamed.get(it.student_id, it.student_id)) for it in now.inputs.decided]
+    return merge_students(
+        sources, now.inputs.policies, now.priorities, edits=edits, published=published, decided=decided
+    )
 
 
 def _near_students(near: pl.DataFrame) -> list[str]:

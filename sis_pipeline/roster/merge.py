@@ -37,6 +37,22 @@ EDITS: dict[str, pl.DataType] = {
 the same one has a higher number."""
 
 
+DECIDED_RULE: Final = "decided"
+"""The rule of a value that a person chose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A person's choice between the values of a student's attribute: whose it is. It holds while what the systems, and an
+    edit, say is what was `seen`: integration, sis_id and value of each."""
+
+    student_id: str
+    attribute: str
+    integration: str
+    sis_id: str
+    seen: frozenset[tuple[str, str, str | None]]
+
+
 _DISPUTE = dict.fromkeys(
     ("student_id", "attribute", "candidates", "chosen", "chosen_from", "rule", "status"), pl.String
 )
@@ -61,6 +77,7 @@ def merge_students(
     *,
     edits: pl.DataFrame | None = None,
     published: pl.DataFrame | None = None,
+    decided: Sequence[Decided] = (),
 ) -> MergedStudents:
     """The surviving value of every attribute of every student.
 
@@ -76,7 +93,8 @@ def merge_students(
     their digits), see `normalise.value_key`, and from an edit by anything; a block is compared as a whole.
     """
     voices = _Voices(_with_others(records, policies, edits, published), priorities)
-    choices = [voices.choose(attribute, policies) for attribute in ATTRIBUTES]
+    answers = {name: [one for one in decided if one.attribute == name] for name in {one.attribute for one in decided}}
+    choices = [voices.choose(attribute, policies, answers.get(attribute.name, ())) for attribute in ATTRIBUTES]
     picks = {choice.attribute.name: choice.pick for choice in choices}
     disputes = [voices.disputes(choice) for choice in choices if choice.attribute.compared]
     chosen = _gathered(voices.ranked, picks, voices.size)
@@ -126,13 +144,22 @@ def _with_earlier(settled: Sequence[int], edits: pl.DataFrame | None) -> tuple[i
 
 @dataclass(frozen=True)
 class _Choice:
-    """Whose value of an attribute is taken, per student the row of `pick`, out of those of `candidates`."""
+    """Whose value of an attribute is taken, per student the row of `pick`, out of those of `candidates`; `decided`: the
+    students of whom a person chose."""
 
     attribute: Attribute
     rule: str
     pick: Rows
     candidates: Mask
     settled: Sequence[int]
+    decided: Sequence[int]
+
+    def rules(self, groups: Rows) -> pl.Series:
+        """The rule that chose, of each of these students."""
+        if not self.decided:
+            return pl.repeat(self.rule, len(groups), dtype=pl.String, eager=True)
+        by_person = np.isin(groups, list(self.decided))
+        return pl.Series(np.where(by_person, DECIDED_RULE, self.rule), dtype=pl.String)
 
 
 class _Voices:
@@ -155,7 +182,7 @@ class _Voices:
             "manual": edits_first,
         }
 
-    def choose(self, attribute: Attribute, policies: Policies) -> _Choice:
+    def choose(self, attribute: Attribute, policies: Policies, answers: Sequence[Decided]) -> _Choice:
         rule = policies.rule(attribute.name)
         edits, settled = self._edits(attribute, self._orders[rule if rule in OF_YEAR else "sis_wins"])
         candidates = _said(self.ranked, attribute) & self.is_record
@@ -163,8 +190,9 @@ class _Voices:
         pick = self._pick(self._orders[rule], _heard(self.ranked, attribute, candidates))
         if rule == "manual" and self.is_kept.any():
             self._keep_published(attribute, pick, candidates)
+        decided = self._decide(attribute, answers, pick, candidates) if answers else ()
         named = "any_true" if attribute.is_protection else rule
-        return _Choice(attribute, named, pick, candidates, settled)
+        return _Choice(attribute, named, pick, candidates, settled, decided)
 
     def _edits(self, attribute: Attribute, order: Rows) -> tuple[Rows, Sequence[int]]:
         """The edits of an attribute that count, and the numbers of those that the systems agree with."""
@@ -214,6 +242,24 @@ class _Voices:
             found.select(pl.coalesce("record", "row").cast(pl.Int64)).to_series().to_numpy()
         )
         candidates[alone] = True
+
+    def _decide(self, attribute: Attribute, answers: Sequence[Decided], pick: Rows, candidates: Mask) -> Sequence[int]:
+        """Take what a person chose, where the same is said as then; of which students that was."""
+        rows = np.flatnonzero(candidates)
+        said = self.ranked.select("student_id", "group", *RECORD, value=_text(attribute))[rows]
+        said = said.with_columns(row=pl.Series(rows)).filter(
+            pl.col("student_id").is_in([it.student_id for it in answers])
+        )
+        of_student = said.partition_by("student_id", as_dict=True, include_key=False)
+        decided = []
+        for answer in answers:
+            voices = list(of_student.get((answer.student_id,), said.clear().drop("student_id")).iter_rows())
+            now = {(integration, sis_id, value) for _, integration, sis_id, value, _ in voices if integration != KEPT}
+            chosen = [(it[0], it[-1]) for it in voices if it[1:3] == (answer.integration, answer.sis_id)]
+            if now == answer.seen and chosen:
+                [(group, pick[group])] = chosen
+                decided.append(group)
+        return decided
 
     def disputes(self, choice: _Choice) -> pl.DataFrame:
         return _disputes(self.ranked, choice)
@@ -313,10 +359,12 @@ def _disputes(ranked: pl.DataFrame, choice: _Choice) -> pl.DataFrame:
             candidate=pl.struct("integration", "sis_id", "value", modified_at=modified),
             source=pl.concat_str("integration", pl.lit("/"), "sis_id"),
             is_chosen=is_chosen,
+            rule=choice.rules(disputed["group"].to_numpy()),
         )
         .group_by("group", maintain_order=True)
         .agg(
             pl.col("student_id").first(),
+            pl.col("rule").first(),
             candidates=pl.col("candidate"),
             chosen=pl.col("value").filter("is_chosen").first(),
             chosen_from=pl.col("source").filter("is_chosen").first(),
@@ -327,8 +375,8 @@ def _disputes(ranked: pl.DataFrame, choice: _Choice) -> pl.DataFrame:
             candidates=_json_of(pl.col("candidates")),
             chosen="chosen",
             chosen_from="chosen_from",
-            rule=pl.lit(choice.rule),
-            status=pl.lit("open" if choice.rule == "manual" else "auto"),
+            rule="rule",
+            status=pl.col("rule").replace_strict({DECIDED_RULE: "resolved", "manual": "open"}, default="auto"),
         )
     )
 
@@ -360,7 +408,7 @@ def _origins(voices: _Voices, choices: Sequence[_Choice]) -> pl.Series:
     exceptions = []
     for choice in choices:
         differs = np.flatnonzero(shared & (choice.pick >= 0) & (choice.pick != base))
-        source = label.gather(choice.pick[differs]) + f" {choice.rule}"
+        source = label.gather(choice.pick[differs]) + " " + choice.rules(differs)
         exceptions.append(
             pl.DataFrame({"group": pl.Series(differs, dtype=pl.UInt32), "source": source}).select(
                 "group", "source", attribute=pl.lit(choice.attribute.name)

@@ -22,7 +22,7 @@ from sis_pipeline.roster.guard import Hold, Part
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, decisions, guarding, survivorship
+from sis_pipeline.store import bulk, conflicts, decisions, guarding, survivorship
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -173,6 +173,7 @@ class MergeStore:
             own = thresholds or guarding.thresholds(connection, district)
             own_policies = policies or survivorship.policies(connection, district)
             edits = survivorship.edits(connection, district)
+            chosen = conflicts.decided(connection, district)
             edited = survivorship.last_edit(connection, district, school_year)
             calendar = guarding.calendar(connection, district, school_year)
             existing = _existing(connection, district, school_year)
@@ -196,6 +197,7 @@ class MergeStore:
             decisions=standing,
             aliases=aliases,
             edits=edits,
+            decided=chosen,
             rulings=rulings,
             calendar=calendar,
         )
@@ -356,6 +358,7 @@ def _rules(connection: Connection, district: str, school_year: str) -> list[obje
     return [
         *guarding.rules(connection, district, school_year),
         *survivorship.rules(connection, district, school_year),
+        *conflicts.rules(connection, district, school_year),
     ]
 
 

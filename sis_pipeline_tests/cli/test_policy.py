@@ -51,19 +51,19 @@ def test_policies_are_set_and_shown(sis):
 
 @pytest.mark.parametrize("command", ["set", "check"])
 @pytest.mark.parametrize(
-    ("given", "code", "why"),
+    ("given", "answer"),
     [
-        (("phone",), ExitCode.USAGE, "is no ATTRIBUTE=POLICY"),
-        (("phone=manual", "phone=sis_wins"), ExitCode.USAGE, "given twice"),
-        (("phone=loudest",), ExitCode.CONFIG, "not 'loudest'"),
-        (("shoe_size=manual",), ExitCode.CONFIG, "has no policy"),
-        (("grade_level=local_wins",), ExitCode.CONFIG, "belongs to a school year"),
+        (("phone",), (ExitCode.USAGE, "is no ATTRIBUTE=POLICY")),
+        (("phone=manual", "phone=sis_wins"), (ExitCode.USAGE, "given twice")),
+        (("phone=loudest",), (ExitCode.CONFIG, "not 'loudest'")),
+        (("shoe_size=manual",), (ExitCode.CONFIG, "has no policy")),
+        (("grade_level=local_wins",), (ExitCode.CONFIG, "belongs to a school year")),
     ],
 )
 @pytest.mark.usefixtures("home")
-def test_what_is_wrong_is_refused_in_words(database, sis, command, given, code, why):
+def test_what_is_wrong_is_refused_in_words(database, sis, command, given, answer):
     said = sis("policy", command, "lincoln", *given, *(WHY if command == "set" else ()))
-    assert (said.code, why in said.err) == (code, True)
+    assert (said.code, answer[1] in said.err) == (answer[0], True)
     with database.connect() as connection:
         assert connection.scalar(text("select count(*) from sis.survivorship_policies")) == 0
 
@@ -86,6 +86,25 @@ def test_a_check_says_what_would_change_and_changes_nothing(edited, database, si
     with database.connect() as connection:
         assert connection.scalar(text("select count(*) from sis.survivorship_policies")) == 0
         assert connection.scalar(text("select count(*) from sis.sync_operations")) == 1
+
+
+def test_a_conflict_is_decided_and_reopened(edited, database, sis):
+    def merge():
+        merges = Installation().merges
+        gathered = merges.gather("lincoln", YEAR)
+        publish(database, merges, merges.write_merged(gathered, merge_district(gathered.inputs)))
+
+    merge()
+    said = sis("conflicts", "decide", edited, "phone", "--from", "local edit", *WHY)
+    assert (said.code, f"phone of student {edited} is from local edit/" in said.out) == (0, True)
+    merge()
+    [found] = sis("conflicts", "list", "--json").json["conflicts"]
+    assert (found["chosen"], found["rule"], found["status"]) == ("5125550199", "decided", "resolved")
+    assert WHY[1] in sis("students", "show", edited).out
+    assert sis("conflicts", "reopen", edited, "phone", *WHY, "--json").json["decision"]["integration"] is None
+    assert sis("conflicts", "decide", edited, "email", "--from", "lincoln-ps", *WHY).code == ExitCode.CONFIG
+    assert sis("conflicts", "decide", "ada", "phone", "--from", "lincoln-ps", *WHY).code == ExitCode.USAGE
+    assert sis("conflicts", "decide", edited, "phone", "--from", "lincoln-ps").code == ExitCode.USAGE
 
 
 def test_a_student_is_shown_with_the_edits(edited, sis):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sis_pipeline.roster.attributes import ATTRIBUTES, EDITED
 from sis_pipeline.roster.frames import fit
-from sis_pipeline.roster.merge import EDITS, KEPT, LOCAL, MergedStudents, changed_values, merge_students
+from sis_pipeline.roster.merge import EDITS, KEPT, LOCAL, Decided, MergedStudents, changed_values, merge_students
 from sis_pipeline.roster.model import STUDENT_YEARS
 from sis_pipeline.roster.policies import PERSONAL, Policies, Rule, check
 from sis_pipeline_tests.roster.rosters import laws, published, records
@@ -43,6 +43,7 @@ def merge(
     edits: Sequence[dict[str, Any]] = (),
     rule: Rule = "sis_wins",
     before: MergedStudents | None = None,
+    decided: Sequence[Decided] = (),
 ) -> MergedStudents:
     """The records of student `s`, unless one names its `student_id`, numbered unless they have a `sis_id`."""
     ids = [row.get("student_id", "s") for row in said]
@@ -54,6 +55,7 @@ def merge(
         PRIORITIES,
         edits=pl.DataFrame(list(edits), schema=EDITS),
         published=before.students if before else None,
+        decided=decided,
     )
 
 
@@ -173,6 +175,41 @@ def test_the_first_merge_under_manual_has_nothing_to_keep() -> None:
     merged = merge([{"integration": "b", "email": "b@x.org"}, {"integration": "a", "email": "a@x.org"}], rule="manual")
     assert value(merged, "email") == "a@x.org"
     assert (conflict(merged, "email") or {})["status"] == "open"
+
+
+def chosen(merged: MergedStudents, attribute: str, integration: str, sis_id: str) -> Decided:
+    """As a person decides who looks at the conflict."""
+    found = (conflict(merged, attribute) or {})["candidates"]
+    seen = frozenset((it["integration"], it["sis_id"], it["value"]) for it in found if it["integration"] != KEPT)
+    return Decided("s", attribute, integration, sis_id, seen)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_decision_holds_whatever_the_policy_until_a_value_changes(rule: Rule) -> None:
+    a, b = {"integration": "a", "email": "a@x.org"}, {"integration": "b", "email": "b@x.org"}
+    asked = merge([a, b], rule=rule)
+    answer = chosen(asked, "email", "b", "1")
+    merged = merge([a, b], rule=rule, before=asked, decided=[answer])
+    assert (value(merged, "email"), origin(merged, "email")) == ("b@x.org", "b/1 decided")
+    found = conflict(merged, "email") or {}
+    assert (found["rule"], found["status"], found["chosen_from"]) == ("decided", "resolved", "b/1")
+    assert same(merge([a, b], rule=rule, before=merged, decided=[answer]), merged)
+    moved = merge([{**a, "email": "c@x.org"}, b], rule=rule, before=merged, decided=[answer])
+    assert (conflict(moved, "email") or {})["status"] == ("open" if rule == "manual" else "auto")
+    assert value(moved, "email") == ("b@x.org" if rule == "manual" else "c@x.org")
+
+
+def test_a_decision_is_for_an_edit_against_it_or_for_what_is_published() -> None:
+    asked = merge([OLD], [EDIT])
+    for integration, sis_id, kept in ((LOCAL, "ada", "new@x.org"), ("a", "0", "old@x.org")):
+        for rule in RULES:
+            merged = merge([OLD], [EDIT], rule, decided=[chosen(asked, "email", integration, sis_id)])
+            assert (value(merged, "email"), (conflict(merged, "email") or {})["status"]) == (kept, "resolved")
+    a, b = {"integration": "a", "email": "a@x.org"}, {"integration": "b", "email": "b@x.org"}
+    before = merge([{**a, "email": "c@x.org"}, b])
+    apart = merge([a, b], rule="manual", before=before)
+    kept = merge([a, b], rule="manual", before=apart, decided=[chosen(apart, "email", KEPT, "s")])
+    assert (value(kept, "email"), (conflict(kept, "email") or {})["status"]) == ("c@x.org", "resolved")
 
 
 def test_what_differs_between_two_policies_is_named() -> None:

@@ -13,6 +13,7 @@ from sis_pipeline.db.tables import survivorship_policies
 from sis_pipeline.roster.attributes import EDITED
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.policies import Policies
+from sis_pipeline.store.conflicts import Conflicts
 from sis_pipeline.store.publish import SupersededError, publish
 from sis_pipeline.store.survivorship import Survivorship
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student
@@ -158,6 +159,70 @@ def test_a_manual_attribute_waits_with_an_open_conflict(database, snapshots, pol
     roster()
     assert value(database, "email") == "new@x.org"
     assert [(rule, status) for *_, rule, status in conflicts(database)] == [("manual", "open")]
+
+
+def test_a_decision_is_remembered_until_a_value_changes(database, merges, snapshots, policies, roster):
+    policies.set("lincoln", {"email": "manual"}, **BY)
+    read_again(snapshots, email="old@x.org")
+    roster()
+    edit(database, email="new@x.org")
+    roster()
+    student = value(database, "student_id::text")
+    decided = Conflicts(database).decide(student, "email", "lincoln-ps", **BY)
+    assert (decided.integration, decided.sis_id, decided.decided_by) == ("lincoln-ps", "7", "ada")
+    assert merges.stale_districts(YEAR) == ["lincoln"]
+    roster()
+    assert value(database, "email") == "old@x.org"
+    assert conflicts(database) == [("email", "old@x.org", "lincoln-ps/7", "decided", "resolved")]
+    assert roster().unchanged
+
+    Conflicts(database).reopen(student, "email", **BY)
+    roster()
+    assert [status for *_, status in conflicts(database)] == ["open"]
+    Conflicts(database).decide(student, "email", "local edit", **BY)
+    roster()
+    read_again(snapshots, email="later@x.org")
+    roster()
+    assert [status for *_, status in conflicts(database)] == ["open"]
+    assert value(database, "email") == "new@x.org"
+    assert [one.integration for one in Conflicts(database).decisions("lincoln", student)] == [
+        "local edit",
+        None,
+        "lincoln-ps",
+    ]
+    with database.connect() as connection:
+        [last, *_] = audit.read(connection, action="conflict.decide")
+    assert last["details"] == {"attribute": "email", "integration": "local edit", "reason": BY["reason"]}
+
+
+def test_a_decision_that_makes_no_sense_is_refused(database, roster):
+    edit(database, email="new@x.org", address_confidential=True)
+    roster()
+    edit(database, address_confidential=False)
+    student, kept = value(database, "student_id::text"), Conflicts(database)
+    for attribute, source, why in (
+        ("phone", "lincoln-ps", "Nothing conflicts about phone"),
+        ("email", "lincoln-ps", "Nothing conflicts about email"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            kept.decide(student, attribute, source, **BY)
+    with pytest.raises(ConfigError, match="needs who decides and why"):
+        kept.decide(student, "email", "lincoln-ps", actor="ada", reason="")
+
+
+def test_a_source_that_says_nothing_and_a_protection_are_not_chosen(database, snapshots, roster):
+    read_again(snapshots, phone="5125550100", address_confidential=True)
+    roster()
+    edit(database, phone="5125550199", address_confidential=False)
+    roster()
+    student, kept = value(database, "student_id::text"), Conflicts(database)
+    with pytest.raises(ConfigError, match="0 of the values of phone are of 'franklin-ps'"):
+        kept.decide(student, "phone", "franklin-ps", **BY)
+    with pytest.raises(ConfigError, match="address_confidential holds as long as any system"):
+        kept.decide(student, "address_confidential", "local edit", **BY)
+    with pytest.raises(ConfigError, match="there is no decision to take back"):
+        kept.reopen(student, "phone", **BY)
+    assert rows(database, "select count(*) from sis.conflict_decisions") == [(0,)]
 
 
 def test_what_the_pipeline_writes_is_no_edit(database, snapshots, roster):

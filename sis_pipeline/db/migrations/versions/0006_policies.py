@@ -128,6 +128,48 @@ def upgrade() -> None:
         unique=False,
         schema="sis",
     )
+    op.create_table(
+        "conflict_decisions",
+        sa.Column("district", sa.Text(), nullable=False, comment="the district"),
+        sa.Column(
+            "decision",
+            sa.BigInteger(),
+            sa.Identity(always=False),
+            nullable=False,
+            comment="running number; the newest of an attribute counts",
+        ),
+        sa.Column("student_id", sa.UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"),
+        sa.Column("attribute", sa.Text(), nullable=False, comment="the attribute or block"),
+        sa.Column(
+            "integration", sa.Text(), nullable=True, comment="whose value it is; null where a decision was taken back"
+        ),
+        sa.Column("sis_id", sa.Text(), nullable=True, comment="the record that holds it"),
+        sa.Column(
+            "seen",
+            postgresql.JSONB(astext_type=sa.Text()),
+            nullable=False,
+            comment="[integration, sis_id, value] of all; it holds until one changes",
+        ),
+        sa.Column("decided_by", sa.Text(), nullable=False, comment="who decided"),
+        sa.Column("reason", sa.Text(), nullable=False, comment="why"),
+        sa.Column(
+            "decided_at",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("sis.clock()"),
+            nullable=False,
+            comment="when it was decided",
+        ),
+        sa.PrimaryKeyConstraint("decision", name=op.f("pk_conflict_decisions")),
+        schema="sis",
+        comment="Which of several values people chose, append-only.",
+    )
+    op.create_index(
+        "ix_conflict_decisions_student_id",
+        "conflict_decisions",
+        ["district", "student_id", "attribute"],
+        unique=False,
+        schema="sis",
+    )
     op.execute(NOTE_EDIT)
     op.execute(TRIGGER)
 
@@ -135,5 +177,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("drop trigger students_note_edit on sis.students")
     op.execute("drop function sis.note_student_edit()")
+    op.drop_table("conflict_decisions", schema="sis")
     op.drop_table("student_edits", schema="sis")
     op.drop_table("survivorship_policies", schema="sis")
