@@ -345,13 +345,9 @@ def _disputes(ranked: pl.DataFrame, choice: _Choice) -> pl.DataFrame:
     rows = np.flatnonzero(choice.candidates & several[groups])
     if not len(rows):
         return pl.DataFrame(schema=_DISPUTE)
-    exact = pl.concat_str([pl.col(name).cast(pl.String).fill_null("") for name in attribute.columns], separator="\x1f")
     candidates = ranked.select("group", "student_id", *RECORD, "modified_at", "edited", *attribute.columns)[rows]
-    candidates = candidates.with_columns(
-        key=_compared(ranked, attribute), exact=exact, value=_text(attribute), row=pl.Series(rows)
-    )
-    overruling = pl.col("edited").is_not_null().any().over("group") & (pl.col("exact").n_unique().over("group") > 1)
-    disputed = candidates.filter((pl.col("key").n_unique().over("group") > 1) | overruling)
+    candidates = candidates.with_columns(key=_compared(ranked, attribute), value=_text(attribute), row=pl.Series(rows))
+    disputed = candidates.filter((pl.col("key").n_unique().over("group") > 1) | _is_of_edited(candidates, attribute))
     is_chosen = pl.col("row") == pl.lit(pl.Series(choice.pick[disputed["group"].to_numpy()]))
     modified = _moment(pl.col("modified_at"))
     return (
@@ -379,6 +375,14 @@ def _disputes(ranked: pl.DataFrame, choice: _Choice) -> pl.DataFrame:
             status=pl.col("rule").replace_strict({DECIDED_RULE: "resolved", "manual": "open"}, default="auto"),
         )
     )
+
+
+def _is_of_edited(candidates: pl.DataFrame, attribute: Attribute) -> pl.Expr:
+    """Whether the row is of a student whose edit differs in anything: a spelling is what people edit."""
+    if candidates["edited"].null_count() == candidates.height:
+        return pl.lit(value=False)
+    exact = pl.concat_str([pl.col(name).cast(pl.String).fill_null("") for name in attribute.columns], separator="\x1f")
+    return pl.col("edited").is_not_null().any().over("group") & (exact.n_unique().over("group") > 1)
 
 
 def _moment(time: pl.Expr) -> pl.Expr:

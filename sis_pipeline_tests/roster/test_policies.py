@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, get_args
 
@@ -18,7 +18,8 @@ from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.merge import EDITS, KEPT, LOCAL, Decided, MergedStudents, changed_values, merge_students
 from sis_pipeline.roster.model import STUDENT_YEARS
 from sis_pipeline.roster.policies import PERSONAL, Policies, Rule, check
-from sis_pipeline_tests.roster.rosters import laws, published, records
+from sis_pipeline_tests.roster.rosters import Roster, laws, loaded, published, records
+from sis_pipeline_tests.roster.rosters import merge as merge_year
 
 PRIORITIES = {"a": 1, "b": 2}
 JANUARY, FEBRUARY, MARCH = (f"2025-0{month}-01T00:00:00+00:00" for month in (1, 2, 3))
@@ -329,3 +330,36 @@ def test_published_rows_of_the_table_are_taken_as_they_are() -> None:
 def test_edits_are_dated_in_utc() -> None:
     assert EDITS["edited_at"] == pl.Datetime("us", "UTC")
     assert edit("email")["edited_at"].tzinfo == UTC
+
+
+def edited_later(tables: Mapping[str, pl.DataFrame], **values: Any) -> tuple[str, pl.DataFrame]:
+    student = tables["students"]["student_id"][0]
+    [(column, written)] = values.items()
+    return student, pl.DataFrame([edit(column, student, **{column: written})], schema=EDITS)
+
+
+def test_an_edit_counts_in_the_year_that_owns_the_student_only() -> None:
+    old, new = (Roster(year).school("1").student("7", email="old@x.org") for year in ("2024-2025", "2025-2026"))
+    tables = loaded(new)
+    _, edits = edited_later(tables, email="new@x.org")
+    policies = Policies("local_wins")
+    earlier = merge_year(old, tables, edits=edits, policies=policies)
+    assert (earlier.frames["students"].height, earlier.frames["conflicts"].height, earlier.settled) == (0, 0, ())
+    owner = merge_year(new, tables, edits=edits, policies=policies)
+    assert owner.frames["students"]["email"].to_list() == ["new@x.org"]
+    assert owner.frames["conflicts"].height == 1
+
+
+def test_an_edit_goes_with_a_student_who_was_merged_into_another() -> None:
+    roster = Roster().school("1").student("7", email="old@x.org")
+    tables = loaded(roster)
+    student, edits = edited_later(tables, email="new@x.org")
+    alias = "00000000-0000-4000-8000-00000000000b"
+    merged = merge_year(
+        roster,
+        tables,
+        edits=edits.with_columns(student_id=pl.lit(alias)),
+        policies=Policies("local_wins"),
+        aliases={alias: student},
+    )
+    assert merged.frames["students"]["email"].to_list() == ["new@x.org"]
