@@ -157,9 +157,14 @@ def _keep(
         )
         .returning(*COLUMNS)
     ).one()
-    action = "conflict.decide" if integration else "conflict.reopen"
-    details = {"attribute": conflict.attribute, "integration": integration, "reason": reason}
-    audit.append(connection, action, conflict.student_id, district=conflict.district, actor=actor, details=details)
+    audit.append(
+        connection,
+        "conflict.decide" if integration else "conflict.reopen",
+        conflict.student_id,
+        district=conflict.district,
+        actor=actor,
+        details={"attribute": conflict.attribute, "integration": integration, "reason": reason},
+    )
     return Decision(*row)
 
 
