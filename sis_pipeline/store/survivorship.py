@@ -44,7 +44,7 @@ class PolicyVersion:
             raise ConfigError(
                 f"The policies of {self.district} are wrong: {error}.",
                 code="config.policy",
-                advice=f"`sis policy show {self.district}` shows them; `sis policy set` sets them right.",
+                advice=f"`sis policy set {self.district} ATTRIBUTE=default --reason …` takes a wrong one back.",
             ) from None
 
 
@@ -168,9 +168,9 @@ def _typed(value: Any, dtype: pl.DataType) -> Any:
 def _changed(old: Mapping[str, str], values: Mapping[str, str]) -> dict[str, str]:
     try:
         given = {name: policy if policy == DEFAULT != name else check(name, policy) for name, policy in values.items()}
-        unknown = [name for name, policy in given.items() if policy == DEFAULT]
-        for name in unknown:
-            check(name, "sis_wins")
+        for name in given:
+            if name not in old:
+                check(name, "sis_wins")
     except ValueError as error:
         raise ConfigError(
             f"The policies can't be set: {error}.",

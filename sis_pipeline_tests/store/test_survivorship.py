@@ -106,6 +106,8 @@ def test_broken_policies_of_one_district_stop_no_other(database, merges, snapsho
     assert merges.gather("franklin", YEAR).inputs.policies == Policies()
     with pytest.raises(ConfigError, match="policies of lincoln are wrong: phone takes"):
         merges.gather("lincoln", YEAR)
+    Survivorship(database).set("lincoln", {"phone": "default"}, **BY)
+    assert merges.gather("lincoln", YEAR).inputs.policies == Policies()
 
 
 def test_policies_and_edits_are_merged_once(database, merges, policies, roster):
