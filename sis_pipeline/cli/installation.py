@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sis_pipeline.connect.vault import Vault
     from sis_pipeline.settings import Settings
     from sis_pipeline.store.integrations import Integrations
+    from sis_pipeline.store.merged import MergeStore
 
 
 class Installation:
@@ -57,3 +58,10 @@ class Installation:
         from sis_pipeline.store.integrations import Integrations
 
         return Integrations(self.engine)
+
+    @cached_property
+    def merges(self) -> MergeStore:
+        from sis_pipeline.store.merged import MergeStore
+        from sis_pipeline.store.snapshots import SnapshotStore
+
+        return MergeStore(self.engine, SnapshotStore(self.engine, self.settings.data_url))

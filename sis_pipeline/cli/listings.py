@@ -14,7 +14,9 @@ from sis_pipeline.cli.output import AsJson, RefusalError, as_text, counted, emit
 if TYPE_CHECKING:
     from rich.console import Console
 
-conflicts_app = typer.Typer(help="Attributes on which the systems disagree.", no_args_is_help=True)
+    from sis_pipeline.store.conflicts import Conflicts
+
+conflicts_app = typer.Typer(help="Attributes on which the systems, or an edit, disagree.", no_args_is_help=True)
 changes_app = typer.Typer(help="The ledger: who enrolled, left, transferred or changed.", no_args_is_help=True)
 
 District = Annotated[str | None, typer.Option(help="Only this district.")]
@@ -46,6 +48,7 @@ def list_conflicts(
     """List conflicts: the values, who holds them, what was chosen and by which rule."""
     from sis_pipeline.cli import records
     from sis_pipeline.roster import model
+    from sis_pipeline.roster.attributes import ATTRIBUTES
 
     one_of("--status", status, model.CONFLICT_STATUSES)
     with Installation().engine.connect() as connection:
@@ -53,7 +56,7 @@ def list_conflicts(
             connection,
             district=district,
             school_year=valid_year(school_year),
-            attribute=one_of("--attribute", attribute, [column.name for column in model.STUDENTS.merged]),
+            attribute=one_of("--attribute", attribute, [one.name for one in ATTRIBUTES if one.compared]),
             status=status,
             limit=limit,
             reveal=reveal,
@@ -77,6 +80,55 @@ def list_conflicts(
         console.print(table(_title("conflict", len(rows), total), columns, cells))
 
     emit(as_json, {"conflicts": rows, "total": total}, render)
+
+
+StudentId = Annotated[
+    str, typer.Argument(metavar="STUDENT", help="The student's id, as `sis conflicts list` shows it.")
+]
+Attribute = Annotated[str, typer.Argument(metavar="ATTRIBUTE", help="The attribute, as phone or home_address.")]
+Reason = Annotated[str, typer.Option(help="Why; it goes into the audit log.")]
+
+
+@conflicts_app.command()
+def decide(
+    student: StudentId,
+    attribute: Attribute,
+    *,
+    source: Annotated[
+        str, typer.Option("--from", metavar="SOURCE", help="Whose value: an integration, KEY/ID, or `local edit`.")
+    ],
+    reason: Reason,
+    as_json: AsJson = False,
+) -> None:
+    """Choose whose value of a student's attribute is published, whatever the policy; the next merge does it.
+
+    The decision holds until one of the values changes. A protection (address_confidential, directory_opt_out) can't be
+    decided away.
+    """
+    from sis_pipeline.db.audit import current_actor
+
+    decided = _conflicts(student).decide(student, attribute, source, actor=current_actor(), reason=reason)
+    words = f"{attribute} of student {student} is from {decided.integration}/{decided.sis_id} from the next merge on, until one of the values changes."
+    emit(as_json, {"decision": decided}, lambda console: console.print(words, markup=False))
+
+
+@conflicts_app.command()
+def reopen(student: StudentId, attribute: Attribute, *, reason: Reason, as_json: AsJson = False) -> None:
+    """Take a decision back; from the next merge on the policy chooses again."""
+    from sis_pipeline.db.audit import current_actor
+
+    done = _conflicts(student).reopen(student, attribute, actor=current_actor(), reason=reason)
+    words = f"The policy chooses {attribute} of student {student} again, from the next merge on."
+    emit(as_json, {"decision": done}, lambda console: console.print(words, markup=False))
+
+
+def _conflicts(student_id: str) -> Conflicts:
+    from sis_pipeline.cli.records import is_uuid
+    from sis_pipeline.store.conflicts import Conflicts
+
+    if not is_uuid(student_id):
+        raise RefusalError("The student id is not a UUID.", "`sis conflicts list` shows ids.")
+    return Conflicts(Installation().engine)
 
 
 @changes_app.command("list")

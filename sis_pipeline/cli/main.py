@@ -22,6 +22,7 @@ from sis_pipeline.cli import (
     listings,
     maintenance,
     oauth,
+    policy,
     providers,
     sandbox,
     schools,
@@ -81,6 +82,7 @@ app.add_typer(holds.app, name="holds")
 app.add_typer(exports.app, name="export")
 app.add_typer(links.app, name="links")
 app.add_typer(guard.app, name="guard")
+app.add_typer(policy.app, name="policy")
 app.add_typer(schools.app, name="school")
 app.add_typer(audit.app, name="audit")
 app.add_typer(database.app, name="db")

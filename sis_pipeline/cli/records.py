@@ -10,11 +10,12 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
 
-from sis_pipeline.db.tables import roster_tables
+from sis_pipeline.db.tables import conflict_decisions, roster_tables, student_edits
 from sis_pipeline.roster import model
 
 MASK = "(protected)"
-ADDRESS = tuple(column.name for column in model.STUDENTS if column.name.startswith(("home_", "mailing_")))
+ADDRESSES = ("home_", "mailing_")
+ADDRESS = tuple(column.name for column in model.STUDENTS if column.name.startswith(ADDRESSES))
 
 students = roster_tables["students"]
 schools = roster_tables["schools"]
@@ -75,9 +76,28 @@ def student_file(connection: Connection, student: Row, *, reveal: bool = False) 
         "years": of("student_years", "school_year"),
         "enrollments": of("enrollments", "school_year", "entry_date"),
         "conflicts": [_mask_conflict(row, protected) for row in of("conflicts", "school_year", "attribute")],
+        "edits": _rows(connection, _edits_of(student)),
+        "decisions": _rows(connection, _decisions_of(student)),
         "changes": [_mask_change(row, protected) for row in of("enrollment_changes", "detected_at", "change_id")],
         "address_masked": protected,
     }
+
+
+def _edits_of(student: Row) -> Select[Any]:
+    """Which attributes people edited, when and who; the values stand in the record and its conflicts."""
+    table = student_edits.c
+    return (
+        select(table.attribute, table.edited_at, table.edited_by, table.settled_at)
+        .where(table.district == student["district"], table.student_id == student["student_id"])
+        .order_by(table.edit)
+    )
+
+
+def _decisions_of(student: Row) -> Select[Any]:
+    table = conflict_decisions.c
+    columns = (table.attribute, table.integration, table.sis_id, table.decided_at, table.decided_by, table.reason)
+    mine = and_(table.district == student["district"], table.student_id == student["student_id"])
+    return select(*columns).where(mine).order_by(table.decision)
 
 
 def origin_of(origins: Mapping[str, str], attribute: str) -> tuple[str, str]:
@@ -182,7 +202,7 @@ def mask_address(row: Row) -> Row:
 
 
 def _mask_conflict(row: Row, protected: bool) -> Row:
-    if not protected or row["attribute"] not in ADDRESS:
+    if not protected or not row["attribute"].startswith(ADDRESSES):
         return row
     hidden = [{**candidate, "value": MASK} for candidate in row["candidates"]]
     return {**row, "candidates": hidden, "chosen": MASK if row["chosen"] is not None else None}

@@ -99,6 +99,8 @@ SECTIONS = (
         ),
     ),
     ("Conflicts", "conflicts", ("school_year", "attribute", "chosen", "chosen_from", "rule", "status", "candidates")),
+    ("Decisions", "decisions", ("attribute", "integration", "sis_id", "decided_at", "decided_by", "reason")),
+    ("Local edits", "edits", ("attribute", "edited_at", "edited_by", "settled_at")),
     (
         "Changes",
         "changes",

@@ -178,6 +178,14 @@ CATALOGUE: dict[str, Entry] = {
         "The PowerSchool plugin may not read what is needed.",
         "Install the plugin of docs/powerschool_plugin, then run `sis integration test KEY`.",
     ),
+    "config.conflict": Entry(
+        "There is no such conflict, or nothing of it can be chosen.", "`sis conflicts list` shows them."
+    ),
+    "config.conflict_reason": Entry("A decision about a conflict needs who decides and why."),
+    "config.policy": Entry(
+        "A survivorship policy is unknown, or set for what has none.", "`sis policy show DISTRICT` lists them."
+    ),
+    "config.policy_reason": Entry("A change of the policies needs who makes it and why."),
     "config.school_year": Entry(
         "The school year is none, can't be loaded, or is not one that the system shows.",
         "Choose a year the system shows; SIS_FIRST_SCHOOL_YEAR sets the first that can be loaded.",

@@ -429,6 +429,59 @@ guard_settings = Table(
     comment="A district's own thresholds of the guard; what is not set is as by default.",
 )
 
+survivorship_policies = Table(
+    "survivorship_policies",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("version", Integer, primary_key=True, comment="rising from 1; the newest holds"),
+    SqlColumn("policies", JSONB, nullable=False, comment="attribute, or default -> policy"),
+    SqlColumn("set_by", Text, nullable=False, comment="who set it"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("set_at", "when it was set"),
+    comment="Whose value of an attribute a district publishes; what is not set is as by default.",
+)
+
+student_edits = Table(
+    "student_edits",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn(
+        "edit", BigInteger, Identity(), primary_key=True, comment="running number; the newest of an attribute counts"
+    ),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"),
+    SqlColumn("attribute", Text, nullable=False, comment="the attribute or block"),
+    SqlColumn("base", JSONB, nullable=False, comment="column -> value before the edit"),
+    SqlColumn("value", JSONB, nullable=False, comment="column -> value that was written"),
+    SqlColumn("edited_by", Text, nullable=False, comment="the database user who wrote it"),
+    _stamp("edited_at", "when it was written"),
+    SqlColumn("settled_at", TIMESTAMP(timezone=True), comment="when the systems said the same; null while it counts"),
+    Index("ix_student_edits_student_id", "district", "student_id", "attribute"),
+    comment="What people wrote into students beside the pipeline; noted by a trigger, remembered whatever is published.",
+)
+
+conflict_decisions = Table(
+    "conflict_decisions",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn(
+        "decision",
+        BigInteger,
+        Identity(),
+        primary_key=True,
+        comment="running number; the newest of an attribute counts",
+    ),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"),
+    SqlColumn("attribute", Text, nullable=False, comment="the attribute or block"),
+    SqlColumn("integration", Text, comment="whose value it is; null where a decision was taken back"),
+    SqlColumn("sis_id", Text, comment="the record that holds it"),
+    SqlColumn("seen", JSONB, nullable=False, comment="[integration, sis_id, value] of all; it holds until one changes"),
+    SqlColumn("decided_by", Text, nullable=False, comment="who decided"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("decided_at", "when it was decided"),
+    Index("ix_conflict_decisions_student_id", "district", "student_id", "attribute"),
+    comment="Which of several values people chose, append-only.",
+)
+
 school_declarations = Table(
     "school_declarations",
     metadata,

@@ -4,7 +4,7 @@ Each step's rules live in its own module; nothing here reads or writes anything.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
 
@@ -41,14 +41,16 @@ from sis_pipeline.roster.freeze import CALENDAR, frozen_until, schools_with_cale
 from sis_pipeline.roster.guard import Entity, Hold, Question, Rulings, guard, held_keys
 from sis_pipeline.roster.identity import Resolution, resolve_schools, resolve_staff, resolve_students
 from sis_pipeline.roster.merge import (
+    EDITS,
+    Decided,
     MergedStudents,
-    Policies,
     merge_students,
     published_conflicts,
     published_students,
     published_years,
 )
 from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.thresholds import Thresholds
@@ -107,7 +109,8 @@ class DistrictInputs:
     the school year only; a table that is left out is empty.
     `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who, as
     `decisions.DECISIONS`. `aliases`: ids that merges of any school year retired -> the student they are now; the
-    published rows of this year may still name them. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
+    published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
+    `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR.
     """
 
@@ -123,6 +126,8 @@ class DistrictInputs:
     thresholds: Thresholds = field(default_factory=Thresholds)
     decisions: pl.DataFrame = field(default_factory=no_decisions)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    edits: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EDITS))
+    decided: tuple[Decided, ...] = ()
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
 
@@ -161,7 +166,8 @@ class MergedRoster:
     `recycled`: integration, sis_id of records whose id seems to be given to another person (to quarantine).
     `retired`: student_id -> the student_id it was merged into (all its links are in the frames, pointing to the
     survivor); other school years that name a retired student follow at their next merge, which is due then (see
-    `DistrictInputs.aliases`). `retired_staff`: the same for staff.
+    `DistrictInputs.aliases`). `retired_staff`: the same for staff. `settled`: the edits of `students` that the systems
+    agree with by now.
     """
 
     frames: Mapping[str, pl.DataFrame]
@@ -172,6 +178,7 @@ class MergedRoster:
     retired: Mapping[str, str]
     retired_staff: Mapping[str, str]
     stats: MergeStats
+    settled: tuple[int, ...] = ()
 
     @property
     def changes(self) -> pl.DataFrame:
@@ -198,7 +205,8 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     holds = (*stay_holds, *seat_holds, *catalog_holds)
 
     sources = people.with_held(stay_holds)
-    merged = merge_students(sources, inputs.policies, now.priorities)
+    own = _own_students(now, people)
+    merged = _merged_students(now, people, sources, own)
     near = _near_students(people.resolution.near_matches)
     years = _years(now, merged, stays, before)
     links = _student_links(now, people, sources)
@@ -212,7 +220,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "staff": _staff(now, staff, school_ids),
         "staff_links": _staff_links(now, staff),
         "sections": catalog["sections"],
-        "students": published_students(merged, _own_students(now, people), near, inputs.district, inputs.school_year),
+        "students": published_students(merged, own, near, inputs.district, inputs.school_year),
         "student_years": years,
         "student_links": links,
         "student_sources": _sources(now, sources),
@@ -232,6 +240,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         retired=people.resolution.retired,
         retired_staff=staff.retired,
         stats=_stats(now, people, sources, frames, holds),
+        settled=merged.settled,
     )
 
 
@@ -654,6 +663,17 @@ def _guarded_seats(
     kept = existing.join(held, on=SEAT, how="semi").with_columns(evidence=pl.lit(None, pl.String))
     rest = target.join(held, on=SEAT, how="anti", maintain_order="left")
     return pl.concat([rest, kept.select(rest.columns)]), holds
+
+
+def _merged_students(now: _Delivery, people: _People, sources: pl.DataFrame, own: pl.DataFrame) -> MergedStudents:
+    """The surviving values; edits, and what is published, count where this school year owns the student's attributes."""
+    of_later = own.filter(pl.col("latest_school_year") > now.inputs.school_year).select("student_id")
+    edits = _repointed(now.inputs.edits, people.renamed).join(of_later, on="student_id", how="anti")
+    published = own.join(of_later, on="student_id", how="anti")
+    decided = [replace(it, student_id=people.renamed.get(it.student_id, it.student_id)) for it in now.inputs.decided]
+    return merge_students(
+        sources, now.inputs.policies, now.priorities, edits=edits, published=published, decided=decided
+    )
 
 
 def _near_students(near: pl.DataFrame) -> list[str]:

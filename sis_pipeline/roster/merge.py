@@ -3,47 +3,54 @@ Who is whom is decided in `identity`; enrollments are merged in `enrollments`.""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
-from sis_pipeline.roster.frames import fit
+from sis_pipeline.roster.attributes import ATTRIBUTES, EDITED, PERSON, Attribute
+from sis_pipeline.roster.frames import POLARS_DTYPES, fit
 from sis_pipeline.roster.model import CONFLICTS, MERGED_STUDENTS, STUDENT_YEARS, STUDENTS
 from sis_pipeline.roster.normalise import value_key
+from sis_pipeline.roster.policies import OF_YEAR, Policies
 
-Rule = Literal["sis_wins", "newest_wins"]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-BLOCKS: dict[str, tuple[str, ...]] = {
-    "ssid": ("ssid", "ssid_issuer"),
-    "local_id": ("local_id", "local_id_issuer"),
-    "home_address": ("home_street", "home_city", "home_state", "home_postal_code"),
-    "mailing_address": ("mailing_street", "mailing_city", "mailing_state", "mailing_postal_code"),
-    "grade_level": ("grade_level", "grade_level_source"),
-}
-"""Columns that one record supplies together: half an address from each of two systems is nobody's address.
-
-A record supplies a block if any of its columns has a value (an issuer alone supplies no id). In `conflicts` and
-`origins` a block goes by its name here."""
-
 RECORD = ["integration", "sis_id"]
-ANY_TRUE = ("directory_opt_out", "address_confidential")
-"""Protections: true if any system says so, whatever the policy."""
+LOCAL: Final = "local edit"
+"""In place of an integration where a person edited `students`; no integration's key has a space."""
+KEPT: Final = "as published"
+"""In place of an integration where a published value stays that no system says any longer."""
+
+EDITS: dict[str, pl.DataType] = {
+    "edit": pl.Int64(),
+    "student_id": pl.String(),
+    "attribute": pl.String(),
+    "edited_by": pl.String(),
+    "edited_at": pl.Datetime("us", "UTC"),
+    **{column.name: POLARS_DTYPES[column.kind] for column in STUDENTS if column.name in PERSON},
+}
+"""One row per attribute that a person edited in `students`: who, when, and the columns of the attribute; a later edit of
+the same one has a higher number."""
+
+
+DECIDED_RULE: Final = "decided"
+"""The rule of a value that a person chose."""
 
 
 @dataclass(frozen=True, slots=True)
-class Policies:
-    """The survivorship rule of a district, and of single attributes (or blocks) where it differs."""
+class Decided:
+    """A person's choice between the values of a student's attribute: whose it is. It holds while what the systems, and an
+    edit, say is what was `seen`: integration, sis_id and value of each."""
 
-    default: Rule = "sis_wins"
-    attributes: Mapping[str, Rule] = field(default_factory=dict)
-
-    def rule(self, attribute: str) -> Rule:
-        return self.attributes.get(attribute, self.default)
+    student_id: str
+    attribute: str
+    integration: str
+    sis_id: str
+    seen: frozenset[tuple[str, str, str | None]]
 
 
 _DISPUTE = dict.fromkeys(
@@ -54,75 +61,218 @@ _DISPUTE = dict.fromkeys(
 @dataclass(frozen=True)
 class MergedStudents:
     """`students`: one row per student_id with the person columns and `origins`; `years`: student_id and the year
-    columns, `school_id` as the chosen record has it; `conflicts`: the model's columns but district and school_year."""
+    columns, `school_id` as the chosen record has it; `conflicts`: the model's columns but district and school_year;
+    `settled`: numbers of the edits that the systems agree with by now."""
 
     students: pl.DataFrame
     years: pl.DataFrame
     conflicts: pl.DataFrame
+    settled: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Attribute:
-    """One thing that survives as a whole: a column or a block. `lead` are the columns that make it supplied."""
-
-    name: str
-    columns: tuple[str, ...]
-    lead: tuple[str, ...]
-    compared: bool
-
-    @property
-    def is_protection(self) -> bool:
-        return self.name in ANY_TRUE
-
-
-def merge_students(records: pl.DataFrame, policies: Policies, priorities: Mapping[str, int]) -> MergedStudents:
+def merge_students(
+    records: pl.DataFrame,
+    policies: Policies,
+    priorities: Mapping[str, int],
+    *,
+    edits: pl.DataFrame | None = None,
+    published: pl.DataFrame | None = None,
+    decided: Sequence[Decided] = (),
+) -> MergedStudents:
     """The surviving value of every attribute of every student.
 
-    `records`: `student_id`, `integration`, `school_id` and the columns of the students entity. `sis_wins` takes the
-    integration with the lowest priority number, then the first integration key, then within it the newest record;
-    `newest_wins` the latest `modified_at` (unknown is oldest), then as `sis_wins`. A null never wins: a source that
-    does not supply a field has no say in it.
+    `records`: `student_id`, `integration`, `school_id` and the columns of the students entity. `edits`: as EDITS, of
+    the students that this merge publishes. `published`: their rows of `students`, for what `manual` leaves as it is.
+
+    `sis_wins` takes the integration with the lowest priority number, then the first integration key, then within it the
+    newest record; `newest_wins` the latest `modified_at` (unknown is oldest), then as `sis_wins`. A null never wins: a
+    source that does not supply a field has no say in it. An edit counts until the systems' own choice equals it:
+    `sis_wins` takes it last, `local_wins` and `manual` first, cleared values included, `newest_wins` by its time.
 
     Values conflict if they differ by more than case, accents, punctuation and spaces (ids: by anything; phones: by
-    their digits), see `normalise.value_key`; the address of a block is compared as a whole.
+    their digits), see `normalise.value_key`, and from an edit by anything; a block is compared as a whole.
     """
-    ranked = _ranked(records, priorities)
-    orders = {"sis_wins": np.arange(ranked.height), "newest_wins": _newest_first(ranked)}
-    groups = ranked["group"].to_numpy()
-    size = int(groups[-1]) + 1 if ranked.height else 0
-    shared = np.bincount(groups, minlength=size) > 1
-    picks: dict[str, Rows] = {}
-    disputes = []
-    for attribute in _attributes():
-        rule = "any_true" if attribute.is_protection else policies.rule(attribute.name)
-        heard = _heard(ranked, attribute)
-        picks[attribute.name] = _pick(groups, size, orders[policies.rule(attribute.name)], heard)
-        if attribute.compared:
-            disputes.append(_disputes(ranked, attribute, rule, picks[attribute.name], _said(ranked, attribute)))
-    chosen = _gathered(ranked, picks, size)
-    origins = _origins(ranked, picks, policies, shared)
+    voices = _Voices(_with_others(records, policies, edits, published), priorities)
+    answers = {name: [one for one in decided if one.attribute == name] for name in {one.attribute for one in decided}}
+    choices = [voices.choose(attribute, policies, answers.get(attribute.name, ())) for attribute in ATTRIBUTES]
+    picks = {choice.attribute.name: choice.pick for choice in choices}
+    disputes = [voices.disputes(choice) for choice in choices if choice.attribute.compared]
+    chosen = _gathered(voices.ranked, picks, voices.size)
     return MergedStudents(
-        students=chosen.with_columns(origins),
+        students=chosen.with_columns(voices.origins(choices)),
         years=chosen,
         conflicts=pl.concat(disputes).sort("student_id", "attribute"),
+        settled=_with_earlier([number for choice in choices for number in choice.settled], edits),
     )
 
 
-def _attributes() -> Iterator[_Attribute]:
-    blocked = {column for columns in BLOCKS.values() for column in columns}
-    for name, columns in BLOCKS.items():
-        lead = (name,) if name in columns else columns
-        yield _Attribute(name, columns, lead, compared=True)
-    for column in STUDENTS:
-        if column.scope != "record" and column.name not in blocked and column.name != "school_sis_id":
-            yield _Attribute(column.name, (column.name,), (column.name,), compared=column.merged)
-    yield _Attribute("school_id", ("school_id",), ("school_id",), compared=False)
+def _with_others(
+    records: pl.DataFrame, policies: Policies, edits: pl.DataFrame | None, published: pl.DataFrame | None
+) -> pl.DataFrame:
+    """The records, and below them who else has a say: a row per edited attribute, one per student published before."""
+    parts = [records.with_columns(edit=pl.lit(None, pl.Int64), edited=pl.lit(None, pl.String))]
+    here = records.select("student_id").unique()
+    if edits is not None and edits.height:
+        newest = edits.sort("edit").unique(["student_id", "attribute"], keep="last", maintain_order=True)
+        parts.append(
+            newest.join(here, on="student_id", how="semi").select(
+                pl.all().exclude("attribute", "edited_by", "edited_at"),
+                integration=pl.lit(LOCAL),
+                sis_id="edited_by",
+                modified_at="edited_at",
+                edited="attribute",
+            )
+        )
+    kept = [column for name, columns in EDITED.items() if policies.rule(name) == "manual" for column in columns]
+    if kept and published is not None:
+        several = records.group_by("student_id").len().filter(pl.col("len") > 1)
+        parts.append(
+            published.join(several, on="student_id", how="semi").select(
+                "student_id", *kept, integration=pl.lit(KEPT), sis_id="student_id"
+            )
+        )
+    return pl.concat(parts, how="diagonal") if len(parts) > 1 else parts[0]
+
+
+def _with_earlier(settled: Sequence[int], edits: pl.DataFrame | None) -> tuple[int, ...]:
+    """Settled edits and those that they took the place of, which must not come back."""
+    if edits is None or not settled:
+        return ()
+    done = edits.filter(pl.col("edit").is_in(list(settled)))
+    return tuple(edits.join(done, on=["student_id", "attribute"], how="semi")["edit"].sort())
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Whose value of an attribute is taken, per student the row of `pick`, out of those of `candidates`; `decided`: the
+    students of whom a person chose."""
+
+    attribute: Attribute
+    rule: str
+    pick: Rows
+    candidates: Mask
+    settled: Sequence[int]
+    decided: Sequence[int]
+
+    def rules(self, groups: Rows) -> pl.Series:
+        """The rule that chose, of each of these students."""
+        if not self.decided:
+            return pl.repeat(self.rule, len(groups), dtype=pl.String, eager=True)
+        by_person = np.isin(groups, list(self.decided))
+        return pl.Series(np.where(by_person, DECIDED_RULE, self.rule), dtype=pl.String)
+
+
+class _Voices:
+    """Everybody who has a say about some students: their records, edits, and what is published of them."""
+
+    def __init__(self, records: pl.DataFrame, priorities: Mapping[str, int]) -> None:
+        self.ranked = ranked = _ranked(records, priorities)
+        self.groups: Rows = ranked["group"].to_numpy()
+        self.size = int(self.groups[-1]) + 1 if ranked.height else 0
+        self.is_kept: Mask = (ranked["integration"] == KEPT).to_numpy()
+        self.is_edit: Mask = ranked["edited"].is_not_null().to_numpy()
+        self.is_record: Mask = ~(self.is_kept | self.is_edit)
+        self.shared: Mask = np.bincount(self.groups, minlength=self.size) > 1
+        by_rank = np.arange(ranked.height)
+        edits_first = np.argsort(~self.is_edit, kind="stable") if self.is_edit.any() else by_rank
+        self._orders: dict[str, Rows] = {
+            "sis_wins": by_rank,
+            "newest_wins": _newest_first(ranked),
+            "local_wins": edits_first,
+            "manual": edits_first,
+        }
+
+    def choose(self, attribute: Attribute, policies: Policies, answers: Sequence[Decided]) -> _Choice:
+        rule = policies.rule(attribute.name)
+        edits, settled = self._edits(attribute, self._orders[rule if rule in OF_YEAR else "sis_wins"])
+        candidates = _said(self.ranked, attribute) & self.is_record
+        candidates[edits] = True
+        pick = self._pick(self._orders[rule], _heard(self.ranked, attribute, candidates))
+        if rule == "manual" and self.is_kept.any():
+            self._keep_published(attribute, pick, candidates)
+        decided = self._decide(attribute, answers, pick, candidates) if answers else ()
+        named = "any_true" if attribute.is_protection else rule
+        return _Choice(attribute, named, pick, candidates, settled, decided)
+
+    def _edits(self, attribute: Attribute, order: Rows) -> tuple[Rows, Sequence[int]]:
+        """The edits of an attribute that count, and the numbers of those that the systems agree with."""
+        if not self.is_edit.any():
+            return np.empty(0, dtype=np.int64), ()
+        edits = np.flatnonzero((self.ranked["edited"] == attribute.name).fill_null(value=False).to_numpy())
+        said = _said(self.ranked, attribute) & self.is_record
+        theirs = self._pick(order, _heard(self.ranked, attribute, said))[self.groups[edits]]
+        agreed = np.ones(len(edits), dtype=np.bool_)
+        for name in attribute.columns:
+            values = self.ranked[name]
+            agreed &= values.gather(edits).eq_missing(values.gather(_index(theirs))).to_numpy()
+        return edits[~agreed], self.ranked["edit"].gather(edits[agreed]).to_list()
+
+    def _pick(self, order: Rows, heard: Mask) -> Rows:
+        """Per student the first row, in `order`, that is heard; -1 where none is.
+
+        Assigned from last to first, so that the first one is written last and stays.
+        """
+        rows = order[heard[order]][::-1]
+        picked = np.full(self.size, -1, dtype=np.int64)
+        picked[self.groups[rows]] = rows
+        return picked
+
+    def _keep_published(self, attribute: Attribute, pick: Rows, candidates: Mask) -> None:
+        """Where the systems disagree and nobody edited, what is published stays: as a record that still says so has it,
+        or on its own."""
+        rows = np.flatnonzero(candidates | self.is_kept)
+        said = self.ranked.select(
+            "group", "integration", "edited", *attribute.columns, key=_compared(self.ranked, attribute)
+        )
+        said = said.with_columns(said=pl.Series(_said(self.ranked, attribute))).with_row_index("row")[rows]
+        is_kept = pl.col("integration") == KEPT
+        open_ones = (pl.col("key").filter(~is_kept).n_unique().over("group") > 1) & pl.col(
+            "edited"
+        ).is_null().all().over("group")
+        disputed = said.filter(open_ones)
+        kept = disputed.filter(is_kept & pl.col("said"))
+        same = disputed.filter(~is_kept).select("group", *attribute.columns, record="row")
+        found = (
+            kept.join(same, on=["group", *attribute.columns], how="left", nulls_equal=True)
+            .group_by("group", "row")
+            .agg(pl.col("record").min())
+        )
+        alone = found.filter(pl.col("record").is_null())["row"].to_numpy()
+        pick[found["group"].to_numpy()] = (
+            found.select(pl.coalesce("record", "row").cast(pl.Int64)).to_series().to_numpy()
+        )
+        candidates[alone] = True
+
+    def _decide(self, attribute: Attribute, answers: Sequence[Decided], pick: Rows, candidates: Mask) -> Sequence[int]:
+        """Take what a person chose, where the same is said as then; of which students that was."""
+        rows = np.flatnonzero(candidates)
+        said = self.ranked.select("student_id", "group", *RECORD, value=_text(attribute))[rows]
+        said = said.with_columns(row=pl.Series(rows)).filter(
+            pl.col("student_id").is_in([it.student_id for it in answers])
+        )
+        of_student = said.partition_by("student_id", as_dict=True, include_key=False)
+        decided = []
+        for answer in answers:
+            voices = list(of_student.get((answer.student_id,), said.clear().drop("student_id")).iter_rows())
+            now = {(integration, sis_id, value) for _, integration, sis_id, value, _ in voices if integration != KEPT}
+            chosen = [(it[0], it[-1]) for it in voices if it[1:3] == (answer.integration, answer.sis_id)]
+            if now == answer.seen and chosen:
+                [(group, pick[group])] = chosen
+                decided.append(group)
+        return decided
+
+    def disputes(self, choice: _Choice) -> pl.DataFrame:
+        return _disputes(self.ranked, choice)
+
+    def origins(self, choices: Sequence[_Choice]) -> pl.Series:
+        return _origins(self, [choice for choice in choices if choice.attribute.is_personal])
 
 
 def _ranked(records: pl.DataFrame, priorities: Mapping[str, int]) -> pl.DataFrame:
     """Records in `sis_wins` order inside each student, with the student's number as `group`."""
     lowest = max(priorities.values(), default=0) + 1
-    priority = pl.col("integration").replace_strict(dict(priorities) or {"": 0}, default=lowest, return_dtype=pl.Int64)
+    known = {**priorities, KEPT: lowest + 1, LOCAL: lowest + 2}
+    priority = pl.col("integration").replace_strict(known, default=lowest, return_dtype=pl.Int64)
     return (
         records.with_columns(priority=priority)
         .sort(
@@ -142,7 +292,7 @@ def _newest_first(ranked: pl.DataFrame) -> Rows:
     return order["row"].cast(pl.Int64).to_numpy()
 
 
-def _said(ranked: pl.DataFrame, attribute: _Attribute) -> Mask:
+def _said(ranked: pl.DataFrame, attribute: Attribute) -> Mask:
     """Which records have something to say about an attribute."""
     said: Mask = ~ranked[attribute.lead[0]].is_null().to_numpy()
     for name in attribute.lead[1:]:
@@ -150,24 +300,15 @@ def _said(ranked: pl.DataFrame, attribute: _Attribute) -> Mask:
     return said
 
 
-def _heard(ranked: pl.DataFrame, attribute: _Attribute) -> Mask:
-    """Which of them can be chosen: of a protection, a false is only heard where nobody says true."""
+def _heard(ranked: pl.DataFrame, attribute: Attribute, candidates: Mask) -> Mask:
+    """Which of the candidates can be chosen: of a protection, a false is only heard where nobody says true."""
     if not attribute.is_protection:
-        return _said(ranked, attribute)
-    says_true = pl.col(attribute.name).fill_null(value=False)
-    heard = pl.when(says_true.any().over("group")).then(says_true).otherwise(pl.col(attribute.name).is_not_null())
-    return ranked.select(heard).to_series().to_numpy()
-
-
-def _pick(groups: Rows, size: int, order: Rows, supplied: Mask) -> Rows:
-    """Per student the first row, in `order`, that supplies the attribute; -1 where none does.
-
-    Assigned from last to first, so that the first one is written last and stays.
-    """
-    rows = order[supplied[order]][::-1]
-    picked = np.full(size, -1, dtype=np.int64)
-    picked[groups[rows]] = rows
-    return picked
+        return candidates
+    said = pl.when(pl.Series(candidates)).then(pl.col(attribute.name))
+    says = ranked.select("group", said=said)
+    says_true = pl.col("said").fill_null(value=False)
+    heard = pl.when(says_true.any().over("group")).then(says_true).otherwise(pl.col("said").is_not_null())
+    return says.select(heard).to_series().to_numpy()
 
 
 def _index(rows: Rows) -> pl.Series:
@@ -178,18 +319,18 @@ def _gathered(ranked: pl.DataFrame, picks: Mapping[str, Rows], size: int) -> pl.
     students = ranked.select(pl.col("student_id").unique(maintain_order=True))
     columns = [
         ranked[column].gather(_index(picks[attribute.name])).alias(column)
-        for attribute in _attributes()
+        for attribute in ATTRIBUTES
         for column in attribute.columns
     ]
     return students.with_columns(columns) if size else students.with_columns(ranked.select(c.name for c in columns))
 
 
-def _text(attribute: _Attribute) -> pl.Expr:
+def _text(attribute: Attribute) -> pl.Expr:
     parts = [pl.col(name).cast(pl.String) for name in attribute.lead]
     return parts[0] if len(parts) == 1 else pl.concat_str(parts, separator=", ", ignore_nulls=True)
 
 
-def _compared(ranked: pl.DataFrame, attribute: _Attribute) -> pl.Expr:
+def _compared(ranked: pl.DataFrame, attribute: Attribute) -> pl.Expr:
     """What decides whether two values of an attribute are the same; an issuer that is not known contradicts nobody."""
     keys = [
         value_key(name) if ranked.schema[name] == pl.String else pl.col(name).cast(pl.String) for name in attribute.lead
@@ -197,26 +338,29 @@ def _compared(ranked: pl.DataFrame, attribute: _Attribute) -> pl.Expr:
     return pl.concat_str([key.fill_null("") for key in keys], separator="\x1f")
 
 
-def _disputes(ranked: pl.DataFrame, attribute: _Attribute, rule: str, pick: Rows, supplied: Mask) -> pl.DataFrame:
-    """Students whose records hold different values: all candidates, in `sis_wins` order, and the chosen one."""
-    several = np.bincount(ranked["group"].filter(pl.Series(supplied)).to_numpy(), minlength=len(pick)) > 1
-    rows = np.flatnonzero(supplied & several[ranked["group"].to_numpy()])
+def _disputes(ranked: pl.DataFrame, choice: _Choice) -> pl.DataFrame:
+    """Students of whom different values are said: all candidates, in `sis_wins` order, and the chosen one."""
+    attribute, groups = choice.attribute, ranked["group"].to_numpy()
+    several = np.bincount(groups[choice.candidates], minlength=len(choice.pick)) > 1
+    rows = np.flatnonzero(choice.candidates & several[groups])
     if not len(rows):
         return pl.DataFrame(schema=_DISPUTE)
-    candidates = ranked.select("group", "student_id", *RECORD, "modified_at", *attribute.columns)[rows]
+    candidates = ranked.select("group", "student_id", *RECORD, "modified_at", "edited", *attribute.columns)[rows]
     candidates = candidates.with_columns(key=_compared(ranked, attribute), value=_text(attribute), row=pl.Series(rows))
-    disputed = candidates.filter(pl.col("key").n_unique().over("group") > 1)
-    is_chosen = pl.col("row") == pl.lit(pl.Series(pick[disputed["group"].to_numpy()]))
-    modified = pl.col("modified_at").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    disputed = candidates.filter((pl.col("key").n_unique().over("group") > 1) | _is_of_edited(candidates, attribute))
+    is_chosen = pl.col("row") == pl.lit(pl.Series(choice.pick[disputed["group"].to_numpy()]))
+    modified = _moment(pl.col("modified_at"))
     return (
         disputed.with_columns(
             candidate=pl.struct("integration", "sis_id", "value", modified_at=modified),
             source=pl.concat_str("integration", pl.lit("/"), "sis_id"),
             is_chosen=is_chosen,
+            rule=choice.rules(disputed["group"].to_numpy()),
         )
         .group_by("group", maintain_order=True)
         .agg(
             pl.col("student_id").first(),
+            pl.col("rule").first(),
             candidates=pl.col("candidate"),
             chosen=pl.col("value").filter("is_chosen").first(),
             chosen_from=pl.col("source").filter("is_chosen").first(),
@@ -227,10 +371,22 @@ def _disputes(ranked: pl.DataFrame, attribute: _Attribute, rule: str, pick: Rows
             candidates=_json_of(pl.col("candidates")),
             chosen="chosen",
             chosen_from="chosen_from",
-            rule=pl.lit(rule),
-            status=pl.lit("auto"),
+            rule="rule",
+            status=pl.col("rule").replace_strict({DECIDED_RULE: "resolved", "manual": "open"}, default="auto"),
         )
     )
+
+
+def _is_of_edited(candidates: pl.DataFrame, attribute: Attribute) -> pl.Expr:
+    """Whether the row is of a student whose edit differs in anything: a spelling is what people edit."""
+    if candidates["edited"].null_count() == candidates.height:
+        return pl.lit(value=False)
+    exact = pl.concat_str([pl.col(name).cast(pl.String).fill_null("") for name in attribute.columns], separator="\x1f")
+    return pl.col("edited").is_not_null().any().over("group") & (exact.n_unique().over("group") > 1)
+
+
+def _moment(time: pl.Expr) -> pl.Expr:
+    return time.dt.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _json_of(value: pl.Expr) -> pl.Expr:
@@ -238,26 +394,28 @@ def _json_of(value: pl.Expr) -> pl.Expr:
     return pl.struct(value.alias("_")).struct.json_encode().str.slice(5).str.head(-1)
 
 
-def _origins(ranked: pl.DataFrame, picks: Mapping[str, Rows], policies: Policies, shared: Mask) -> pl.Series:
+def _origins(voices: _Voices, choices: Sequence[_Choice]) -> pl.Series:
     """`{"*": "integration/sis_id", attribute: "integration/sis_id rule"}`: the record that gives most, and exceptions.
 
-    Of two records that give equally many attributes the one with the higher priority counts as the base.
+    Of two records that give equally many attributes the one with the higher priority counts as the base. Of an edit the
+    time stands between its author and the rule.
     """
+    ranked, shared = voices.ranked, voices.shared
     if not ranked.height:
         return pl.Series("origins", [], dtype=pl.String)
-    person = {column.name for column in STUDENTS.of_scope("person")}
-    names = [a.name for a in _attributes() if set(a.columns) <= person]
-    base = _base(ranked, [picks[name] for name in names], shared)
-    label = ranked.select(pl.concat_str("integration", pl.lit("/"), "sis_id")).to_series()
+    base = _base(voices, [choice.pick for choice in choices])
+    edited_at = pl.when(pl.col("edited").is_not_null()).then(_moment(pl.col("modified_at")))
+    label = ranked.select(
+        pl.concat_str("integration", pl.lit("/"), "sis_id", pl.coalesce(pl.lit(" ") + edited_at, pl.lit("")))
+    ).to_series()
     origins = pl.DataFrame({"base": label.gather(base)}).with_row_index("group")
     exceptions = []
-    for name in names:
-        differs = np.flatnonzero(shared & (picks[name] >= 0) & (picks[name] != base))
-        rule = "any_true" if name in ANY_TRUE else policies.rule(name)
-        source = label.gather(picks[name][differs]) + f" {rule}"
+    for choice in choices:
+        differs = np.flatnonzero(shared & (choice.pick >= 0) & (choice.pick != base))
+        source = label.gather(choice.pick[differs]) + " " + choice.rules(differs)
         exceptions.append(
             pl.DataFrame({"group": pl.Series(differs, dtype=pl.UInt32), "source": source}).select(
-                "group", "source", attribute=pl.lit(name)
+                "group", "source", attribute=pl.lit(choice.attribute.name)
             )
         )
     listed = (
@@ -277,11 +435,13 @@ def _origins(ranked: pl.DataFrame, picks: Mapping[str, Rows], policies: Policies
     )
 
 
-def _base(ranked: pl.DataFrame, picks: Sequence[Rows], shared: Mask) -> Rows:
-    """Per student the row that gives most attributes; the first row where nothing is shared."""
+def _base(voices: _Voices, picks: Sequence[Rows]) -> Rows:
+    """Per student the record that gives most attributes; the first row where nothing is shared."""
+    ranked, shared = voices.ranked, voices.shared
     given = np.zeros(ranked.height, dtype=np.int64)
     for pick in picks:
         np.add.at(given, pick[shared & (pick >= 0)], 1)
+    given[~voices.is_record] = -1
     counts = ranked.select("group", given=pl.Series(given)).with_row_index("row")
     best = counts.sort("group", "given", "row", descending=[False, True, False]).unique(
         "group", keep="first", maintain_order=True
@@ -327,3 +487,18 @@ def published_years(merged: MergedStudents, homes: pl.DataFrame, district: str, 
 
 def published_conflicts(merged: MergedStudents, district: str, school_year: str) -> pl.DataFrame:
     return fit(merged.conflicts.with_columns(district=pl.lit(district), school_year=pl.lit(school_year)), CONFLICTS)
+
+
+def changed_values(one: Mapping[str, pl.DataFrame], other: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """`attribute` and `student_id` of the values in which two merges of the same school year differ, by their frames."""
+    schema = dict.fromkeys(("attribute", "student_id"), pl.String)
+    parts = [pl.DataFrame(schema=schema)]
+    for table in ("students", "student_years"):
+        both = one[table].join(other[table], on="student_id", suffix="_other")
+        for attribute in ATTRIBUTES:
+            if set(attribute.columns) <= set(one[table].columns):
+                differs = pl.any_horizontal(
+                    pl.col(name).ne_missing(pl.col(f"{name}_other")) for name in attribute.columns
+                )
+                parts.append(both.filter(differs).select(attribute=pl.lit(attribute.name), student_id="student_id"))
+    return pl.concat(parts).sort("attribute", "student_id")

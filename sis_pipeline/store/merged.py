@@ -20,10 +20,10 @@ from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
 from sis_pipeline.roster.guard import Hold, Part
-from sis_pipeline.roster.merge import Policies
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
+from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, decisions, guarding
+from sis_pipeline.store import bulk, conflicts, decisions, guarding, survivorship
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -60,11 +60,13 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """An operation that was opened, and what its merge takes. `decided`: the mark of the decisions it honours."""
+    """An operation that was opened, and what its merge takes. `decided`: the mark of the decisions it honours; `edited`:
+    the number of the last edit of `students` that it knows."""
 
     operation: Operation
     inputs: DistrictInputs
     decided: str
+    edited: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class _Basis:
     published_before: Mapping[str, int]
     fingerprint: str
     decided: str
+    edited: int | None
 
 
 class MergeStore:
@@ -101,8 +104,8 @@ class MergeStore:
         return sorted({district for one in self._integrations() if one.key in read for district in one.districts})
 
     def stale_districts(self, school_year: str) -> list[str]:
-        """The districts whose newest snapshots, holds, decisions or integrations are not those of the last published
-        merge, or whose roster names a student that another year's merge found to be another one."""
+        """The districts whose newest snapshots, holds, decisions, settings, edits or integrations are not those of the last
+        published merge, or whose roster names a student that another year's merge found to be another one."""
         with self._engine.connect() as connection:
             last = {row.district: row.fingerprint for row in connection.execute(_last_published(school_year))}
             outrun = decisions.naming_aliases(connection, school_year)
@@ -115,12 +118,13 @@ class MergeStore:
     def fingerprint(self, district: str, school_year: str, rules: Sequence[object] = ()) -> str:
         """Hash of what a merge depends on, but for the published state.
 
-        `rules`: what is asked of this merge in particular. The guard's settings are always part of it.
+        `rules`: what is asked of this merge in particular. The guard's settings, the policies and what people edited are
+        always part of it.
         """
         found = self._snapshots.latest_good(school_year, district)
         with self._engine.connect() as connection:
             released = guarding.released(connection, district, school_year)
-            own = guarding.rules(connection, district, school_year)
+            own = _rules(connection, district, school_year)
             decided = decisions.mark(connection, district)
         return self._fingerprint(district, found, released, [decided, *rules, *own])
 
@@ -136,17 +140,23 @@ class MergeStore:
     ) -> Gathered:
         """Open an operation and read everything its merge depends on, the published state at one point in time.
 
-        `as_of`: the day the roster is judged on; the database's, in UTC, where unset. `thresholds`: in place of the
-        district's own. Raises ConfigError where no integration of the district has a good snapshot of the school year.
+        `as_of`: the day the roster is judged on; the database's, in UTC, where unset. `policies`, `thresholds`: in place
+        of the district's own. Raises ConfigError where no integration of the district has a good snapshot of the school
+        year.
         """
         basis = self._basis(district, school_year, as_of=as_of, policies=policies, thresholds=thresholds)
         operation = self._open(district, school_year, basis, run_id)
-        return Gathered(operation, self._inputs(basis, operation.operation_id), basis.decided)
+        return Gathered(operation, self._inputs(basis, operation.operation_id), basis.decided, basis.edited)
 
     def preview(self, district: str, school_year: str) -> Preview:
         """What a merge would take now; nothing is written. Raises as `gather`."""
         basis = self._basis(district, school_year)
         return Preview(self._inputs(basis, NO_OPERATION), basis.published_before)
+
+    def published_years(self, district: str) -> list[str]:
+        """The school years that a district has published."""
+        with self._engine.connect() as connection:
+            return sorted(published_epochs(connection, check_district(district)))
 
     def _basis(
         self,
@@ -169,8 +179,12 @@ class MergeStore:
             before = published_epochs(connection, district)
             today = as_of or guarding.today_of(connection)
             rulings = guarding.rulings(connection, district, school_year, today)
-            rules += guarding.rules(connection, district, school_year)
+            rules += _rules(connection, district, school_year)
             own = thresholds or guarding.thresholds(connection, district)
+            own_policies = policies or survivorship.policies(connection, district)
+            edits = survivorship.edits(connection, district)
+            chosen = conflicts.decided(connection, district)
+            edited = survivorship.last_edit(connection, district, school_year)
             calendar = guarding.calendar(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
@@ -187,15 +201,17 @@ class MergeStore:
             records={},
             existing=existing,
             quarantined=rejected,
-            policies=policies or Policies(),
+            policies=own_policies,
             thresholds=own,
             decisions=standing,
             aliases=aliases,
+            edits=edits,
+            decided=chosen,
             rulings=rulings,
             calendar=calendar,
         )
         mark = self._fingerprint(district, found, released, [decided, *rules])
-        return _Basis(found, integrations, inputs, before, mark, decided)
+        return _Basis(found, integrations, inputs, before, mark, decided, edited)
 
     def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
         records = self._records(basis.integrations, basis.found, basis.inputs.district)
@@ -219,6 +235,8 @@ class MergeStore:
                 "released": sorted(gathered.inputs.released),
                 "waiting": sorted(ruling.fingerprint for ruling in gathered.inputs.rulings.waiting),
                 "decided": gathered.decided,
+                "edited": gathered.edited,
+                "settled": list(merged.settled),
                 "held": [asdict(hold) for hold in merged.held],
                 "retired": dict(merged.retired),
                 "retired_staff": dict(merged.retired_staff),
@@ -243,11 +261,13 @@ class MergeStore:
             retired=manifest["retired"],
             retired_staff=manifest["retired_staff"],
             stats=MergeStats(**manifest["stats"]),
+            settled=tuple(manifest.get("settled", ())),  # kept by an earlier version
             **extra,
         )
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows`, `released`, `waiting`, `decided`, `held`, `retired`, `retired_staff`, `stats`."""
+        """`files` (table -> hash), `rows`, `released`, `waiting`, `decided`, `edited`, `settled`, `held`, `retired`,
+        `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 
     def fail(self, operation: Operation) -> None:
@@ -351,6 +371,14 @@ def steady_view(engine: Engine) -> Iterator[Connection]:
     options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with engine.connect().execution_options(**options) as connection:
         yield connection
+
+
+def _rules(connection: Connection, district: str, school_year: str) -> list[object]:
+    return [
+        *guarding.rules(connection, district, school_year),
+        *survivorship.rules(connection, district, school_year),
+        *conflicts.rules(connection, district, school_year),
+    ]
 
 
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:

@@ -15,7 +15,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
-from sis_pipeline.store import bulk, decisions, holds, identity
+from sis_pipeline.store import bulk, decisions, holds, identity, survivorship
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import MergeStore, Operation, published_epochs, read_operation, scope_of
@@ -52,7 +52,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
 
     Rows, ledger, holds, audit entries and the operation's own mark are one transaction. Publishing an operation that is
     published already does nothing. Raises SupersededError when the district published something else since the merge
-    read it, a hold was decided otherwise than it goes by, or somebody decided who is who.
+    read it, a hold was decided otherwise than it goes by, or somebody decided who is who or edited `students`.
     """
     merged = store.read_merged(operation)
     manifest = store.manifest(operation)
@@ -64,7 +64,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         found = read_operation(connection, operation.operation_id, lock=True)
         if found.status == "published":
             return _already(found)
-        outdated = _outdated(connection, found, released, frozenset(manifest["waiting"]), manifest["decided"])
+        outdated = _outdated(connection, found, manifest)
         if outdated:
             _mark(connection, found, "superseded", {**(found.summary or {}), "superseded": outdated})
             details = {"school_year": found.school_year, "epoch": found.epoch, "reason": outdated}
@@ -89,10 +89,9 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
     )
 
 
-def _outdated(
-    connection: Connection, operation: Operation, released: frozenset[str], waiting: frozenset[str], decided: str
-) -> str | None:
+def _outdated(connection: Connection, operation: Operation, manifest: Mapping[str, Any]) -> str | None:
     """Why an operation may not be published, None where it may."""
+    released = frozenset(manifest["released"])
     if operation.status not in {"merged", "superseded"}:
         raise InternalError(
             f"Operation {operation.operation_id} is {operation.status}; only a merged one is published.",
@@ -107,19 +106,22 @@ def _outdated(
         return "a hold that it lets through is no longer released"
     if now_released - released:
         return "a hold was released that it does not let through"
-    if holds.waiting(connection, operation.district, operation.school_year) - waiting:
+    if holds.waiting(connection, operation.district, operation.school_year) - frozenset(manifest["waiting"]):
         return "a hold was discarded that it does not keep"
-    if decisions.mark(connection, operation.district) != decided:
+    if decisions.mark(connection, operation.district) != manifest["decided"]:
         return "somebody decided since who is who"
-    return None
+    edited = survivorship.last_edit(connection, operation.district, operation.school_year)
+    return "somebody edited students since" if edited != manifest.get("edited") else None
 
 
 def _publish(
     connection: Connection, operation: Operation, merged: MergedRoster, released: frozenset[str], actor: str | None
 ) -> Published:
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
+    survivorship.begin_publishing(connection)
     who = identity.record(connection, operation, merged)
     applied = {name: _apply(connection, operation, merged, name) for name in MERGED if name in merged.frames}
+    survivorship.settle(connection, merged.settled)
     decided = holds.record(connection, operation, merged.held, released)
     changes = _new_changes(connection, operation, started)
     held = sum(hold.removals for hold in merged.held)

@@ -57,7 +57,7 @@ def published(home, database):
             entry_date_source="sis", enrollment_type="primary", status="active", integration="ps", sis_id="e1",
         )  # fmt: skip
         conflict(add, ANA, "email", "ana@north.example", "ana@old.example")
-        conflict(add, BEN, "home_street", HIDDEN, "78 Hidden Lane")
+        conflict(add, BEN, "home_address", HIDDEN, "78 Hidden Lane")
         change(add, ANA, "enroll", LINCOLN, day=20)
         change(add, ANA, "grade_change", LINCOLN, day=21)
         change(add, BEN, "enroll", FRANKLIN, day=22)

@@ -31,6 +31,8 @@ from sis_pipeline_tests.defs.conftest import THIS_YEAR, Installation
 
 ACTIONS = {
     "breaker.reset": "a person has a system called again that is left alone",
+    "conflict.decide": "a person chooses one of several values",
+    "conflict.reopen": "a person takes that back",
     "database.grant": "a person lets a role run the pipeline, or read",
     "database.upgrade": "the schema was brought up to date",
     "export.oneroster": "a person writes a district's roster to files",
@@ -53,6 +55,7 @@ ACTIONS = {
     "link.confirm": "a person says that two records are one student",
     "link.distinct": "a person says that they are two",
     "link.split": "a person gives a record a student of its own",
+    "policy.set": "a person changes whose values a district publishes",
     "roster.publish": "a merge was published",
     "roster.superseded": "a merge came too late and was not published",
     "school.close": "a person declares that a school closes",
@@ -76,7 +79,7 @@ ACTIONS = {
 
 LOOKS = {
     "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "doctor", "guard show",
-    "holds list", "holds show",
+    "holds list", "holds show", "policy check", "policy show",
     "integration list", "integration show", "links review", "links show", "providers", "students show", "tokens status", "version",
 }  # fmt: skip
 """Commands that change nothing of the installation."""
@@ -84,6 +87,8 @@ OUTSIDE = {"db stop", "sandbox day", "sandbox serve", "up"}
 """Commands that start or stop processes, or work on the sandbox only."""
 CHANGES = {
     "backfill": {"sync.request", "sync.read", "sync.verdict", "roster.publish"},
+    "conflicts decide": {"conflict.decide"},
+    "conflicts reopen": {"conflict.reopen"},
     "db grant": {"database.grant"},
     "db upgrade": {"database.upgrade"},
     "demo": {"integration.add", "token.set_secret", "sync.read", "roster.publish"},
@@ -106,6 +111,7 @@ CHANGES = {
     "links split": {"link.split"},
     "maintenance": {"sync.read", "token.delete"},
     "oauth authorize": {"token.authorize"},
+    "policy set": {"policy.set"},
     "school close": {"school.close"},
     "school open": {"school.open"},
     "sync": {"sync.request", "sync.read", "sync.verdict", "roster.publish"},

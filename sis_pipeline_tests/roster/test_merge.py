@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sis_pipeline.roster.merge import MergedStudents, Policies, merge_students
+from sis_pipeline.roster.merge import MergedStudents, merge_students
+from sis_pipeline.roster.policies import Policies
 from sis_pipeline_tests.roster.rosters import laws, records, rows
 
 PRIORITIES = {"a": 1, "b": 2, "c": 2}

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
-from sis_pipeline.roster.merge import Policies
 from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.roster.policies import Policies
 from sis_pipeline.store.holds import Holds
 from sis_pipeline.store.publish import publish
 from sis_pipeline_tests.store.conftest import (
