@@ -22,6 +22,7 @@ from sis_pipeline.cli import (
     listings,
     maintenance,
     oauth,
+    operations,
     providers,
     sandbox,
     schools,
@@ -69,6 +70,7 @@ app.command("providers")(providers.providers)
 app.command("sync")(sync.sync)
 app.command("backfill")(sync.backfill)
 app.command("maintenance")(maintenance.maintenance)
+app.command("undo")(operations.undo)
 app.add_typer(health.app, name="health")
 app.add_typer(keys.app, name="keys")
 app.add_typer(integrations.app, name="integration")
@@ -78,6 +80,7 @@ app.add_typer(students.app, name="students")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
 app.add_typer(holds.app, name="holds")
+app.add_typer(operations.app, name="operations")
 app.add_typer(exports.app, name="export")
 app.add_typer(links.app, name="links")
 app.add_typer(guard.app, name="guard")

@@ -113,11 +113,16 @@ def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: S
 
 def _unchanged(roster: Roster, district: str, school_year: str, say: Say) -> DistrictMerge:
     operation = roster.merges.newest(district, school_year, "published")
-    say(f"{district}: nothing changed since its last merge.")
+    say(f"{district}: nothing changed since its last merge.{_left_out(operation)}")
     if operation is None:
         return DistrictMerge(district, None)
     manifest = roster.merges.manifest(operation)
     return DistrictMerge(district, operation, rows=manifest["rows"], stats=manifest["stats"])
+
+
+def _left_out(operation: Operation | None) -> str:
+    withheld = ", ".join(sorted(operation.withheld)) if operation else ""
+    return f" What {withheld} says was undone, and is left out until it says something else." if withheld else ""
 
 
 def merge_one(roster: Roster, district: str, school_year: str, run_id: str) -> Operation:
