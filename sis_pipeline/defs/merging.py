@@ -67,6 +67,7 @@ class DistrictPublication:
             "applied": {table: asdict(counts) for table, counts in applied.items()},
             "held": self.published.held if self.published else self.stats.get("held", 0),
             "open_holds": self.open_holds,
+            "left_out": sorted(self.operation.withheld) if self.operation else [],
             "operation_id": self.operation.operation_id if self.operation else None,
             "published": self.published is not None,
             "error": self.trouble.as_json() if self.trouble else None,
@@ -107,6 +108,7 @@ def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: S
     say(
         f"{district}: {stats['students']:,} students, {stats['matched']:,} of them in several systems, "
         f"{stats['conflicts']:,} conflicts, {sum(stats['changes'].values()):,} changes, {stats['held']:,} removals held."
+        + _left_out(operation)
     )
     return DistrictMerge(district, operation, merged=True, rows=manifest["rows"], stats=stats)
 

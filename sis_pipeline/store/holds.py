@@ -338,7 +338,8 @@ def restore(
 ) -> list[audit.Entry]:
     """Bring the holds back to what they were before an operation that is undone, in the undo's transaction.
 
-    What was `held` waits again, and with it what the undone operation had let through; what it raised is closed. What an
+    What was `held` waits again, and with it what the undone operation had let through, until a person decides, whatever
+    its number; what it raised is closed. What an
     undo brings back that it had reopened is `again_let_through`. Decisions of persons that led to nothing yet stand.
     Returned for the audit log.
     """
@@ -351,13 +352,15 @@ def restore(
 
     kept = [hold.kept for hold in held if hold.kept is not None]
     current = [*kept, *let_through, *(hold.fingerprint for hold in held)]
+    pinned = func.jsonb_set(holds.c.removals, text("'{pinned}'"), text("'true'::jsonb"))
     is_open, nobody = holds.c.status == "open", {"decided_by": None, "decided_reason": None, "decided_at": None}
     ended = {"decided_by": PIPELINE, "decided_reason": because, "decided_at": NOW}
     again = is_open & holds.c.fingerprint.in_(again_let_through)
     applied = move(again, status="applied", **ended)
     passed = (holds.c.status == "applied") & holds.c.fingerprint.in_(let_through)
-    opened = [*move(passed, status="open", operation_id=operation.operation_id, opened_at=NOW, **nobody)]
-    pinned = func.jsonb_set(holds.c.removals, text("'{pinned}'"), text("'true'::jsonb"))
+    # pinned, or the next merge would let pass again what is below the limits
+    waits = {"status": "open", "removals": pinned, "operation_id": operation.operation_id, "opened_at": NOW}
+    opened = [*move(passed, **waits, **nobody)]
     by_a_person = (holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE)
     move(by_a_person & holds.c.fingerprint.in_(kept), removals=pinned)
     closed = move(is_open & WAITING.is_not(True) & holds.c.fingerprint.not_in(current), status="discarded", **ended)
