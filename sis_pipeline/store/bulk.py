@@ -69,7 +69,10 @@ def apply(
     _check(table, frame, scope)
     with _words(table.name, frame.height), _staged(connection, table, frame) as stage:
         if keep is not None:
-            keep(_differing(connection, table, stage, scope, delete_absent=delete_absent))
+            differing = _differing(connection, table, stage, scope, delete_absent=delete_absent)
+            keep(differing)
+            if differing.is_empty():
+                return Applied(unchanged=frame.height)
         updated = _count(connection, _update(table, stage))
         inserted = _count(connection, _insert(table, stage))
         deleted = _count(connection, _delete(table, stage, scope), scope) if delete_absent else 0

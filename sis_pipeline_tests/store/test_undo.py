@@ -106,13 +106,15 @@ def test_tables_are_as_before_and_every_event_is_taken_back_once(database, undoi
 
 def test_the_audit_log_and_the_operation_say_who_and_why(database, merges, undoing, two_days):
     first, second, _ = two_days
+    assert merges.gather("lincoln", YEAR).inputs.rulings.removed_lately == 1
     done = undoing.undo(second.operation_id, "ada", WHY)
+    assert merges.gather("lincoln", YEAR).inputs.rulings.removed_lately == 0  # the guard forgets what was taken back
     with database.connect() as connection:
         entry = connection.execute(text("select * from sis.audit_log where action = 'roster.undo'")).one()
     assert (entry.actor, entry.subject, entry.district) == ("ada", done.operation_id, "lincoln")
     assert (entry.details["undoes"], entry.details["reason"]) == (second.operation_id, WHY)
     own = merges.get(done.operation_id)
-    assert (own.status, own.undoes, own.epoch, own.inputs) == ("published", second.operation_id, 3, first.inputs)
+    assert (own.status, own.undoes, own.epoch, own.inputs) == ("published", second.operation_id, 4, first.inputs)
     assert merges.get(second.operation_id).status == "published"  # what happened stays told
     told = {it.operation_id: it for it in Operations(database).list("lincoln")[0]}
     assert (told[second.operation_id].status, told[second.operation_id].undone_by) == ("undone", done.operation_id)
@@ -284,28 +286,18 @@ def test_what_it_let_through_waits_again_and_what_it_raised_is_closed(database, 
     assert statuses() == {"f1": "applied", "f2": "discarded", "f3": "open", "f4": "open"}
 
 
-def test_the_guard_forgets_absences_that_were_taken_back(database, merges, undoing, two_days):
-    _, second, _ = two_days
-    assert merges.gather("lincoln", YEAR).inputs.rulings.removed_lately == 1
-    undoing.undo(second.operation_id, "ada", WHY)
-    assert merges.gather("lincoln", YEAR).inputs.rulings.removed_lately == 0
-
-
-@pytest.mark.parametrize(("actor", "reason"), [("", WHY), ("ada", " ")])
-def test_an_undo_needs_who_and_why(database, undoing, two_days, actor, reason):
-    with pytest.raises(ConfigError, match="needs who undoes and why"):
-        undoing.undo(two_days[1].operation_id, actor, reason)
-    assert count(database, "select count(*) from sis.sync_operations") == 2
-
-
-def test_what_is_no_operation_or_changed_nothing_is_refused(merges, undoing, two_days):
-    waiting = merges.gather("lincoln", YEAR).operation
-    with pytest.raises(ConfigError, match="it is merging and changed nothing"):
-        undoing.plan(waiting.operation_id)
+def test_no_reason_and_what_is_no_operation_or_changed_nothing_are_refused(database, merges, undoing, two_days):
+    for actor, reason in (("", WHY), ("ada", " ")):
+        with pytest.raises(ConfigError, match="needs who undoes and why"):
+            undoing.undo(two_days[1].operation_id, actor, reason)
     with pytest.raises(ConfigError, match="'the last' is no operation id"):
         undoing.plan("the last")
     with pytest.raises(ConfigError, match="There is no operation"):
         undoing.plan("00000000-0000-4000-8000-000000000000")
+    assert count(database, "select count(*) from sis.sync_operations") == 2
+    waiting = merges.gather("lincoln", YEAR).operation
+    with pytest.raises(ConfigError, match="it is merging and changed nothing"):
+        undoing.plan(waiting.operation_id)
 
 
 def test_what_is_no_longer_kept_is_not_undone(database, undoing, two_days, tmp_path):
