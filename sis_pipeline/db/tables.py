@@ -325,7 +325,7 @@ sync_operations = Table(
         JSONB,
         nullable=False,
         server_default=text("'{}'"),
-        comment="integration -> fingerprint of the snapshot that was undone and is not merged again as it is",
+        comment="integration -> fingerprints of snapshots that were undone and are not merged again as they are",
     ),
     UniqueConstraint("district", "school_year", "epoch"),
     CheckConstraint("status in ('merging','merged','published','superseded','failed')", name="status"),

@@ -41,8 +41,8 @@ class Operation:
     """One merge of a district and school year. `epoch` rises with every one; `released` are the holds it lets through.
 
     `published_before`: school year -> epoch that the whole district had published when the merge read it. The merge
-    may be published only on top of exactly that. `undoes`: see `undo`. `withheld`: integration -> fingerprint of its
-    newest snapshot, where that was undone and one before it was taken instead.
+    may be published only on top of exactly that. `undoes`: see `undo`. `withheld`: integration -> fingerprints of its
+    snapshots that were undone, where the newest is one of them and what was published before was taken instead.
     """
 
     operation_id: str
@@ -57,7 +57,7 @@ class Operation:
     summary: Mapping[str, Any] | None
     path: str
     undoes: str | None
-    withheld: Mapping[str, str]
+    withheld: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +311,7 @@ class MergeStore:
                 parts[entity].append(frame.with_columns(**origin))
         return {entity: pl.concat(frames) for entity, frames in parts.items()}
 
-    def _to_merge(self, district: str, school_year: str) -> tuple[list[Snapshot], dict[str, str]]:
+    def _to_merge(self, district: str, school_year: str) -> tuple[list[Snapshot], dict[str, Sequence[str]]]:
         """The snapshots a merge is made of: the newest good ones, but for those that were undone and did not change
         since, instead of which it takes what is published. And those, as `Operation.withheld`."""
         latest = self._snapshots.latest_good(school_year, district)
@@ -319,7 +319,7 @@ class MergeStore:
         if published is None or not published.withheld:
             return latest, {}
         marks = {one.integration: fingerprint([one]) for one in latest}
-        withheld = {key: mark for key, mark in marks.items() if published.withheld.get(key) == mark}
+        withheld = {key: undone for key, undone in published.withheld.items() if marks.get(key) in undone}
         instead = [
             self._snapshots.get(published.inputs[key]["snapshot_id"]) for key in withheld if key in published.inputs
         ]
@@ -336,7 +336,7 @@ class MergeStore:
         inputs: Mapping[str, Mapping[str, object]],
         run_id: str | None = None,
         undoes: str | None = None,
-        withheld: Mapping[str, str],
+        withheld: Mapping[str, Sequence[str]],
     ) -> Operation:
         """Begin an operation; it has its epoch from then on, whatever becomes of it."""
         operation_id = str(uuid.uuid4())

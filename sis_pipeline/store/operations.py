@@ -83,7 +83,9 @@ class History:
         )
         by_year: dict[str, dict[int, Operation]] = {}
         order: dict[str, int] = {}
-        for number, row in enumerate(connection.execute(query.order_by(sync_operations.c.finished_at))):
+        for number, row in enumerate(
+            connection.execute(query.order_by(sync_operations.c.finished_at, sync_operations.c.started_at))
+        ):
             by_year.setdefault(row.school_year, {})[row.epoch] = _operation(row)
             order[row.operation_id] = number
         return cls(by_year, order)

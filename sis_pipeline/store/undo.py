@@ -39,10 +39,12 @@ SHARED = tuple(name for name, way in PUBLICATION.items() if way == "upsert")
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Back from an operation that was `undone` to the roster that the operation `before` it had left."""
+    """Back from an operation that was `undone` to the roster that the operation `before` it had left. `last`: the newest
+    that was published, which is the undone one or, where later ones were undone before, the last undo."""
 
     undone: Operation
     before: Operation
+    last: Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Undoing:
     def _step(self, connection: Connection, operation_id: str) -> Step:
         """Raises ConfigError where the operation can't be undone."""
         found = read_operation(connection, operation_id_of(operation_id))
-        before = _standing(connection, found)
+        before, last = _around(connection, found)
         if BEFORE not in (found.summary or {}):
             raise _refused(
                 found,
@@ -125,13 +127,16 @@ class Undoing:
                 f"the merge of operation {before.operation_id}, which it would go back to, was deleted",
                 "What is older than the retention can't be brought back; correct it in the SIS, and sync.",
             )
-        return Step(found, before)
+        return Step(found, before, last)
 
-    def _withheld(self, step: Step) -> dict[str, str]:
+    def _withheld(self, step: Step) -> dict[str, Sequence[str]]:
         """What was withheld before, and what the undone operation had taken in; an undo took in nothing."""
         if step.undone.undoes:
             return dict(step.before.withheld)
-        return {**step.before.withheld, **self._merges.changed_inputs(step.undone, step.before)}
+        taken_in = {key: [mark] for key, mark in self._merges.changed_inputs(step.undone, step.before).items()}
+        parts = (step.before.withheld, step.last.withheld, taken_in)
+        keys = {key for part in parts for key in part}
+        return {key: sorted({mark for part in parts for mark in part.get(key, ())}) for key in sorted(keys)}
 
     def _publish(self, connection: Connection, operation: Operation, step: Step, actor: str, reason: str) -> Published:
         if published_epochs(connection, operation.district) != dict(operation.published_before):
@@ -187,8 +192,8 @@ class Undoing:
         )
 
 
-def _standing(connection: Connection, found: Operation) -> Operation:
-    """The operation before the one to undo. Raises ConfigError where that one does not stand, or others stand on it."""
+def _around(connection: Connection, found: Operation) -> tuple[Operation, Operation]:
+    """The operation before the one to undo, and the newest. Raises ConfigError where that one does not stand, or others stand on it."""
     if found.status != "published":
         raise _refused(
             found, f"it is {found.status} and changed nothing", "`sis operations list` shows those that did."
@@ -212,7 +217,7 @@ def _standing(connection: Connection, found: Operation) -> Operation:
                     f"operation {other.operation_id} of {year} was published since and builds on the same students",
                     f"Undo that one first: `sis undo {other.operation_id}`.",
                 )
-    return history.at(found.school_year, found.base_epoch)
+    return history.at(found.school_year, found.base_epoch), last
 
 
 def _refuse_not_last(history: History, found: Operation, stack: Sequence[Operation]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -212,6 +213,26 @@ def test_operations_are_undone_one_after_the_other_back_to_the_first(database, s
         undoing.plan(first.operation_id)
 
 
+def test_a_walk_of_merges_and_undos_always_leads_back(database, snapshots, merges, undoing):
+    draw = random.Random(11)
+    stood: list[tuple[str, dict]] = []
+    for step in (*"mm", *(draw.choice("mmu") for _ in range(6)), *"uu"):
+        if step == "u" and len(stood) > 1:
+            undoing.undo(stood.pop()[0], "ada", WHY)
+            assert roster(database) == stood[-1][1]
+            assert merges.stale_districts(YEAR) == []
+        else:
+            rows = delivery(*sorted(draw.sample(range(9), draw.randint(3, 9))))
+            rows["students"][0]["first_name"] = f"Once{len(stood)}"
+            rows["enrollments"] = [one | {"entry_code": draw.choice("EF")} for one in rows["enrollments"]]
+            good_snapshot(snapshots, **rows)
+            operation = merge(database, merges)
+            stood.append((operation.operation_id, roster(database)))
+    told, _ = Operations(database).list("lincoln", limit=100)
+    standing = [it.operation_id for it in told if it.status == "published" and not it.undoes]
+    assert standing == [operation_id for operation_id, _ in reversed(stood)]
+
+
 def test_people_of_another_year_stay_and_a_year_that_builds_on_it_goes_first(
     database, snapshots, merges, undoing, two_days
 ):
@@ -280,6 +301,8 @@ def test_what_it_let_through_waits_again_and_what_it_raised_is_closed(database, 
     assert statuses() == {"f1": "open", "f2": "open", "f3": "open", "f4": "discarded"}
     assert undo.published.held == 3
     assert merges.stale_districts(YEAR) == []
+    waiting = merges.gather("lincoln", YEAR).inputs.rulings.waiting
+    assert [ruling.fingerprint for ruling in waiting] == ["f1"]  # until a person decides again, whatever its number
     detail = Operations(database).show(undo.operation_id)
     assert {what: len(ids) for what, ids in detail.holds.items()} == {"opened": 2, "closed": 1, "applied": 0}
     undoing.undo(undo.operation_id, "ada", "it was right")

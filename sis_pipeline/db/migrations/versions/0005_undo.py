@@ -27,7 +27,7 @@ def upgrade() -> None:
             postgresql.JSONB(astext_type=sa.Text()),
             server_default=sa.text("'{}'"),
             nullable=False,
-            comment="integration -> fingerprint of the snapshot that was undone and is not merged again as it is",
+            comment="integration -> fingerprints of snapshots that were undone and are not merged again as they are",
         ),
         schema="sis",
     )
