@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from sis_pipeline.cli.installation import Installation
@@ -87,6 +89,14 @@ def test_what_is_wrong_is_refused_in_words(published, sis):
         said = sis(*given)
         assert (given, said.code, why in said.err) == (given, code, True)
     assert sis("operations", "list", "--json").json["total"] == 2
+
+
+def test_who_does_not_say_yes_changes_nothing(published, database, sis, monkeypatch):
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("sis_pipeline.cli.operations.sys", terminal)
+    said = sis("undo", published[1], *WHY)
+    assert ("This would undo" in said.out, "Undo it?" in said.err, said.code != 0) == (True, True, True)
+    assert students(database) == 7
 
 
 @pytest.mark.usefixtures("home")
