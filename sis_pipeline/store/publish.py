@@ -44,6 +44,11 @@ class Published:
         return sum(one.written for one in self.applied.values())
 
     @property
+    def counts(self) -> dict[str, object]:
+        """What the audit log says of it."""
+        return {"changes": self.changes, "held": self.held, "written": self.written}
+
+    @property
     def unchanged(self) -> bool:
         return self.written == 0
 
@@ -143,8 +148,8 @@ def _publish(
     written = write(connection, operation, merged)
     decided = holds.record(connection, operation, merged.held, released)
     published = mark_published(connection, store, operation, merged, written)
-    details = {"school_year": operation.school_year, "epoch": operation.epoch}
-    entry = entry_of("roster.publish", operation, published, details)
+    details = {"school_year": operation.school_year, "epoch": operation.epoch, **published.counts}
+    entry = audit.Entry("roster.publish", operation.operation_id, operation.district, details)
     audit.append_all(connection, [entry, *written.who, *decided], actor=actor)
     return published
 
@@ -179,11 +184,6 @@ def mark_published(
     _mark(connection, operation, "published", summary)
     _supersede_earlier(connection, operation)
     return Published(operation.operation_id, written.applied, written.changes, held)
-
-
-def entry_of(action: str, operation: Operation, published: Published, details: Mapping[str, object]) -> audit.Entry:
-    counts = {"changes": published.changes, "held": published.held, "written": published.written}
-    return audit.Entry(action, operation.operation_id, operation.district, {**details, **counts})
 
 
 def _apply(

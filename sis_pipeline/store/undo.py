@@ -28,7 +28,6 @@ from sis_pipeline.store.publish import (
     SupersededError,
     Written,
     begin_writing,
-    entry_of,
     mark_published,
     write,
 )
@@ -158,7 +157,8 @@ class Undoing:
         published = mark_published(connection, self._merges, operation, merged, written)
         _rest_on(connection, operation, self._merges.resting_on(connection, operation))
         about = {"undoes": step.undone.operation_id, "reason": reason, "withheld": sorted(operation.withheld)}
-        entry = entry_of("roster.undo", operation, published, {"school_year": operation.school_year, **about})
+        details = {"school_year": operation.school_year, **about, **published.counts}
+        entry = audit.Entry("roster.undo", operation.operation_id, operation.district, details)
         audit.append_all(connection, [entry, *written.who, *moved], actor=actor)
         return published
 
