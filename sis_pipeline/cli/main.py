@@ -22,6 +22,7 @@ from sis_pipeline.cli import (
     listings,
     maintenance,
     oauth,
+    operations,
     policy,
     providers,
     sandbox,
@@ -70,6 +71,7 @@ app.command("providers")(providers.providers)
 app.command("sync")(sync.sync)
 app.command("backfill")(sync.backfill)
 app.command("maintenance")(maintenance.maintenance)
+app.command("undo")(operations.undo)
 app.add_typer(health.app, name="health")
 app.add_typer(keys.app, name="keys")
 app.add_typer(integrations.app, name="integration")
@@ -79,6 +81,7 @@ app.add_typer(students.app, name="students")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
 app.add_typer(holds.app, name="holds")
+app.add_typer(operations.app, name="operations")
 app.add_typer(exports.app, name="export")
 app.add_typer(links.app, name="links")
 app.add_typer(guard.app, name="guard")

@@ -98,6 +98,10 @@ class Report:
             facts = [[entry.get(name) for name in ("district", "school_year", *titles[2:6])] for entry in self.merges]
             cells = [[*row, written(entry), entry.get("held")] for row, entry in zip(facts, self.merges, strict=True)]
             console.print(table("Merges", titles, cells, right=("students", "matched", "conflicts", "applied", "held")))
+        for entry in self.merges:
+            if entry.get("left_out"):
+                left_out = f"{entry['district']}: what {', '.join(entry['left_out'])} says was undone; it is left out until it changes."
+                console.print(left_out, markup=False)
         self.print_errors(console)
         aged = [entry for entry in self.inputs if not entry["fresh"] or entry["status"] != "healthy"]
         if aged:

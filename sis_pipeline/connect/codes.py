@@ -160,7 +160,7 @@ CATALOGUE: dict[str, Entry] = {
     "config.integration_exists": Entry("There is an integration of this key already."),
     "config.no_hold": Entry("There is no such hold.", "`sis holds list` shows those there are."),
     "config.no_integration": Entry("There is no such integration.", SEE_LIST),
-    "config.no_operation": Entry("There is no such merge operation."),
+    "config.no_operation": Entry("There is no such operation.", "`sis operations list` shows those there are."),
     "config.no_provider": Entry("The provider is not installed, or can't be loaded.", "`sis providers` lists them."),
     "config.no_school": Entry(
         "The district has no such school, or several of that name.", "Name it by its id, number or name."
@@ -171,6 +171,10 @@ CATALOGUE: dict[str, Entry] = {
         "Choose a school year that is, or run `sis sync` first.",
     ),
     "config.not_paused": Entry("The integration is not paused.", "Run `sis integration pause KEY` first."),
+    "config.not_undoable": Entry(
+        "The operation can't be undone: others stand on it, it is the first, or what was before it is no longer kept.",
+        "See docs/undo.md, and `sis operations list`.",
+    ),
     "config.other_provider": Entry("The integration is another provider's.", SEE_LIST),
     "config.partition": Entry("The run has no integration and school year.", "Choose a partition of both."),
     "config.paused": Entry("The integration is paused.", "Run `sis integration resume KEY` first."),
@@ -202,6 +206,7 @@ CATALOGUE: dict[str, Entry] = {
         "The folder of an export holds something other than a former export of the district.",
         "Name a folder that is empty or does not exist yet; nothing was written.",
     ),
+    "config.undo_reason": Entry("An undo needs who undoes and why."),
     # --- contract: what came is not what the API or the file format allows -------------------------------------------
     "contract.authorization": Entry(
         "The answer to an authorization request is another request's, another server's, or none; it was not used.",

@@ -67,6 +67,7 @@ class DistrictPublication:
             "applied": {table: asdict(counts) for table, counts in applied.items()},
             "held": self.published.held if self.published else self.stats.get("held", 0),
             "open_holds": self.open_holds,
+            "left_out": sorted(self.operation.withheld) if self.operation else [],
             "operation_id": self.operation.operation_id if self.operation else None,
             "published": self.published is not None,
             "error": self.trouble.as_json() if self.trouble else None,
@@ -107,17 +108,23 @@ def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: S
     say(
         f"{district}: {stats['students']:,} students, {stats['matched']:,} of them in several systems, "
         f"{stats['conflicts']:,} conflicts, {sum(stats['changes'].values()):,} changes, {stats['held']:,} removals held."
+        + _left_out(operation)
     )
     return DistrictMerge(district, operation, merged=True, rows=manifest["rows"], stats=stats)
 
 
 def _unchanged(roster: Roster, district: str, school_year: str, say: Say) -> DistrictMerge:
     operation = roster.merges.newest(district, school_year, "published")
-    say(f"{district}: nothing changed since its last merge.")
+    say(f"{district}: nothing changed since its last merge.{_left_out(operation)}")
     if operation is None:
         return DistrictMerge(district, None)
     manifest = roster.merges.manifest(operation)
     return DistrictMerge(district, operation, rows=manifest["rows"], stats=manifest["stats"])
+
+
+def _left_out(operation: Operation | None) -> str:
+    withheld = ", ".join(sorted(operation.withheld)) if operation else ""
+    return f" What {withheld} says was undone, and is left out until it says something else." if withheld else ""
 
 
 def merge_one(roster: Roster, district: str, school_year: str, run_id: str) -> Operation:

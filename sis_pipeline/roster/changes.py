@@ -23,6 +23,15 @@ CHANGE_OF_EXIT = {
     "withdrawn": "withdraw",
 }
 """What the end of a stay is called by the status it leads to; a transfer is one where the other half is found."""
+UNDO = "undo"
+"""How the evidence of an event begins that takes another one back; the undone operation's id follows."""
+_BACK = {
+    "section_add": "section_drop",
+    "section_drop": "section_add",
+    "transfer": "transfer",
+    "amend": "amend",
+    "grade_change": "grade_change",
+}
 _AMENDED = ["entry_date", "exit_date", "entry_code", "exit_code"]
 _EVENT = [
     "student_id",
@@ -88,6 +97,40 @@ def detect_changes(before: State, after: State, about: About) -> pl.DataFrame:
     return fit(named.with_columns(pl.Series("change_id", ids, dtype=pl.String)), ENROLLMENT_CHANGES).sort(
         "student_id", "effective_date", "kind", "change_id"
     )
+
+
+def compensations(events: pl.DataFrame, undone: str, operation_id: str) -> pl.DataFrame:
+    """What takes the ledger events of an undone operation back, one for one: the same day and place, before and after
+    exchanged. An enrollment that was never there is withdrawn, with nothing after it."""
+    turned = events.with_columns(before="after", after="before")
+    back = turned.with_columns(
+        kind=_kind_back(),
+        school_id=pl.when(pl.col("kind") == "transfer")
+        .then(pl.col("after").str.json_path_match("$.school_id"))
+        .otherwise("school_id"),
+        evidence=pl.lit(f"{UNDO}:{undone}"),
+        operation_id=pl.lit(operation_id),
+    )
+    ids = derived_ids(events.select("change_id").iter_rows(), "change", UNDO, operation_id)
+    return fit(back.with_columns(pl.Series("change_id", ids, dtype=pl.String)), ENROLLMENT_CHANGES).sort(
+        "student_id", "effective_date", "kind", "change_id"
+    )
+
+
+def _kind_back() -> pl.Expr:
+    """What an event is called of which before and after were exchanged."""
+    was, now = (pl.col(name).str.json_path_match("$.status") for name in ("before", "after"))
+    was_open, is_open = (status.is_in(OPEN).fill_null(value=False) for status in (was, now))
+    of_stay = (
+        pl.when(was_open == is_open)
+        .then(pl.lit("amend"))
+        .when(was_open)
+        .then(now.replace_strict(CHANGE_OF_EXIT, default="withdraw"))
+        .when(pl.col("before").is_null())
+        .then(pl.lit("enroll"))
+        .otherwise(pl.lit("re_enter"))
+    )
+    return pl.coalesce(pl.col("kind").replace_strict(_BACK, default=None), of_stay)
 
 
 def _shown(prefix: str = "") -> pl.Expr:

@@ -598,7 +598,7 @@ ENROLLMENT_CHANGES = Table(
         Column("after", "json", "what holds now"),
         _text(
             "evidence",
-            "what shows it: first_load, new_record, explicit_exit, absence, tombstone, field_change",
+            "what shows it: first_load, new_record, explicit_exit, absence, tombstone, field_change, undo:OPERATION",
             required=True,
         ),
         _text("integration", "the integration that showed it"),

@@ -4,7 +4,7 @@ Which rows belong in a table, and when, is decided by the callers."""
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -51,16 +51,28 @@ class Applied:
 
 
 def apply(
-    connection: Connection, table: model.Table, frame: pl.DataFrame, *, scope: Scope, delete_absent: bool
+    connection: Connection,
+    table: model.Table,
+    frame: pl.DataFrame,
+    *,
+    scope: Scope,
+    delete_absent: bool,
+    keep: Callable[[pl.DataFrame], object] | None = None,
 ) -> Applied:
     """Make the rows of `scope` equal to `frame`, writing only those that differ; jsonb is compared as jsonb.
 
     `frame`: exactly the table's columns. Rows of the scope that the frame lacks are deleted only if `delete_absent`.
-    Where nothing differs, no row is locked or written. Raises DataError for values that PostgreSQL can't hold and
+    Where nothing differs, no row is locked or written. `keep` is called before with the rows that will differ, as they
+    are: the table's columns, of a new row the key only, and `existed`. Raises DataError for values that PostgreSQL can't hold and
     InternalError for a frame that is not of the table or not of the scope.
     """
     _check(table, frame, scope)
     with _words(table.name, frame.height), _staged(connection, table, frame) as stage:
+        if keep is not None:
+            differing = _differing(connection, table, stage, scope, delete_absent=delete_absent)
+            keep(differing)
+            if differing.is_empty():
+                return Applied(unchanged=frame.height)
         updated = _count(connection, _update(table, stage))
         inserted = _count(connection, _insert(table, stage))
         deleted = _count(connection, _delete(table, stage, scope), scope) if delete_absent else 0
@@ -73,6 +85,16 @@ def append(connection: Connection, table: model.Table, frame: pl.DataFrame, *, s
     with _words(table.name, frame.height), _staged(connection, table, frame) as stage:
         inserted = _count(connection, _insert(table, stage))
     return Applied(inserted=inserted, unchanged=frame.height - inserted)
+
+
+def read_named(
+    connection: Connection, table: model.Table, column: str, values: Sequence[str], *, scope: Scope
+) -> pl.DataFrame:
+    """The rows of a scope whose uuid column has one of `values`, as `apply` hands them to `keep`."""
+    named = (
+        f'select t.*, true as existed from {_target(table)} t where t."{column}" = any(%s::uuid[]) and {_where(scope)}'
+    )
+    return _copy_out(connection, named, _kinds_kept(table), [list(values), *scope.values()])
 
 
 def delete(connection: Connection, table: model.Table, column: str, values: Sequence[str], *, scope: Scope) -> int:
@@ -93,11 +115,19 @@ def read(
     `beside`: further columns of the SQL table, with their kind (`first_seen`). jsonb comes as PostgreSQL writes it.
     """
     kinds: dict[str, model.Kind] = {column.name: column.kind for column in table} | dict(beside or {})
-    query = f"select {', '.join(_out(name, kind) for name, kind in kinds.items())} from {_target(table)} t where {_where(where)}"
+    rows = f"select * from {_target(table)} t where {_where(where)}"
+    return _copy_out(connection, rows, kinds, list(where.values()))
+
+
+def _copy_out(
+    connection: Connection, query: str, kinds: Mapping[str, model.Kind], parameters: Sequence[object]
+) -> pl.DataFrame:
+    """The columns of `kinds` of a query's rows, typed."""
+    shown = ", ".join(_out(name, kind) for name, kind in kinds.items())
     out = io.BytesIO()
     with (
         _cursor(connection) as cursor,
-        cursor.copy(f"copy ({query}) to stdout (format csv)", list(where.values())) as copy,
+        cursor.copy(f"copy (select {shown} from ({query}) t) to stdout (format csv)", list(parameters)) as copy,
     ):
         for block in copy:
             out.write(block)
@@ -176,6 +206,30 @@ def _staged(connection: Connection, table: model.Table, frame: pl.DataFrame) -> 
     connection.execute(text(f"analyze {stage} ({', '.join(table.key)})"))
     yield stage
     connection.execute(text(f"drop table {stage}"))
+
+
+def _kinds_kept(table: model.Table) -> dict[str, model.Kind]:
+    return {**{column.name: column.kind for column in table}, "existed": "bool"}
+
+
+def _differing(
+    connection: Connection, table: model.Table, stage: str, scope: Scope, *, delete_absent: bool
+) -> pl.DataFrame:
+    """The rows that `_update`, `_insert` and `_delete` are about to write, as they are; see `apply`."""
+    rest = [name for name in table.names if name not in table.key]
+    columns = ", ".join(f'{"s" if name in table.key else "t"}."{name}"' for name in table.names)
+    known = f't."{table.key[0]}" is not null'
+    query = (
+        f"select {columns}, {known} as existed from {stage} s left join {_target(table)} t on {_same_key(table)} "
+        f"where not ({known}) or row({_of('t', rest)}) is distinct from row({_of('s', rest)})"
+    )
+    if not delete_absent:
+        return _copy_out(connection, query, _kinds_kept(table), [])
+    gone = (
+        f"select {_of('t', table.names)}, true from {_target(table)} t where {_where(scope)} "
+        f"and not exists (select from {stage} s where {_same_key(table)})"
+    )
+    return _copy_out(connection, f"{query} union all {gone}", _kinds_kept(table), list(scope.values()))
 
 
 def _update(table: model.Table, stage: str) -> str:

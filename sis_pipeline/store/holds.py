@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import islice
@@ -324,6 +324,52 @@ def record(
         *(audit.Entry("hold.applied", hold_id, operation.district, by) for hold_id in applied),
         *(audit.Entry("hold.closed", hold_id, operation.district, by) for hold_id in closed),
         *(audit.Entry("hold.opened", hold_id, operation.district, by | size) for hold_id, size in raised if hold_id),
+    ]
+
+
+def restore(
+    connection: Connection,
+    operation: Operation,
+    held: Sequence[guard.Hold],
+    *,
+    let_through: Collection[str] = (),
+    again_let_through: Collection[str] = (),
+    because: str,
+) -> list[audit.Entry]:
+    """Bring the holds back to what they were before an operation that is undone, in the undo's transaction.
+
+    What was `held` waits again, and with it what the undone operation had let through, until a person decides, whatever
+    its number; what it raised is closed. What an
+    undo brings back that it had reopened is `again_let_through`. Decisions of persons that led to nothing yet stand.
+    Returned for the audit log.
+    """
+    same = (holds.c.district == operation.district) & (holds.c.school_year == operation.school_year)
+    by: dict[str, object] = {"operation_id": operation.operation_id}
+
+    def move(condition: ColumnElement[bool], **values: Any) -> Sequence[str]:
+        moved = update(holds).where(same, condition).values(**values)
+        return connection.scalars(moved.returning(holds.c.hold_id)).all()
+
+    kept = [hold.kept for hold in held if hold.kept is not None]
+    current = [*kept, *let_through, *(hold.fingerprint for hold in held)]
+    pinned = func.jsonb_set(holds.c.removals, text("'{pinned}'"), text("'true'::jsonb"))
+    is_open, nobody = holds.c.status == "open", {"decided_by": None, "decided_reason": None, "decided_at": None}
+    ended = {"decided_by": PIPELINE, "decided_reason": because, "decided_at": NOW}
+    again = is_open & holds.c.fingerprint.in_(again_let_through)
+    applied = move(again, status="applied", **ended)
+    passed = (holds.c.status == "applied") & holds.c.fingerprint.in_(let_through)
+    # pinned, or the next merge would let pass again what is below the limits
+    waits = {"status": "open", "removals": pinned, "operation_id": operation.operation_id, "opened_at": NOW}
+    opened = [*move(passed, **waits, **nobody)]
+    by_a_person = (holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE)
+    move(by_a_person & holds.c.fingerprint.in_(kept), removals=pinned)
+    closed = move(is_open & WAITING.is_not(True) & holds.c.fingerprint.not_in(current), status="discarded", **ended)
+    raised = [connection.scalar(_raise(operation, hold)) for hold in held if hold.kept is None]
+    opened += [hold_id for hold_id in raised if hold_id]
+    return [
+        audit.Entry(f"hold.{what}", hold_id, operation.district, by)
+        for what, ids in (("applied", applied), ("closed", closed), ("opened", opened))
+        for hold_id in ids
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -34,6 +34,8 @@ EXTRA_FRAMES = ("near_matches", "cut_chains", "recycled")
 """Frames of a MergedRoster that are kept with it but are no published tables."""
 NO_OPERATION = str(uuid.UUID(int=0))
 """What names an operation that is not opened: of a merge that is only looked at."""
+BEFORE = "before"
+"""Folder of an operation, and key of its summary: the rows of tables shared by all school years as they were before."""
 SEEN: dict[str, Kind] = {"first_seen": "timestamp"}
 
 
@@ -42,7 +44,8 @@ class Operation:
     """One merge of a district and school year. `epoch` rises with every one; `released` are the holds it lets through.
 
     `published_before`: school year -> epoch that the whole district had published when the merge read it. The merge
-    may be published only on top of exactly that.
+    may be published only on top of exactly that. `undoes`: see `undo`. `withheld`: integration -> fingerprints of its
+    snapshots that were undone, where the newest is one of them and what was published before was taken instead.
     """
 
     operation_id: str
@@ -56,6 +59,8 @@ class Operation:
     inputs: Mapping[str, Mapping[str, Any]]
     summary: Mapping[str, Any] | None
     path: str
+    undoes: str | None
+    withheld: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ class _Basis:
     fingerprint: str
     decided: str
     edited: int | None
+    withheld: Mapping[str, Sequence[str]]
 
 
 class MergeStore:
@@ -121,7 +127,7 @@ class MergeStore:
         `rules`: what is asked of this merge in particular. The guard's settings, the policies and what people edited are
         always part of it.
         """
-        found = self._snapshots.latest_good(school_year, district)
+        found, _ = self._to_merge(district, school_year)
         with self._engine.connect() as connection:
             released = guarding.released(connection, district, school_year)
             own = _rules(connection, district, school_year)
@@ -145,7 +151,15 @@ class MergeStore:
         year.
         """
         basis = self._basis(district, school_year, as_of=as_of, policies=policies, thresholds=thresholds)
-        operation = self._open(district, school_year, basis, run_id)
+        operation = self.open(
+            district,
+            school_year,
+            before=basis.published_before,
+            mark=basis.fingerprint,
+            inputs={one.integration: _used(one) for one in basis.found},
+            run_id=run_id,
+            withheld=basis.withheld,
+        )
         return Gathered(operation, self._inputs(basis, operation.operation_id), basis.decided, basis.edited)
 
     def preview(self, district: str, school_year: str) -> Preview:
@@ -167,7 +181,7 @@ class MergeStore:
         policies: Policies | None = None,
         thresholds: Thresholds | None = None,
     ) -> _Basis:
-        found = self._snapshots.latest_good(school_year, check_district(district))
+        found, withheld = self._to_merge(check_district(district), school_year)
         if not found:
             raise ConfigError(
                 f"No integration of {district} has a good snapshot for {school_year}.",
@@ -211,7 +225,7 @@ class MergeStore:
             calendar=calendar,
         )
         mark = self._fingerprint(district, found, released, [decided, *rules])
-        return _Basis(found, integrations, inputs, before, mark, decided, edited)
+        return _Basis(found, integrations, inputs, before, mark, decided, edited, withheld)
 
     def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
         records = self._records(basis.integrations, basis.found, basis.inputs.district)
@@ -219,7 +233,31 @@ class MergeStore:
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
         """Keep what the merge decided, for good, and mark the operation merged."""
-        operation = gathered.operation
+        operation, inputs = gathered.operation, gathered.inputs
+        waiting = [ruling.fingerprint for ruling in inputs.rulings.waiting]
+        self.keep(
+            operation,
+            merged,
+            released=inputs.released,
+            waiting=waiting,
+            decided=gathered.decided,
+            edited=gathered.edited,
+        )
+        crash_point("merge.frames_written")
+        self._mark(operation, "merged", merged.stats)
+        return self.get(operation.operation_id)
+
+    def keep(
+        self,
+        operation: Operation,
+        merged: MergedRoster,
+        *,
+        released: Collection[str],
+        waiting: Collection[str],
+        decided: str,
+        edited: int | None,
+    ) -> None:
+        """Write the frames of an operation and, last, what the decisions are that it goes by."""
         extra = {name: getattr(merged, name) for name in EXTRA_FRAMES}
         hashes = {
             name: self.files.write_frame(f"{operation.path}/{name}.parquet", frame)
@@ -232,10 +270,10 @@ class MergeStore:
                 "operation_id": operation.operation_id,
                 "files": hashes,
                 "rows": {name: frame.height for name, frame in merged.frames.items()},
-                "released": sorted(gathered.inputs.released),
-                "waiting": sorted(ruling.fingerprint for ruling in gathered.inputs.rulings.waiting),
-                "decided": gathered.decided,
-                "edited": gathered.edited,
+                "released": sorted(released),
+                "waiting": sorted(waiting),
+                "decided": decided,
+                "edited": edited,
                 "settled": list(merged.settled),
                 "held": [asdict(hold) for hold in merged.held],
                 "retired": dict(merged.retired),
@@ -243,9 +281,6 @@ class MergeStore:
                 "stats": asdict(merged.stats),
             },
         )
-        crash_point("merge.frames_written")
-        self._mark(operation, "merged", merged.stats)
-        return self.get(operation.operation_id)
 
     def read_merged(self, operation: Operation) -> MergedRoster:
         """What the merge decided. Raises DataError for a file that was changed since."""
@@ -265,10 +300,45 @@ class MergeStore:
             **extra,
         )
 
+    def kept(self, operation: Operation) -> bool:
+        """Whether what an operation decided is still in the data folder."""
+        return self.files.exists(f"{operation.path}/manifest.json")
+
+    def write_before(self, operation: Operation, before: Mapping[str, pl.DataFrame]) -> dict[str, str]:
+        """Keep the rows that an operation is about to change, as `bulk.apply` tells them; the hash of each table's."""
+        return {
+            name: self.files.write_frame(f"{operation.path}/{BEFORE}/{name}.parquet", frame, replace=True)
+            for name, frame in before.items()
+        }
+
+    def read_before(self, operation: Operation) -> dict[str, pl.DataFrame]:
+        """Raises DataError where a file is gone or was changed since."""
+        hashes: Mapping[str, str] = (operation.summary or {})[BEFORE]
+        return {
+            name: self.files.read_frame(f"{operation.path}/{BEFORE}/{name}.parquet", expected)
+            for name, expected in hashes.items()
+        }
+
     def manifest(self, operation: Operation) -> dict[str, Any]:
         """`files` (table -> hash), `rows`, `released`, `waiting`, `decided`, `edited`, `settled`, `held`, `retired`,
         `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
+
+    def resting_on(self, connection: Connection, operation: Operation) -> str:
+        """The fingerprint of a roster that rests on an operation's inputs, with every decision of now but for holds that
+        were released and not let through yet."""
+        district, school_year = operation.district, operation.school_year
+        found = [self._snapshots.get(read["snapshot_id"]) for read in operation.inputs.values()]
+        rules = [decisions.mark(connection, district), *_rules(connection, district, school_year)]
+        return self._fingerprint(district, found, frozenset(), rules)
+
+    def changed_inputs(self, operation: Operation, before: Operation) -> dict[str, str]:
+        """Integration -> fingerprint of the snapshots that one operation has and the one before it had not."""
+        marks, old = ({key: self._mark_of(read) for key, read in it.inputs.items()} for it in (operation, before))
+        return {key: mark for key, mark in marks.items() if old.get(key) != mark}
+
+    def _mark_of(self, read: Mapping[str, Any]) -> str:
+        return fingerprint([self._snapshots.get(read["snapshot_id"])])
 
     def fail(self, operation: Operation) -> None:
         """Say that the merge of an operation failed; it will not be published."""
@@ -284,6 +354,8 @@ class MergeStore:
         condition = (sync_operations.c.district == district) & (sync_operations.c.school_year == school_year)
         if status is not None:
             condition &= sync_operations.c.status == status
+        else:  # an undo that was not finished is nothing to go on with
+            condition &= sync_operations.c.undoes.is_(None) | (sync_operations.c.status == "published")
         query = select(sync_operations).where(condition).order_by(sync_operations.c.epoch.desc()).limit(1)
         with self._engine.connect() as connection:
             row = connection.execute(query).one_or_none()
@@ -317,13 +389,34 @@ class MergeStore:
                 parts[entity].append(frame.with_columns(**origin))
         return {entity: pl.concat(frames) for entity, frames in parts.items()}
 
-    def _open(
+    def _to_merge(self, district: str, school_year: str) -> tuple[list[Snapshot], dict[str, Sequence[str]]]:
+        """The snapshots a merge is made of: the newest good ones, but for those that were undone and did not change
+        since, instead of which it takes what is published. And those, as `Operation.withheld`."""
+        latest = self._snapshots.latest_good(school_year, district)
+        published = self.newest(district, school_year, "published")
+        if published is None or not published.withheld:
+            return latest, {}
+        marks = {one.integration: fingerprint([one]) for one in latest}
+        withheld = {key: undone for key, undone in published.withheld.items() if marks.get(key) in undone}
+        instead = [
+            self._snapshots.get(published.inputs[key]["snapshot_id"]) for key in withheld if key in published.inputs
+        ]
+        rest = [one for one in latest if one.integration not in withheld]
+        return sorted([*rest, *instead], key=lambda one: one.integration), withheld
+
+    def open(
         self,
         district: str,
         school_year: str,
-        basis: _Basis,
-        run_id: str | None,
+        *,
+        before: Mapping[str, int],
+        mark: str,
+        inputs: Mapping[str, Mapping[str, object]],
+        run_id: str | None = None,
+        undoes: str | None = None,
+        withheld: Mapping[str, Sequence[str]],
     ) -> Operation:
+        """Begin an operation; it has its epoch from then on, whatever becomes of it."""
         operation_id = str(uuid.uuid4())
         same = (sync_operations.c.district == district) & (sync_operations.c.school_year == school_year)
         with self._engine.begin() as connection:
@@ -335,13 +428,15 @@ class MergeStore:
                     district=district,
                     school_year=school_year,
                     epoch=last + 1,
-                    base_epoch=basis.published_before.get(school_year, 0),
-                    published_before=dict(basis.published_before),
+                    base_epoch=before.get(school_year, 0),
+                    published_before=dict(before),
                     status="merging",
-                    fingerprint=basis.fingerprint,
-                    inputs={one.integration: _used(one) for one in basis.found},
+                    fingerprint=mark,
+                    inputs=dict(inputs),
                     path=f"merged/{district}/{school_year}/{last + 1}",
                     run_id=run_id,
+                    undoes=undoes,
+                    withheld=dict(withheld),
                 )
             )
             return read_operation(connection, operation_id)

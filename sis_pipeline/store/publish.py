@@ -3,10 +3,11 @@ What is applied was decided by the merge; how frames become rows is in `bulk`.""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import polars as pl
 from sqlalchemy import Connection, Engine, func, select, text, update
 
 from sis_pipeline.connect.errors import InternalError, TransientError
@@ -18,7 +19,7 @@ from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import bulk, decisions, holds, identity, survivorship
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.locks import lock_district
-from sis_pipeline.store.merged import MergeStore, Operation, published_epochs, read_operation, scope_of
+from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
 
 TIMEOUTS = {"statement_timeout": "30min", "idle_in_transaction_session_timeout": "5min", "lock_timeout": "10min"}
 
@@ -43,6 +44,11 @@ class Published:
         return sum(one.written for one in self.applied.values())
 
     @property
+    def counts(self) -> dict[str, object]:
+        """What the audit log says of it."""
+        return {"changes": self.changes, "held": self.held, "written": self.written}
+
+    @property
     def unchanged(self) -> bool:
         return self.written == 0
 
@@ -58,9 +64,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
     manifest = store.manifest(operation)
     released = frozenset(manifest["released"])
     with engine.begin() as connection:
-        for name, value in TIMEOUTS.items():
-            connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
-        lock_district(connection, operation.district)
+        begin_writing(connection, operation.district)
         found = read_operation(connection, operation.operation_id, lock=True)
         if found.status == "published":
             return _already(found)
@@ -77,7 +81,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
                 details=details,
             )
         else:
-            published = _publish(connection, found, merged, released, actor)
+            published = _publish(connection, store, found, merged, released=released, actor=actor)
             crash_point("publish.before_commit")
     if not outdated:
         crash_point("publish.after_commit")
@@ -87,6 +91,13 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         advice="Nothing was changed. Merge the district again; the next merge starts from what is published now.",
         operation_id=operation.operation_id,
     )
+
+
+def begin_writing(connection: Connection, district: str) -> None:
+    """The limits of a publication's transaction, and the district for itself."""
+    for name, value in TIMEOUTS.items():
+        connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
+    lock_district(connection, district)
 
 
 def _outdated(connection: Connection, operation: Operation, manifest: Mapping[str, Any]) -> str | None:
@@ -114,42 +125,95 @@ def _outdated(connection: Connection, operation: Operation, manifest: Mapping[st
     return "somebody edited students since" if edited != manifest.get("edited") else None
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written to the tables of a district. `before`: by table, the rows that every school year shares as they
+    were, where the operation can be undone. `who`: what was done to students, for the audit log."""
+
+    applied: Mapping[str, Applied]
+    changes: Mapping[str, int]
+    before: Mapping[str, pl.DataFrame]
+    who: Sequence[audit.Entry]
+
+
 def _publish(
-    connection: Connection, operation: Operation, merged: MergedRoster, released: frozenset[str], actor: str | None
+    connection: Connection,
+    store: MergeStore,
+    operation: Operation,
+    merged: MergedRoster,
+    *,
+    released: frozenset[str],
+    actor: str | None,
 ) -> Published:
+    written = write(connection, operation, merged)
+    decided = holds.record(connection, operation, merged.held, released)
+    published = mark_published(connection, store, operation, merged, written)
+    details = {"school_year": operation.school_year, "epoch": operation.epoch, **published.counts}
+    entry = audit.Entry("roster.publish", operation.operation_id, operation.district, details)
+    audit.append_all(connection, [entry, *written.who, *decided], actor=actor)
+    return published
+
+
+def write(connection: Connection, operation: Operation, merged: MergedRoster, *, whole: bool = False) -> Written:
+    """Bring the tables of a district to what an operation says. `whole`: its frames of tables that all school years
+    share have every row of the district, and rows that they lack go."""
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
     survivorship.begin_publishing(connection)
     who = identity.record(connection, operation, merged)
-    applied = {name: _apply(connection, operation, merged, name) for name in MERGED if name in merged.frames}
+    before: dict[str, pl.DataFrame] = {}
+    applied = {
+        name: _apply(connection, operation, merged, name, before, whole=whole)
+        for name in MERGED
+        if name in merged.frames
+    }
     survivorship.settle(connection, merged.settled)
-    decided = holds.record(connection, operation, merged.held, released)
-    changes = _new_changes(connection, operation, started)
+    return Written(applied, _new_changes(connection, operation, started), before, who)
+
+
+def mark_published(
+    connection: Connection, store: MergeStore, operation: Operation, merged: MergedRoster, written: Written
+) -> Published:
+    """Say of an operation that it is published, and what it did."""
     held = sum(hold.removals for hold in merged.held)
     summary = {
         **asdict(merged.stats),
-        "applied": {name: asdict(one) for name, one in applied.items()},
-        "changes": changes,
+        "applied": {name: asdict(one) for name, one in written.applied.items()},
+        "changes": written.changes,
         "held": held,
     }
+    if operation.base_epoch:
+        summary[BEFORE] = store.write_before(operation, written.before)
     _mark(connection, operation, "published", summary)
     _supersede_earlier(connection, operation)
-    details = {"school_year": operation.school_year, "epoch": operation.epoch, "changes": changes, "held": held}
-    written = {"written": sum(one.written for one in applied.values())}
-    published = audit.Entry("roster.publish", operation.operation_id, operation.district, details | written)
-    audit.append_all(connection, [published, *who, *decided], actor=actor)
-    return Published(operation.operation_id, applied, changes, held)
+    return Published(operation.operation_id, written.applied, written.changes, held)
 
 
-def _apply(connection: Connection, operation: Operation, merged: MergedRoster, name: str) -> Applied:
+def _apply(
+    connection: Connection,
+    operation: Operation,
+    merged: MergedRoster,
+    name: str,
+    before: dict[str, pl.DataFrame],
+    *,
+    whole: bool,
+) -> Applied:
     table, frame, way = MERGED[name], merged.frames[name], PUBLICATION[name]
     scope = scope_of(table, operation.district, operation.school_year)
     if way == "append":
         return bulk.append(connection, table, frame, scope=scope)
-    applied = bulk.apply(connection, table, frame, scope=scope, delete_absent=way == "year")
+    if way == "year":
+        return bulk.apply(connection, table, frame, scope=scope, delete_absent=True)
+    kept: list[pl.DataFrame] = []
+    keep = kept.append if operation.base_epoch else None
+    applied = bulk.apply(connection, table, frame, scope=scope, delete_absent=whole, keep=keep)
     retired = {"students": ("student_id", merged.retired), "staff": ("staff_id", merged.retired_staff)}
     if name in retired:
         column, gone = retired[name]
+        if keep and gone:
+            keep(bulk.read_named(connection, table, column, sorted(gone), scope=scope))
         applied += Applied(deleted=bulk.delete(connection, table, column, sorted(gone), scope=scope))
+    if applied.written and kept:
+        before[name] = pl.concat(kept)
     return applied
 
 

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from sis_pipeline.connect.errors import ConfigError
@@ -153,12 +153,18 @@ def begin_publishing(connection: Connection) -> None:
 
 def settle(connection: Connection, numbers: Sequence[int]) -> None:
     """Say of edits that the systems agree with them: from now on the systems are believed again."""
+    _settled(connection, numbers, student_edits.c.settled_at.is_(None), text(f"{SCHEMA}.clock()"))
+
+
+def unsettle(connection: Connection, numbers: Sequence[int]) -> None:
+    """Take that back: what the systems said was undone."""
+    _settled(connection, numbers, student_edits.c.settled_at.is_not(None), None)
+
+
+def _settled(connection: Connection, numbers: Sequence[int], condition: ColumnElement[bool], when: Any) -> None:
     if numbers:
-        connection.execute(
-            update(student_edits)
-            .where(student_edits.c.edit.in_(numbers), student_edits.c.settled_at.is_(None))
-            .values(settled_at=text(f"{SCHEMA}.clock()"))
-        )
+        same = student_edits.c.edit.in_(numbers) & condition
+        connection.execute(update(student_edits).where(same).values(settled_at=when))
 
 
 def _typed(value: Any, dtype: pl.DataType) -> Any:

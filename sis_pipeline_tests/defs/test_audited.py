@@ -58,6 +58,7 @@ ACTIONS = {
     "policy.set": "a person changes whose values a district publishes",
     "roster.publish": "a merge was published",
     "roster.superseded": "a merge came too late and was not published",
+    "roster.undo": "a person put a roster back to what it was before a publication",
     "school.close": "a person declares that a school closes",
     "school.open": "a person declares that a school opens",
     "student.merged": "a merge found two students to be one",
@@ -79,8 +80,8 @@ ACTIONS = {
 
 LOOKS = {
     "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "doctor", "guard show",
-    "holds list", "holds show", "policy check", "policy show",
-    "integration list", "integration show", "links review", "links show", "providers", "students show", "tokens status", "version",
+    "holds list", "holds show", "integration list", "integration show", "links review", "links show", "operations list",
+    "operations show", "policy check", "policy show", "providers", "students show", "tokens status", "version",
 }  # fmt: skip
 """Commands that change nothing of the installation."""
 OUTSIDE = {"db stop", "sandbox day", "sandbox serve", "up"}
@@ -120,6 +121,7 @@ CHANGES = {
     "tokens retire-key": {"token.retire_key"},
     "tokens revoke": {"token.revoke"},
     "tokens rotate-keys": {"token.rotate_key"},
+    "undo": {"roster.undo", "hold.opened", "hold.closed", "hold.applied", "student.merged", "student.restored"},
 }
 """Commands that change something, and how that is noted."""
 

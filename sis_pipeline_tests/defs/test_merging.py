@@ -6,6 +6,7 @@ import pytest
 
 from sis_pipeline.db.tables import guard_settings
 from sis_pipeline.defs.merging import merge_districts, publish_districts
+from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.defs.conftest import Installation
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student
 
@@ -55,6 +56,23 @@ def test_a_merge_whose_process_died_is_closed_by_the_next_publication(published:
     good_snapshot(published.roster.snapshots, students=[sis_student("7"), sis_student("8", first_name="Grace")])
     assert merge_and_publish(published) == [None, None]
     assert statuses(published) == ["published", "superseded", "published"]
+
+
+def test_what_was_undone_is_left_out_and_said_to_be(published: Installation) -> None:
+    roster, heard = published.roster, list[str]()
+    good_snapshot(roster.snapshots, students=[sis_student("7"), sis_student("8", first_name="Grace")])
+    assert merge_and_publish(published) == [None, None]
+    wrong = published.scalar("select operation_id from sis.sync_operations where epoch = 2")
+    Undoing(roster.engine, roster.merges).undo(str(wrong), "ada", "the extract was another district's")
+    merge_districts(roster, YEAR, "run", heard.append)
+    [done] = publish_districts(roster, YEAR, "run", unheard)
+    assert "What lincoln-ps says was undone, and is left out" in heard[0]
+    assert (done.trouble, done.miscounted, done.summary()["left_out"]) == (None, (), ["lincoln-ps"])
+    assert published.scalar("select count(*) from sis.students") == 1
+    good_snapshot(roster.snapshots, students=[sis_student("7"), sis_student("9", first_name="Alan")])
+    assert merge_and_publish(published) == [None, None]
+    assert statuses(published) == ["published"] * 4
+    assert published.scalar("select count(*) from sis.students") == 2
 
 
 def test_broken_settings_of_one_district_stop_no_other(published: Installation) -> None:

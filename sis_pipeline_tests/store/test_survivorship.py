@@ -16,6 +16,7 @@ from sis_pipeline.roster.policies import Policies
 from sis_pipeline.store.conflicts import Conflicts
 from sis_pipeline.store.publish import SupersededError, publish
 from sis_pipeline.store.survivorship import Survivorship
+from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student
 
 BY = {"actor": "ada", "reason": "the registrar keeps the phone list"}
@@ -292,3 +293,33 @@ def test_a_preview_opens_no_operation(database, merges, roster):
     assert merge_district(merges.preview("lincoln", YEAR).inputs).frames["students"].height == 1
     assert rows(database, "select count(*) from sis.sync_operations") == before
     assert merges.published_years("lincoln") == [YEAR]
+
+
+def test_an_undo_is_no_edit_and_lets_an_edit_stand_again_that_the_systems_had_come_to_say(
+    database, snapshots, merges, policies, roster
+):
+    policies.set("lincoln", {"phone": "local_wins"}, **BY)
+    edit(database, phone="(201) 555-0142")
+    roster()
+    read_again(snapshots, phone="(201) 555-0142")
+    agreed = roster()
+    settled = "select count(*), count(settled_at) from sis.student_edits"
+    assert rows(database, settled) == [(1, 1)]
+
+    Undoing(database, merges).undo(agreed.operation_id, "ada", "the extract was of another year")
+    assert (rows(database, settled), value(database)) == ([(1, 0)], "(201) 555-0142")
+    assert merges.stale_districts(YEAR) == []
+
+    read_again(snapshots, phone="(201) 555-0199")
+    roster()
+    assert value(database) == "(201) 555-0142"
+
+
+def test_an_undone_undo_settles_the_edit_again(database, snapshots, merges, policies, roster):
+    policies.set("lincoln", {"phone": "local_wins"}, **BY)
+    edit(database, phone="(201) 555-0142")
+    roster()
+    read_again(snapshots, phone="(201) 555-0142")
+    undone = Undoing(database, merges).undo(roster().operation_id, "ada", "too early")
+    Undoing(database, merges).undo(undone.operation_id, "ada", "it was right")
+    assert rows(database, "select count(*), count(settled_at) from sis.student_edits") == [(1, 1)]
