@@ -12,6 +12,7 @@ from sis_pipeline.cli import (
     database,
     demo,
     doctor,
+    erasing,
     exports,
     guard,
     health,
@@ -72,6 +73,7 @@ app.command("sync")(sync.sync)
 app.command("backfill")(sync.backfill)
 app.command("maintenance")(maintenance.maintenance)
 app.command("undo")(operations.undo)
+app.command("erase")(erasing.erase)
 app.add_typer(health.app, name="health")
 app.add_typer(keys.app, name="keys")
 app.add_typer(integrations.app, name="integration")

@@ -576,3 +576,26 @@ encryption_keys = Table(
     _stamp("created_at", "when the key was first used"),
     comment="Which keys seal the tokens, with a canary each.",
 )
+
+erasures = Table(
+    "erasures",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("erasure_id", UUID(as_uuid=False), primary_key=True, comment="the erasure"),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student that was erased"),
+    SqlColumn(
+        "student_ids", JSONB, nullable=False, comment="every id the student had; emptied when the erasure is done"
+    ),
+    SqlColumn(
+        "records",
+        JSONB,
+        nullable=False,
+        comment="[integration, sis_id] to be erased from files; emptied when the erasure is done",
+    ),
+    SqlColumn("erased_by", Text, nullable=False, comment="who erased"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("begun_at", "when the tables were emptied of the student"),
+    SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the files were, too"),
+    Index("ix_erasures_district", "district", "begun_at"),
+    comment="Students that were erased: who asked and when, and nothing of the student but the id we had given.",
+)

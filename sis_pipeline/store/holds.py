@@ -263,6 +263,23 @@ def _keys(rows: Sequence[HeldRow]) -> list[guard.Key]:
     return [tuple(row.key) for row in rows]
 
 
+def without_students(connection: Connection, district: str, student_ids: frozenset[str]) -> int:
+    """Take students out of every hold, whatever became of it; how many holds had them. One that holds nobody else is over."""
+    query = select(holds).where(holds.c.district == district).with_for_update()
+    found = [_stored(row) for row in connection.execute(query)]
+    named = [one for one in found if any(student_ids & set(key) for key in one.rows)]
+    for one in named:
+        rest = [row for row in one.held() if not student_ids & set(row.key)]
+        rows = [list(key) for key in one.rows if not student_ids & set(key)]
+        removals = _counted(one, rest) if one.parts else {**one.removals, "removals": len(rows)}
+        values: dict[str, Any] = {"removals": removals, "rows": rows}
+        if not rows and one.status in {"open", "released"}:
+            over = "nobody is left in it"
+            values |= {"status": "discarded", "decided_by": PIPELINE, "decided_reason": over, "decided_at": NOW}
+        connection.execute(update(holds).where(holds.c.hold_id == one.hold_id).values(**values))
+    return len(named)
+
+
 def released(connection: Connection, district: str, school_year: str) -> frozenset[str]:
     """Fingerprints of the released holds, locked until the transaction ends so that none is taken back meanwhile."""
     query = select(holds.c.fingerprint).where(

@@ -15,7 +15,7 @@ import polars as pl
 from sqlalchemy import Connection, Engine, Row, func, select, update
 
 from sis_pipeline import __version__
-from sis_pipeline.connect.errors import ConfigError, InternalError
+from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
@@ -285,6 +285,12 @@ class MergeStore:
     def read_merged(self, operation: Operation) -> MergedRoster:
         """What the merge decided. Raises DataError for a file that was changed since."""
         manifest = self.manifest(operation)
+        if manifest.get("erased"):
+            raise DataError(
+                f"The frames of operation {operation.operation_id} were deleted because a student was erased.",
+                code="data.erased",
+                advice="Merge the district again; the next merge starts from what is published now.",
+            )
         frames = {
             name: self.files.read_frame(f"{operation.path}/{name}.parquet", expected)
             for name, expected in manifest["files"].items()
@@ -302,7 +308,8 @@ class MergeStore:
 
     def kept(self, operation: Operation) -> bool:
         """Whether what an operation decided is still in the data folder."""
-        return self.files.exists(f"{operation.path}/manifest.json")
+        path = f"{operation.path}/manifest.json"
+        return self.files.exists(path) and not self.files.read_json(path).get("erased")
 
     def write_before(self, operation: Operation, before: Mapping[str, pl.DataFrame]) -> dict[str, str]:
         """Keep the rows that an operation is about to change, as `bulk.apply` tells them; the hash of each table's."""

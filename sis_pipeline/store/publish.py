@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, func, select, text, update
 from sis_pipeline.connect.errors import InternalError, TransientError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db import audit
-from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
+from sis_pipeline.db.tables import SCHEMA, erasures, roster_tables, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import bulk, decisions, holds, identity, survivorship
@@ -68,7 +68,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         found = read_operation(connection, operation.operation_id, lock=True)
         if found.status == "published":
             return _already(found)
-        outdated = _outdated(connection, found, manifest)
+        outdated = _erased_since(connection, found) or _outdated(connection, found, manifest)
         if outdated:
             _mark(connection, found, "superseded", {**(found.summary or {}), "superseded": outdated})
             details = {"school_year": found.school_year, "epoch": found.epoch, "reason": outdated}
@@ -123,6 +123,12 @@ def _outdated(connection: Connection, operation: Operation, manifest: Mapping[st
         return "somebody decided since who is who"
     edited = survivorship.last_edit(connection, operation.district, operation.school_year)
     return "somebody edited students since" if edited != manifest.get("edited") else None
+
+
+def _erased_since(connection: Connection, operation: Operation) -> str | None:
+    begun = select(sync_operations.c.started_at).where(sync_operations.c.operation_id == operation.operation_id)
+    later = (erasures.c.district == operation.district) & (erasures.c.begun_at >= begun.scalar_subquery())
+    return "a student was erased since" if connection.scalar(select(select(erasures).where(later).exists())) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,6 +315,12 @@ class SnapshotStore:
                 code="config.no_snapshot",
             )
         manifest = self.files.read_json(f"{snapshot.path}/manifest.json")
+        if manifest.get("erased"):
+            raise DataError(
+                f"The raw pages of snapshot {snapshot_id} of {snapshot.integration} were deleted because a student was erased.",
+                code="data.erased",
+                advice="It can't be decoded again; sync again.",
+            )
         kept = {
             name: [KeptPage(**page) for page in resource["pages"]] for name, resource in manifest["resources"].items()
         }

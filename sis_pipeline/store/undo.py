@@ -120,11 +120,11 @@ class Undoing:
                 "it was published by an earlier version, which did not keep what was there before",
                 "The next sync publishes what the systems say by then.",
             )
-        if not self._merges.kept(before):
+        if not (self._merges.kept(before) and self._merges.kept(found)):
             raise _refused(
                 found,
                 f"the merge of operation {before.operation_id}, which it would go back to, was deleted",
-                "What is older than the retention can't be brought back; correct it in the SIS, and sync.",
+                "What was there before a student was erased, or is older than the retention, can't be brought back; correct it in the SIS, and sync.",
             )
         return Step(found, before, last)
 

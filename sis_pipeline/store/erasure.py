@@ -1,0 +1,460 @@
+"""Erasing a student: every row of ours in one transaction, then every file in the data folder, until nothing is left.
+What a source delivers afterwards is not kept out here; exports and backups are outside of what this can reach."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import distinct_on
+
+from sis_pipeline.connect.errors import ConfigError, InternalError
+from sis_pipeline.crashpoints import crash_point
+from sis_pipeline.db import audit
+from sis_pipeline.db.tables import (
+    SCHEMA,
+    conflict_decisions,
+    erasures,
+    holds,
+    integrations,
+    metadata,
+    quarantine,
+    roster_tables,
+    snapshot_pages,
+    snapshots,
+    student_aliases,
+    sync_operations,
+)
+from sis_pipeline.roster.model import ENTITIES
+from sis_pipeline.store import survivorship
+from sis_pipeline.store.files import DataFolder
+from sis_pipeline.store.holds import without_students
+from sis_pipeline.store.locks import integration_lock
+from sis_pipeline.store.merged import BEFORE
+from sis_pipeline.store.publish import begin_writing
+from sis_pipeline.store.snapshots import GOOD
+
+Record = tuple[str, str]
+PERSON = ("student_id", "other_student_id", "person_id", "alias_id")
+"""Columns of our tables and frames that hold a student's id."""
+BY_RECORD = ("student_links", "student_sources", "near_matches", "identity_decisions")
+"""Tables whose integration and sis_id name a student's record, and not an enrollment's or a section's."""
+NOW = text(f"{SCHEMA}.clock()")
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom an erasure is about: the ids we gave, those merged away among them, and the records in the systems."""
+
+    district: str
+    student_id: str
+    ids: tuple[str, ...]
+    records: tuple[Record, ...]
+
+    def sis_ids(self, integration: str) -> list[str]:
+        return [sis_id for key, sis_id in self.records if key == integration]
+
+    @property
+    def integrations(self) -> list[str]:
+        return sorted({key for key, _ in self.records})
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is of a student. `tables`: rows by table; `holds` are changed, not deleted. `rows`: in snapshots, by
+    entity. `files`: to be deleted or written anew, by layer. `delivered_by`: integrations that still deliver the student."""
+
+    student_id: str
+    district: str
+    merged_from: str | None
+    tables: Mapping[str, int]
+    rows: Mapping[str, int]
+    files: Mapping[str, int]
+    delivered_by: tuple[str, ...]
+    erasure_id: str | None = None
+
+
+class Erasing:
+    """Erases students of this installation."""
+
+    def __init__(self, engine: Engine, files: DataFolder) -> None:
+        self._engine = engine
+        self._files = files
+
+    def plan(self, student_id: str) -> Found:
+        """What `erase` would erase; nothing is changed. Raises ConfigError for an id that no student has."""
+        with self._engine.connect() as connection:
+            subject = _subject(connection, student_id)
+            return self._found(connection, subject, student_id)
+
+    def erase(self, student_id: str, actor: str, reason: str, *, force: bool = False) -> Found:
+        """Erase a student for good. Broken off, it is finished by calling it again.
+
+        Raises ConfigError without a reason, for an unknown id and, unless `force`, where a system still delivers the
+        student; AlreadyRunningError while an integration that knows the student is being read.
+        """
+        if not (reason.strip() and actor.strip()):
+            raise ConfigError(
+                "An erasure needs who erases and why.",
+                code="config.erasure_reason",
+                advice="Give both, and run it again.",
+            )
+        with self._engine.connect() as connection:
+            subject = _subject(connection, student_id)
+            found = self._found(connection, subject, student_id)
+        if found.delivered_by and not force:
+            raise ConfigError(
+                f"Student {subject.student_id} is still delivered by {', '.join(found.delivered_by)}.",
+                code="config.still_delivered",
+                advice="Delete the record in that system and sync first: a system that still has it brings the student "
+                "back. --force erases all the same.",
+            )
+        with self._nobody_reading(subject):
+            erasure_id = self._erase_rows(subject, actor, reason)
+            crash_point("erase.rows_gone")
+            with self._engine.connect() as connection:  # what was linked while this waited for its turn is in there
+                subject = _under_way(connection, subject.student_id) or subject
+            for _ in self._file_work(subject, erasure_id, do=True):
+                crash_point("erase.file_done")
+            self._finish(subject, erasure_id, actor)
+        return replace(found, erasure_id=erasure_id)
+
+    def _found(self, connection: Connection, subject: Subject, asked: str) -> Found:
+        rows: Counter[str] = Counter()
+        files: Counter[str] = Counter()
+        for layer, name, count in self._file_work(subject, None, do=False):
+            files[layer] += 1
+            if layer in {"roster", "quarantine"}:
+                rows[name] += count
+        tables = {name: number for name, number in _counts(connection, subject).items() if number}
+        merged_from = asked if asked != subject.student_id else None
+        delivered = self._delivered_by(connection, subject)
+        return Found(subject.student_id, subject.district, merged_from, tables, dict(rows), dict(files), delivered)
+
+    def _delivered_by(self, connection: Connection, subject: Subject) -> tuple[str, ...]:
+        """Registered integrations whose link to the student is active, or whose newest good snapshot has the record."""
+        links = roster_tables["student_links"]
+        registered = set(connection.scalars(select(integrations.c.key)))
+        active = select(links.c.integration).where(links.c.student_id.in_(subject.ids), links.c.active)
+        found = set(connection.scalars(active))
+        newest = (
+            select(snapshots.c.integration, snapshots.c.school_year, snapshots.c.snapshot_id)
+            .ext(distinct_on(snapshots.c.integration))
+            .where(snapshots.c.integration.in_(subject.integrations), snapshots.c.verdict.in_(GOOD))
+            .order_by(snapshots.c.integration, snapshots.c.started_at.desc())
+        )
+        for row in connection.execute(newest):
+            path = f"roster/{row.integration}/{row.school_year}/{row.snapshot_id}/students.parquet"
+            if (
+                self._files.exists(path)
+                and self._files.read_frame(path).filter(pl.col("sis_id").is_in(subject.sis_ids(row.integration))).height
+            ):
+                found.add(row.integration)
+        return tuple(sorted(found & registered))
+
+    @contextmanager
+    def _nobody_reading(self, subject: Subject) -> Iterator[None]:
+        query = select(snapshots.c.integration, snapshots.c.school_year).distinct()
+        mine = query.where(snapshots.c.integration.in_(subject.integrations))
+        with self._engine.connect() as connection:
+            readings = sorted(tuple(row) for row in connection.execute(mine))
+        with ExitStack() as locks:
+            for integration, school_year in readings:
+                locks.enter_context(integration_lock(self._engine, integration, school_year))
+            yield
+
+    def _erase_rows(self, known: Subject, actor: str, reason: str) -> str:
+        """Every row, in one transaction with the note of what is left to do; the erasure's id. An erasure under way is gone
+        on with."""
+        with self._engine.begin() as connection:
+            begin_writing(connection, known.district)
+            begun = _row_under_way(connection, known.student_id)
+            if begun is not None:
+                return str(begun.erasure_id)
+            subject = _subject(connection, known.student_id)
+            others = _doubted_with(connection, subject)
+            deleted = {table.name: _delete(connection, table, subject) for table in _tables()}
+            deleted[holds.name] = without_students(connection, subject.district, frozenset(subject.ids))
+            _no_doubt_left(connection, subject.district, others)
+            _build_no_more(connection, subject)
+            open_merges = (sync_operations.c.district == subject.district) & sync_operations.c.status.in_(
+                ("merging", "merged")
+            )
+            connection.execute(update(sync_operations).where(open_merges).values(status="superseded"))
+            erasure_id = str(uuid.uuid4())
+            connection.execute(
+                erasures.insert().values(
+                    district=subject.district,
+                    erasure_id=erasure_id,
+                    student_id=subject.student_id,
+                    student_ids=list(subject.ids),
+                    records=[list(record) for record in subject.records],
+                    erased_by=actor,
+                    reason=reason,
+                )
+            )
+            details = {"erasure_id": erasure_id, "reason": reason, "rows": {k: n for k, n in deleted.items() if n}}
+            audit.append(
+                connection, "student.erase", subject.student_id, district=subject.district, actor=actor, details=details
+            )
+            return erasure_id
+
+    def _finish(self, subject: Subject, erasure_id: str, actor: str) -> None:
+        """Prove that nothing is left, and forget the ids. Raises InternalError where something is."""
+        with self._engine.begin() as connection:
+            begin_writing(connection, subject.district)
+            left = {name: number for name, number in _counts(connection, subject).items() if number}
+            left |= Counter(layer for layer, _, _ in self._file_work(subject, None, do=False))
+            if left:
+                raise InternalError(
+                    f"Something of student {subject.student_id} is still in {', '.join(sorted(left))}: it came while the "
+                    "erasure was under way. Run the command again.",
+                    code="internal.erasure",
+                )
+            row = erasures.c.erasure_id == erasure_id
+            connection.execute(update(erasures).where(row).values(student_ids=[], records=[], finished_at=NOW))
+            details = {"erasure_id": erasure_id}
+            audit.append(
+                connection,
+                "student.erased",
+                subject.student_id,
+                district=subject.district,
+                actor=actor,
+                details=details,
+            )
+
+    def _file_work(self, subject: Subject, erasure_id: str | None, *, do: bool) -> Iterator[tuple[str, str, int]]:
+        """(layer, entity or file, rows) of every file that holds, or may hold, the student; `do`: erase it first."""
+        with self._engine.connect() as connection:
+            read = connection.execute(
+                select(snapshots)
+                .where(snapshots.c.integration.in_(subject.integrations))
+                .order_by(snapshots.c.started_at)
+            ).all()
+            merges = connection.execute(
+                select(sync_operations).where(sync_operations.c.district == subject.district)
+                .order_by(sync_operations.c.epoch)
+            ).all()  # fmt: skip
+            since = connection.scalar(
+                select(erasures.c.begun_at).where(
+                    erasures.c.district == subject.district,
+                    erasures.c.student_id == subject.student_id,
+                    erasures.c.finished_at.is_(None),
+                )
+            )
+        for row in read:
+            if since is None or row.started_at <= since:
+                yield from self._raw(row, erasure_id, do=do)
+            yield from self._frames(row, subject, do=do)
+        for row in merges:
+            if since is None or row.started_at <= since:
+                yield from self._merge(row, subject, erasure_id, do=do)
+
+    def _raw(self, row: Any, erasure_id: str | None, *, do: bool) -> Iterator[tuple[str, str, int]]:
+        """A page can't be trusted to name whom it is about, so all of an integration that knows the student go."""
+        path = row.path
+        pages = [
+            f"{folder}/{file}"
+            for folder in self._files.names(path)
+            if "." not in folder
+            for file in self._files.names(f"{path}/{folder}")
+        ]
+        if do and pages and self._files.exists(f"{path}/{MANIFEST}"):
+            self._mark(path, erasure_id)
+        for page in pages:
+            if do:
+                self._files.delete(f"{path}/{page}")
+            yield "raw", page, 0
+
+    def _frames(self, row: Any, subject: Subject, *, do: bool) -> Iterator[tuple[str, str, int]]:
+        for layer, counts in (("roster", "rows"), ("quarantine", "quarantined")):
+            folder = f"{layer}/{row.integration}/{row.school_year}/{row.snapshot_id}"
+            for file in self._files.names(folder):
+                entity = file.removesuffix(".parquet")
+                frame = self._files.read_frame(f"{folder}/{file}")
+                is_mine = _of_student(entity, frame, subject.sis_ids(row.integration))
+                mine, rest = frame.filter(is_mine), frame.filter(~is_mine)
+                if mine.is_empty():
+                    continue
+                if do:
+                    self._files.write_frame(f"{folder}/{file}", rest, replace=True)
+                    numbers = mine["row"].to_list() if layer == "quarantine" else []
+                    self._recount(row.snapshot_id, counts, entity, rest.height, numbers)
+                yield layer, entity, mine.height
+
+    def _recount(self, snapshot_id: str, column: str, entity: str, rows: int, quarantined: Sequence[int]) -> None:
+        """The hash of the frames stays: nothing that is published changes because of what is gone from both."""
+        counted = func.jsonb_set(snapshots.c[column], text("cast(:entity as text[])").bindparams(entity=[entity]), func.to_jsonb(rows))
+        with self._engine.begin() as connection:
+            query = update(snapshots).where(snapshots.c.snapshot_id == snapshot_id, snapshots.c[column].is_not(None))
+            connection.execute(query.values({column: counted}))
+            connection.execute(
+                delete(quarantine).where(
+                    quarantine.c.snapshot_id == snapshot_id,
+                    quarantine.c.entity == entity,
+                    quarantine.c.row.in_(quarantined),
+                )
+            )
+
+    def _merge(self, row: Any, subject: Subject, erasure_id: str | None, *, do: bool) -> Iterator[tuple[str, str, int]]:
+        """All frames of a district's merges go; its manifest keeps what they counted, without the student."""
+        frames = [file for file in self._files.names(row.path) if file.endswith(".parquet")]
+        before = [f"{BEFORE}/{file}" for file in self._files.names(f"{row.path}/{BEFORE}")]
+        if do and frames and self._files.exists(f"{row.path}/{MANIFEST}"):
+            manifest = self._files.read_json(f"{row.path}/{MANIFEST}")
+            if not manifest.get("erased"):
+                rows = {
+                    name: number - self._rows_of(f"{row.path}/{name}.parquet", subject)
+                    for name, number in manifest["rows"].items()
+                }
+                self._mark(row.path, erasure_id, rows=rows, files={}, held=[], retired={})
+        for file in [*before, *frames]:
+            if do:
+                self._files.delete(f"{row.path}/{file}")
+            yield "merged", file, 0
+
+    def _rows_of(self, path: str, subject: Subject) -> int:
+        if not self._files.exists(path):
+            return 0
+        frame = self._files.read_frame(path)
+        named = [pl.col(name).is_in(subject.ids) for name in PERSON if name in frame.columns]
+        return frame.filter(pl.any_horizontal(named)).height if named else 0
+
+    def _mark(self, path: str, erasure_id: str | None, **changes: Any) -> None:
+        manifest = self._files.read_json(f"{path}/{MANIFEST}")
+        self._files.write_json(f"{path}/{MANIFEST}", {**manifest, **changes, "erased": erasure_id}, replace=True)
+
+
+def _of_student(entity: str, frame: pl.DataFrame, sis_ids: Sequence[str]) -> pl.Expr:
+    """Which rows of a standard frame are a student's; of rejected ones also the students that have no id to tell by."""
+    table = ENTITIES.get(entity)
+    names = [column.name for column in table if "students" in (column.refers or "")] if table else []
+    names += ["sis_id"] if entity == "students" else []
+    found = [pl.col(name).cast(pl.String).is_in(sis_ids) for name in names if name in frame.columns]
+    if "reasons" in frame.columns:
+        found += [pl.col(name).is_null() for name in names if name in frame.columns]
+    mine = pl.any_horizontal(found) if found else pl.lit(value=False)
+    if "role" in frame.columns and "reasons" not in frame.columns:
+        mine &= pl.col("role").eq_missing("student")
+    return mine.fill_null(value=False)
+
+
+def _subject(connection: Connection, student_id: str) -> Subject:
+    """Raises ConfigError for an id that no student has, or had."""
+    under_way = _under_way(connection, student_id)
+    if under_way is not None:
+        return under_way
+    alias = select(student_aliases).where(
+        student_aliases.c.alias_id == student_id, student_aliases.c.restored_at.is_(None)
+    )
+    found = connection.execute(alias).first()
+    own = found.student_id if found else student_id
+    students = roster_tables["students"].c
+    district = connection.scalar(select(students.district).where(students.student_id == own))
+    if district is None:
+        raise ConfigError(
+            f"There is no student {student_id}.",
+            code="config.no_student",
+            advice="`sis students show --ssid …` shows ids; who was erased already has none any more.",
+        )
+    mine = (student_aliases.c.student_id == own) & student_aliases.c.restored_at.is_(None)
+    aliases = connection.execute(select(student_aliases).where(mine)).all()
+    ids = sorted({own, *(row.alias_id for row in aliases)})
+    records = {tuple(record) for row in aliases for record in row.records}
+    for name in ("student_links", "student_sources"):
+        table = roster_tables[name].c
+        query = select(table.integration, table.sis_id).where(table.student_id.in_(ids))
+        records |= {tuple(row) for row in connection.execute(query)}
+    return Subject(district, own, tuple(ids), tuple(sorted(records)))
+
+
+def _row_under_way(connection: Connection, student_id: str) -> Any:
+    named = or_(erasures.c.student_id == student_id, erasures.c.student_ids.contains([student_id]))
+    return connection.execute(select(erasures).where(named, erasures.c.finished_at.is_(None))).first()
+
+
+def _under_way(connection: Connection, student_id: str) -> Subject | None:
+    row = _row_under_way(connection, student_id)
+    if row is None:
+        return None
+    return Subject(row.district, row.student_id, tuple(row.student_ids), tuple(tuple(it) for it in row.records))
+
+
+def _tables() -> list[Table]:
+    """Every table that has rows of a student, but the note of the erasure itself."""
+    named = [
+        table for table in metadata.sorted_tables if any(name in table.c for name in PERSON) and table is not erasures
+    ]
+    return [*named, quarantine, snapshot_pages]
+
+
+def _condition(table: Table, subject: Subject) -> ColumnElement[bool]:
+    if table is quarantine:
+        return (table.c.entity == "students") & _is_record(table.c.integration, table.c.sis_id, subject)
+    if table is snapshot_pages:
+        return table.c.integration.in_(subject.integrations)
+    found: list[ColumnElement[bool]] = [table.c[name].in_(subject.ids) for name in PERSON if name in table.c]
+    if table.name in BY_RECORD:
+        sides = [side for side in ("", "other_") if f"{side}sis_id" in table.c]
+        found += [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
+    for integration, sis_id in subject.records:  # of another student, from before a record was given to this one
+        if table is conflict_decisions:
+            found.append(table.c.seen.contains([[integration, sis_id]]))
+        elif table.name == "conflicts":
+            found.append(table.c.candidates.contains([{"integration": integration, "sis_id": sis_id}]))
+        elif table is student_aliases:
+            found.append(table.c.records.contains([[integration, sis_id]]))
+    mine = or_(*found)
+    return and_(table.c.district == subject.district, mine)
+
+
+def _is_record(integration: Any, sis_id: Any, subject: Subject) -> ColumnElement[bool]:
+    return tuple_(integration, sis_id).in_(subject.records)
+
+
+def _counts(connection: Connection, subject: Subject) -> dict[str, int]:
+    found = {
+        table.name: connection.scalar(select(func.count()).select_from(table).where(_condition(table, subject))) or 0
+        for table in _tables()
+    }
+    held = [holds.c.rows.contains([[one]]) for one in subject.ids]
+    found[holds.name] = connection.scalar(select(func.count()).select_from(holds).where(or_(*held))) or 0
+    return found
+
+
+def _delete(connection: Connection, table: Table, subject: Subject) -> int:
+    return connection.execute(delete(table).where(_condition(table, subject))).rowcount
+
+
+def _doubted_with(connection: Connection, subject: Subject) -> list[str]:
+    """The others of near matches: what they wait for is over."""
+    table = metadata.tables[f"{SCHEMA}.near_matches"].c
+    pairs = select(table.student_id, table.other_student_id).where(
+        table.status == "open", or_(table.student_id.in_(subject.ids), table.other_student_id.in_(subject.ids))
+    )
+    return sorted({one for row in connection.execute(pairs) for one in row} - set(subject.ids))
+
+
+def _no_doubt_left(connection: Connection, district: str, others: Sequence[str]) -> None:
+    near = metadata.tables[f"{SCHEMA}.near_matches"].c
+    students = roster_tables["students"]
+    waits = select(near.student_id).where(
+        near.status == "open",
+        or_(near.student_id == students.c.student_id, near.other_student_id == students.c.student_id),
+    )
+    survivorship.begin_publishing(connection)
+    same = (students.c.district == district) & students.c.student_id.in_(others) & ~waits.exists()
+    connection.execute(update(students).where(same).values(near_match=False))
+
+
+def _build_no_more(connection: Connection, subject: Subject) -> None:
+    """The next reading is a whole one: the pages that changes would be laid over are deleted."""
+    mine = snapshots.c.integration.in_(subject.integrations)
+    connection.execute(update(snapshots).where(mine).values(watermark=None))
