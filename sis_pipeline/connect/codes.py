@@ -81,6 +81,12 @@ CATALOGUE: dict[str, Entry] = {
     "config.certificate": Entry("The server's certificate could not be verified; nothing was sent."),
     "config.header": Entry("A header in the settings can't be sent, or is named like a credential."),
     "config.link_reason": Entry("A decision about who is who needs who decides and why."),
+    "config.erasure_reason": Entry("An erasure needs who erases and why."),
+    "config.no_student": Entry("No student has that id, or the student was erased.", "`sis students show` shows ids."),
+    "config.still_delivered": Entry(
+        "A system still delivers the student who is to be erased, and would bring the student back.",
+        "Delete the record there and sync, or see docs/erasure.md.",
+    ),
     "config.near_match_gone": Entry("The near match was withdrawn: the records no longer give reason for it."),
     "config.no_link": Entry(
         "The record is not one of that student.", "`sis students show` lists the records of a student."
@@ -238,10 +244,16 @@ CATALOGUE: dict[str, Entry] = {
         "`sis audit verify` names the first broken row; find out who can write to the database as its owner.",
     ),
     "data.rejected": Entry("The snapshot fails a blocking check; it is kept, and not merged."),
+    "data.erased": Entry(
+        "Raw pages or frames were deleted because a student was erased.", "Sync again; see docs/erasure.md."
+    ),
     "data.missing_file": Entry("A file of the data folder is missing.", "Restore it, or sync again."),
     "data.tampered": Entry("A file was changed after it was written; it was not used.", "Restore it, or sync again."),
     "data.unstorable": Entry("PostgreSQL can't hold some of the values."),
     # --- internal: ours, or a plugin's -------------------------------------------------------------------------------
+    "internal.erasure": Entry(
+        "Something of a student came back while the erasure was under way.", "Run `sis erase` again."
+    ),
     "internal.frame": Entry("Rows to be written are not those of their table."),
     "internal.lost_records": Entry("A merge lost student records; it is not published."),
     "internal.no_merge": Entry("A district has no merge that could be published.", "See what its merge says."),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.store import survivorship
 from sis_pipeline.store.files import DataFolder
 from sis_pipeline.store.holds import without_students
-from sis_pipeline.store.locks import integration_lock
+from sis_pipeline.store.locks import all_integrations_locked
 from sis_pipeline.store.merged import BEFORE
 from sis_pipeline.store.publish import begin_writing
 from sis_pipeline.store.snapshots import GOOD
@@ -164,10 +164,8 @@ class Erasing:
         query = select(snapshots.c.integration, snapshots.c.school_year).distinct()
         mine = query.where(snapshots.c.integration.in_(subject.integrations))
         with self._engine.connect() as connection:
-            readings = sorted(tuple(row) for row in connection.execute(mine))
-        with ExitStack() as locks:
-            for integration, school_year in readings:
-                locks.enter_context(integration_lock(self._engine, integration, school_year))
+            readings = [(row.integration, row.school_year) for row in connection.execute(mine)]
+        with all_integrations_locked(self._engine, readings):
             yield
 
     def _erase_rows(self, known: Subject, actor: str, reason: str) -> str:
@@ -291,7 +289,9 @@ class Erasing:
 
     def _recount(self, snapshot_id: str, column: str, entity: str, rows: int, quarantined: Sequence[int]) -> None:
         """The hash of the frames stays: nothing that is published changes because of what is gone from both."""
-        counted = func.jsonb_set(snapshots.c[column], text("cast(:entity as text[])").bindparams(entity=[entity]), func.to_jsonb(rows))
+        counted = func.jsonb_set(
+            snapshots.c[column], text("cast(:entity as text[])").bindparams(entity=[entity]), func.to_jsonb(rows)
+        )
         with self._engine.begin() as connection:
             query = update(snapshots).where(snapshots.c.snapshot_id == snapshot_id, snapshots.c[column].is_not(None))
             connection.execute(query.values({column: counted}))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -54,20 +54,34 @@ def integration_lock(
     and ends when this process does, however it ends. Raises AlreadyRunningError, naming the holder, when the lock is not
     free within `wait_seconds`.
     """
-    key = _sync_key(integration, school_year)
+    with _all_held(engine, [(integration, school_year)], _who(run_id), wait_seconds):
+        yield
+
+
+@contextmanager
+def all_integrations_locked(engine: Engine, readings: Iterable[tuple[str, str]]) -> Iterator[None]:
+    """Hold the syncs of several integrations and school years at once, by one connection. Raises as `integration_lock`."""
+    with _all_held(engine, sorted(readings), _who(None), 0):
+        yield
+
+
+@contextmanager
+def _all_held(engine: Engine, readings: Sequence[tuple[str, str]], who: str, wait_seconds: float) -> Iterator[None]:
     with engine.connect() as connection:
-        connection.execute(text(SETTINGS), {"name": _who(run_id)})
-        if not _acquire(connection, key, wait_seconds):
-            raise AlreadyRunningError(
-                f"{integration} is being synced for {school_year} already, by {_holder(engine, key)}.",
-                advice="Wait for that sync to end, or end it; this one changed nothing.",
-                integration=integration,
-                school_year=school_year,
-            )
+        connection.execute(text(SETTINGS), {"name": who})
+        for integration, school_year in readings:
+            key = _sync_key(integration, school_year)
+            if not _acquire(connection, key, wait_seconds):
+                raise AlreadyRunningError(
+                    f"{integration} is being synced for {school_year} already, by {_holder(engine, key)}.",
+                    advice="Wait for that sync to end, or end it; this one changed nothing.",
+                    integration=integration,
+                    school_year=school_year,
+                )
         try:
             yield
         finally:
-            _release(connection, integration, school_year)
+            _release(connection, readings)
 
 
 def is_syncing(connection: Connection, integration: str, school_year: str) -> bool:
@@ -113,12 +127,13 @@ def _holder(engine: Engine, key: int) -> str:
         return connection.scalar(text(HOLDERS), {"key": key}) or "a process that has just ended"
 
 
-def _release(connection: Connection, integration: str, school_year: str) -> None:
+def _release(connection: Connection, readings: Sequence[tuple[str, str]]) -> None:
     """End the transaction. A connection lost in between is only reported, and hides no error of the block: what was read
     meanwhile stands by itself, as long as no other process has taken it over (see snapshots.SnapshotWriter)."""
     try:
         connection.execute(text("select 1"))
         connection.rollback()
     except OperationalError:
-        log.warning("integration_lock.lost_before_the_end", integration=integration, school_year=school_year)
+        for integration, school_year in readings:
+            log.warning("integration_lock.lost_before_the_end", integration=integration, school_year=school_year)
         connection.invalidate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -158,10 +159,47 @@ def test_a_merge_that_was_under_way_does_not_bring_the_student_back(student, mer
     assert count(database, "select count(*) from sis.students") == 2
 
 
-@pytest.mark.parametrize("point", ["erase.rows_gone", "erase.file_done:2"])
-def test_a_killed_erasure_is_finished_by_the_next(point, student, database, home, sis, monkeypatch):
-    import os
+def test_holds_quarantine_and_merged_ids_go_too(student, database, home, sis, merges):
+    merged_away, other = "11111111-1111-5111-8111-111111111111", "22222222-2222-5222-8222-222222222222"
+    snapshot_id = count(database, "select snapshot_id from sis.snapshots order by started_at desc limit 1")
+    parts = [{"school_id": None, "change": "withdraw", "removals": 2}]
+    with database.begin() as connection:
+        connection.execute(
+            text("""insert into sis.holds (district, hold_id, school_year, fingerprint, reason, removals, rows, operation_id)
+                 values ('lincoln', gen_random_uuid(), :year, 'f', 'many', cast(:removals as jsonb), cast(:rows as jsonb),
+                 gen_random_uuid())"""),
+            {"year": YEAR, "removals": json.dumps({"removals": 2, "parts": parts}),
+             "rows": json.dumps([[student, None, None], [other, None, None]])},
+        )  # fmt: skip
+        connection.execute(
+            text("""insert into sis.student_aliases (district, alias_id, student_id, records, operation_id)
+                 values ('lincoln', :alias, :student, '[["lincoln-ps", "Quillfeather-old"]]', gen_random_uuid())"""),
+            {"alias": merged_away, "student": student},
+        )
+        connection.execute(
+            text("""insert into sis.quarantine (integration, snapshot_id, entity, row, "column", reason, school_year, sis_id)
+                 values ('lincoln-ps', :id, 'students', 5, 'ssid', 'bad', :year, 'Quillfeather-old')"""),
+            {"id": snapshot_id, "year": YEAR},
+        )
+    rejected = pl.DataFrame(
+        {"row": [5, 6, 7], "reasons": ["[]"] * 3, "sis_id": ["Quillfeather-old", "8", None],
+         "last_name": ["Quillfeather", "Other", "Quillfeather"]}
+    )  # fmt: skip
+    folder = f"quarantine/lincoln-ps/{YEAR}/{snapshot_id}"
+    merges.files.write_frame(f"{folder}/students.parquet", rejected)
 
+    done = sis("erase", merged_away, *WHY, "--yes")
+    assert (done.code, f"{merged_away} was merged into that student" in done.out) == (0, True)
+    assert places(database, home, (*CANARIES, merged_away)) == set()
+    assert merges.files.read_frame(f"{folder}/students.parquet")["row"].to_list() == [6]
+    with database.connect() as connection:
+        hold = connection.execute(text("select rows, removals, status from sis.holds")).one()
+    assert (hold.rows, hold.removals["removals"], hold.status) == ([[other, None, None]], 1, "open")
+    assert hold.removals["parts"] == [{**parts[0], "removals": 1}]
+
+
+@pytest.mark.parametrize("point", ["erase.rows_gone", "erase.file_done:2"])
+def test_a_killed_erasure_is_finished_by_the_next(point, student, database, home, sis):
     child = subprocess.run(
         [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()", "erase", student, *WHY, "--yes"],
         env={**os.environ, "SIS_CRASH_AT": point}, capture_output=True, text=True, check=False, timeout=60,
