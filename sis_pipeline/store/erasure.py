@@ -109,7 +109,8 @@ class Erasing:
         with self._engine.connect() as connection:
             subject = _subject(connection, student_id)
             found = self._found(connection, subject, student_id)
-        if found.delivered_by and not force:
+            begun = _row_under_way(connection, subject.student_id) is not None
+        if found.delivered_by and not (force or begun):
             raise ConfigError(
                 f"Student {subject.student_id} is still delivered by {', '.join(found.delivered_by)}.",
                 code="config.still_delivered",
@@ -169,13 +170,13 @@ class Erasing:
             yield
 
     def _erase_rows(self, known: Subject, actor: str, reason: str) -> str:
-        """Every row, in one transaction with the note of what is left to do; the erasure's id. An erasure under way is gone
-        on with."""
+        """Every row, in one transaction with the note of what is left to do; the erasure's id.
+
+        An erasure under way is gone on with: a sync since may have brought rows back from files that it had not reached.
+        """
         with self._engine.begin() as connection:
             begin_writing(connection, known.district)
             begun = _row_under_way(connection, known.student_id)
-            if begun is not None:
-                return str(begun.erasure_id)
             subject = _subject(connection, known.student_id)
             others = _doubted_with(connection, subject)
             deleted = {table.name: _delete(connection, table, subject) for table in _tables()}
@@ -186,6 +187,10 @@ class Erasing:
                 ("merging", "merged")
             )
             connection.execute(update(sync_operations).where(open_merges).values(status="superseded"))
+            if begun is not None:
+                again = update(erasures).where(erasures.c.erasure_id == begun.erasure_id).values(begun_at=NOW)
+                connection.execute(again)
+                return str(begun.erasure_id)
             erasure_id = str(uuid.uuid4())
             connection.execute(
                 erasures.insert().values(

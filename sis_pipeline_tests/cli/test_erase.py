@@ -211,6 +211,22 @@ def test_a_killed_erasure_is_finished_by_the_next(point, student, database, home
     assert count(database, "select count(*) from sis.audit_log where action = 'student.erase'") == 1
 
 
+def test_what_a_merge_brought_back_after_a_kill_goes_with_the_rest(merges, database, home, sis):
+    sync(merges, canary=True)
+    who = str(count(database, "select student_id from sis.students where last_name = 'Quillfeather'"))
+    subprocess.run(
+        [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()", "erase", who, *WHY, "--yes", "--force"],
+        env={**os.environ, "SIS_CRASH_AT": "erase.rows_gone"}, capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert count(database, "select count(*) from sis.students") == 2
+    publish(database, merges, merge(merges))
+    assert count(database, "select count(*) from sis.students") == 3
+    assert sis("erase", who, *WHY, "--yes").code == 0
+    assert places(database, home, CANARIES) == set()
+    assert places(database, home, (who,)) == {"audit_log", "erasures"}
+    assert count(database, "select count(*) from sis.erasures where finished_at is null") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
