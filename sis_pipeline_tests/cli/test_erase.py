@@ -128,6 +128,8 @@ def test_nothing_of_an_erased_student_is_left(student, database, home, sis, merg
 
 def test_the_others_are_merged_as_before_and_nobody_comes_back(student, database, home, sis, merges):
     assert sis("erase", student, *WHY, "--yes").code == 0
+    published = merges.newest("lincoln", YEAR, "published")
+    assert merges.manifest(published)["rows"]["enrollments"] == count(database, "select count(*) from sis.enrollments")
     sync(merges, canary=False)
     assert count(database, "select count(*) from sis.students") == 2
     assert count(database, "select count(*) from sis.enrollments where status = 'active'") == 2
