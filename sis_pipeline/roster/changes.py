@@ -136,7 +136,8 @@ def _kind_back() -> pl.Expr:
 
 
 def _shown(prefix: str = "") -> pl.Expr:
-    return _stay(prefix).struct.json_encode()
+    """`_stay` as JSON; no stay is null, where the encoding of none would be text."""
+    return pl.when(pl.col(f"{prefix}entry_date").is_not_null()).then(_stay(prefix).struct.json_encode())
 
 
 def _stay(prefix: str = "") -> pl.Expr:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from sis_pipeline.db.tables import sync_operations
+from sis_pipeline.db.tables import student_aliases, sync_operations
 from sis_pipeline.roster.changes import compensations
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import bulk
@@ -176,3 +176,36 @@ def test_the_sql_says_the_same_at_every_moment_of_every_day(database) -> None:
         mine = {key: stay for key, stay in known.items() if key[0] == student}
         assert in_sql(database, moments[-1], student) == mine
     assert enrolled_in_sql(database, asked[3]) == set(enrolled(known, asked[3]))
+
+
+def test_who_was_joined_since_is_one_and_was_two_before(database) -> None:
+    day = roster([[{"school": "1", "entry_date": ENTRIES[0], "status": "active"}]] * 2 + [[]])
+    merged = merge(day, as_of=START)
+    [at] = record(
+        database, [Publication(uid("operation"), merged.changes.with_columns(operation_id=pl.lit(uid("operation"))))]
+    )
+    one, two = sorted(merged.frames["enrollments"]["student_id"])
+    later = at + timedelta(days=1)
+    with database.begin() as connection:
+        connection.execute(
+            student_aliases.insert().values(
+                district="d1", alias_id=two, student_id=one, records=[], operation_id=uid("join"), merged_at=later
+            )
+        )
+    assert {key[0] for key in in_sql(database, at)} == {one, two}
+    assert {key[0] for key in in_sql(database, later)} == {one}
+    assert in_sql(database, later, one) == in_sql(database, later)
+    assert in_sql(database, later, two) == {}
+
+
+def test_an_ending_without_a_date_counts_until_it_shows(database) -> None:
+    """A no-show was never there; whoever was gone when first seen, on no known day."""
+    here = {"school": "1", "entry_date": ENTRIES[0], "status": "active"}
+    stays = [[[here]] * 3, [[here | {"status": status}] for status in ("withdrawn", "no_show", "active")]]
+    history = [one for one, _ in lived([(day, False) for day in stays])]
+    moments = record(database, history)
+    counted = [len(enrolled_in_sql(database, START + timedelta(days), moments[-1])) for days in (0, 1)]
+    assert counted == [2, 1]
+    assert len(enrolled_in_sql(database, START, moments[0])) == 3
+    assert enrolled_in_sql(database, ENTRIES[0] - timedelta(1)) == set()
+    assert enrolled_in_sql(database, date(2026, 7, 1)) == set(), "another school year"
