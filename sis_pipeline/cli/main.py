@@ -12,6 +12,7 @@ from sis_pipeline.cli import (
     database,
     demo,
     doctor,
+    enrollments,
     erasing,
     exports,
     guard,
@@ -80,6 +81,7 @@ app.add_typer(integrations.app, name="integration")
 app.add_typer(oauth.app, name="oauth")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(students.app, name="students")
+app.add_typer(enrollments.app, name="enrollments")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
 app.add_typer(holds.app, name="holds")

@@ -4,14 +4,16 @@ Read-only SQL on the declared tables; protected addresses are masked here, befor
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, cast, column, func, or_, select
 
-from sis_pipeline.db.tables import conflict_decisions, roster_tables, student_edits
+from sis_pipeline.db.tables import conflict_decisions, roster_tables, student_edits, sync_operations
 from sis_pipeline.roster import model
+from sis_pipeline.roster.changes import OTHER_STAY
+from sis_pipeline.roster.school_year import SchoolYear
 
 MASK = "(protected)"
 ADDRESSES = ("home_", "mailing_")
@@ -21,6 +23,12 @@ students = roster_tables["students"]
 schools = roster_tables["schools"]
 conflicts = roster_tables["conflicts"]
 changes = roster_tables["enrollment_changes"]
+
+ENROLLED = tuple(
+    column(name, roster_tables["enrollments"].c[name].type)
+    for name in ("student_id", "school_id", "school_year", "entry_date", "entry_code", "exit_date", "exit_code")
+)
+"""What the SQL function `enrolled_as_of` gives."""
 
 Row = dict[str, Any]
 
@@ -98,6 +106,47 @@ def _decisions_of(student: Row) -> Select[Any]:
     columns = (table.attribute, table.integration, table.sis_id, table.decided_at, table.decided_by, table.reason)
     mine = and_(table.district == student["district"], table.student_id == student["student_id"])
     return select(*columns).where(mine).order_by(table.decision)
+
+
+def enrolled(
+    connection: Connection,
+    district: str,
+    as_of: date,
+    known_at: datetime,
+    *,
+    school: str | None = None,
+    student_id: str | None = None,
+    limit: int | None = None,
+) -> tuple[list[Row], int]:
+    """Who was enrolled where on a day as the ledger knew it at a moment, with the names that they have now, and how
+    many without the limit. `school` is a school's id, number or name."""
+    found = (
+        func.sis.enrolled_as_of(district, as_of, known_at, cast(student_id, students.c.student_id.type))
+        .table_valued(*ENROLLED)
+        .alias("found")
+    )
+    who = and_(students.c.district == district, students.c.student_id == found.c.student_id)
+    where = and_(schools.c.district == district, schools.c.school_id == found.c.school_id)
+    names = (students.c.first_name, students.c.last_name, schools.c.name.label("school"))
+    query = select(found, *names).join_from(found, students, who, isouter=True).join(schools, where, isouter=True)
+    if school is not None:
+        query = query.where(_is_school(school))
+    by = (schools.c.name, students.c.last_name, students.c.first_name, found.c.student_id, found.c.entry_date)
+    return _rows(connection, query.order_by(*by).limit(limit)), _count(connection, query)
+
+
+def now(connection: Connection) -> datetime:
+    """By the database's clock, which dates what is published."""
+    moment: datetime = connection.execute(select(func.sis.clock())).scalar_one()
+    return moment
+
+
+def first_known(connection: Connection, district: str, as_of: date) -> datetime | None:
+    """When the school year of a day was first published for a district."""
+    table = sync_operations.c
+    mine = and_(table.district == district, table.school_year == SchoolYear.on(as_of).key, table.status == "published")
+    first: datetime | None = connection.execute(select(func.min(table.finished_at)).where(mine)).scalar_one()
+    return first
 
 
 def origin_of(origins: Mapping[str, str], attribute: str) -> tuple[str, str]:
@@ -218,14 +267,17 @@ def _mask_change(row: Row, protected: bool) -> Row:
 
 
 def only_what_differs(change: Row) -> Row:
-    """The change with those values before and after that tell the two apart, without the id of the school it names."""
+    """The change with those values before and after that tell the two apart, without the id of the school it names and
+    the second stay of a transfer."""
     before, after = change["before"] or {}, change["after"] or {}
     same = {name for name in before.keys() & after.keys() if before[name] == after[name]}
     named = change["school_id"] if change["school"] else None
 
     def shown(side: Row) -> Row:
         return {
-            name: value for name, value in side.items() if name not in same and (name, value) != ("school_id", named)
+            name: value
+            for name, value in side.items()
+            if name not in same and name != OTHER_STAY and (name, value) != ("school_id", named)
         }
 
     return {**change, "before": shown(before), "after": shown(after)}

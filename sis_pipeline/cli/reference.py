@@ -223,6 +223,13 @@ def roster_model_page() -> str:
         "## What is published",
         "The tables of the schema `sis` in PostgreSQL, per district.",
         *(_model_table(table) for table in model.MERGED.values()),
+        "### As of a day",
+        (
+            "`sis.enrolled_as_of(district, day)` gives who is enrolled where on a day, "
+            "`sis.enrolled_as_of(district, day, known_at)` who was, as `enrollment_changes` knew it at that moment; a fourth "
+            "argument asks about one student. `sis.stays_known_at(district, known_at)` gives every school enrollment as it was "
+            "known, with `over_on`, the first day it no longer counts. [As of a day](as-of.md) says what they can't know."
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sis_pipeline.cli.enrollments import COLUMNS, KnownAt, a_day, a_moment, check_known
 from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.output import AsJson, RefusalError, as_text, emit, table
 
 if TYPE_CHECKING:
+    from datetime import date, datetime
+
     from rich.console import Console
+    from sqlalchemy import Connection
 
 app = typer.Typer(help="Published students.", no_args_is_help=True)
 
@@ -30,11 +34,16 @@ def show(
     sis: Annotated[str | None, typer.Option(metavar="KEY/ID", help="Find by a record's id in one SIS.")] = None,
     district: Annotated[str | None, typer.Option(help="Only in this district.")] = None,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show a protected address too.")] = False,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="DATE", help="Only where the student was enrolled on this day.")
+    ] = None,
+    known_at: KnownAt = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a student: record, origin of every value, links, conflicts, enrollments, changes.
 
-    An id that several districts know shows the record of each. A protected address is masked unless asked for.
+    An id that several districts know shows the record of each. A protected address is masked unless asked for. With
+    --as-of, only the enrollments of that day, as they were known at --known-at.
     """
     from sis_pipeline.cli import records
 
@@ -43,16 +52,47 @@ def show(
         raise RefusalError("Name the student by exactly one of ID, --ssid, --local-id or --sis KEY/ID.")
     if student_id is not None and not records.is_uuid(student_id):
         raise RefusalError("The student id is not a UUID.", "Find by --ssid, --local-id or --sis KEY/ID instead.")
+    if known_at is not None and as_of is None:
+        raise RefusalError("--known-at goes with --as-of: which day was asked about?")
+    day, known = a_day(as_of) if as_of else None, a_moment(known_at) if known_at else None
     with Installation().engine.connect() as connection:
         found = records.find_students(
             connection, student_id=student_id, ssid=ssid, local_id=local_id, sis=_record(sis), district=district
         )
+        if found and day:
+            _show_enrolled(connection, found, day, known or records.now(connection), as_json=as_json)
+            return
         files = [records.student_file(connection, student, reveal=reveal) for student in found]
     if not files:
         raise RefusalError(
             "No published student has that id.", "`sis changes list` shows ids; has the district been merged yet?"
         )
     emit(as_json, {"students": files}, lambda console: _print_files(console, files))
+
+
+def _show_enrolled(
+    connection: Connection, found: list[dict[str, Any]], day: date, moment: datetime, *, as_json: bool
+) -> None:
+    from sis_pipeline.cli import records
+
+    shown = []
+    for student in found:
+        about = {"student_id": student["student_id"], "district": student["district"], "as_of": day, "known_at": moment}
+        check_known(connection, student["district"], day, moment)
+        rows, _ = records.enrolled(connection, student["district"], day, moment, student_id=student["student_id"])
+        shown.append({**about, "enrollments": rows})
+
+    def render(console: Console) -> None:
+        for one in shown:
+            title = f"Student {one['student_id']} of district {one['district']}"
+            when = f"on {day} as known at {moment:%Y-%m-%d %H:%M:%S} UTC"
+            if not one["enrollments"]:
+                console.print(f"{title} was not enrolled {when}.", markup=False)
+                continue
+            cells = [[_cell(row[name]) for name in COLUMNS] for row in one["enrollments"]]
+            console.print(table(f"{title}, enrolled {when}", COLUMNS, cells))
+
+    emit(as_json, {"students": shown}, render)
 
 
 def _record(text: str | None) -> tuple[str, str] | None:

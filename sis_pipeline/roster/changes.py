@@ -23,6 +23,8 @@ CHANGE_OF_EXIT = {
     "withdrawn": "withdraw",
 }
 """What the end of a stay is called by the status it leads to; a transfer is one where the other half is found."""
+OTHER_STAY = "other_stay"
+"""Where a transfer shows its second stay: the one entered in what held before, the one left in what holds now."""
 UNDO = "undo"
 """How the evidence of an event begins that takes another one back; the undone operation's id follows."""
 _BACK = {
@@ -88,8 +90,8 @@ def detect_changes(before: State, after: State, about: About) -> pl.DataFrame:
         found.select(
             "student_id", "kind", pl.coalesce("section_id", "school_id"), pl.lit(about.school_year),
             pl.col("effective_date").cast(pl.String), "before", "after",
-            # the same content may be news twice: dropped before it began, taken again, dropped again
-            detected=pl.lit(about.as_of.isoformat()),
+            # the same content may be news twice, also on one day: dropped, taken again, dropped again; or undone
+            detected=pl.lit(about.operation_id),
         ).iter_rows(),
         "change",
         about.district,
@@ -134,9 +136,20 @@ def _kind_back() -> pl.Expr:
 
 
 def _shown(prefix: str = "") -> pl.Expr:
-    """What an event shows of a stay, as JSON; null where there is no stay."""
+    """`_stay` as JSON; no stay is null, where the encoding of none would be text."""
+    return pl.when(pl.col(f"{prefix}entry_date").is_not_null()).then(_stay(prefix).struct.json_encode())
+
+
+def _stay(prefix: str = "") -> pl.Expr:
+    """What an event shows of a stay; null where there is no stay."""
     fields = [pl.col(f"{prefix}{name}").cast(pl.String).alias(name) for name in _SHOWN]
-    return pl.when(pl.col(f"{prefix}entry_date").is_not_null()).then(pl.struct(fields).struct.json_encode())
+    return pl.when(pl.col(f"{prefix}entry_date").is_not_null()).then(pl.struct(fields))
+
+
+def _with_other(stay: str, other: str) -> pl.Expr:
+    """A stay of a transfer as JSON, with what its other stay was, or is, at the same time."""
+    fields = [pl.col(stay).struct.field(name) for name in _SHOWN]
+    return pl.struct(*fields, pl.col(other).alias(OTHER_STAY)).struct.json_encode()
 
 
 def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.DataFrame:
@@ -252,7 +265,7 @@ def _pair_transfers(
         stays.filter(known & ~pl.col("is_open") & ~pl.col("was_open")).with_columns(kind=pl.lit(""), news=pl.lit(value=False)),
     ], how="diagonal").drop_nulls("exit_date").select(
         "student_id", "exit_date", "news", left_row="after_row", left_school="school_id", left_entry="entry_date",
-        left=pl.coalesce(_shown("was_"), _shown()), left_evidence="evidence",
+        left=pl.coalesce(_stay("was_"), _stay()), left_now=_stay(), left_evidence="evidence",
     )  # fmt: skip
     last_left = (
         stays.filter(~pl.col("is_open")).group_by("student_id", "school_id").agg(since=pl.col("exit_date").max())
@@ -267,7 +280,7 @@ def _pair_transfers(
             fresh=pl.lit(value=False), arrived="entry_date"
         ),
     ], how="diagonal").select(
-        "student_id", "arrived", "since", "school_id", "fresh", "integration", came_row="after_row", came=_shown()
+        "student_id", "arrived", "since", "school_id", "fresh", "integration", came_row="after_row", came=_stay(), came_was=_stay("was_"),
     )  # fmt: skip
     gap = (pl.col("arrived") - pl.col("exit_date")).dt.total_days().abs()
     went_there = (pl.col("left_entry") >= pl.col("since") - pl.duration(days=TRANSFER_DAYS)) & (
@@ -293,8 +306,8 @@ def _pair_transfers(
         pl.col("arrived").alias("effective_date"),
         "school_id",
         pl.lit(None, pl.String).alias("section_id"),
-        pl.col("left").alias("before"),
-        pl.col("came").alias("after"),
+        _with_other("left", "came_was").alias("before"),
+        _with_other("came", "left_now").alias("after"),
         pl.when(pl.col("news"))
         .then(pl.col("left_evidence").fill_null("explicit_exit"))
         .otherwise(pl.lit("new_record"))

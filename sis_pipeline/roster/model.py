@@ -587,7 +587,7 @@ ENROLLMENT_CHANGES = Table(
     "The ledger: who enrolled, left, transferred or changed. Append-only.",
     (
         _district(),
-        _uuid("change_id", "the event's id; the same event seen on the same day always has the same one", key=True),
+        _uuid("change_id", "the event's id; publishing an operation again gives the same one", key=True),
         _uuid("student_id", "the student"),
         _text("school_year", "school year, as 2025-2026", required=True, pattern=SCHOOL_YEAR_PATTERN),
         _text("kind", "what happened", required=True, codes=CHANGE_KINDS),

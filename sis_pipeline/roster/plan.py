@@ -46,11 +46,10 @@ class StoredHold:
 class Standing:
     """What a publication would meet beside the published rows.
 
-    `events`: ids of those ledger events of the merge that the ledger has. `holds`: by fingerprint those that are open,
-    released, or kept waiting by a person. `near_matches`: the district's queue, as NEAR.
+    `holds`: by fingerprint those that are open, released, or kept waiting by a person. `near_matches`: the district's
+    queue, as NEAR.
     """
 
-    events: frozenset[str] = frozenset()
     holds: Mapping[str, StoredHold] = field(default_factory=dict)
     near_matches: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=NEAR))
 
@@ -185,11 +184,10 @@ class Plan:
 def plan_publication(inputs: DistrictInputs, merged: MergedRoster, standing: Standing, *, rows: int) -> Plan:
     """The plan of publishing `merged`, which was made of `inputs`; of each kind of change to a table and school the
     first `rows` are named."""
-    known = merged.changes.filter(pl.col("change_id").is_in(sorted(standing.events)))
     where = _Where(inputs.existing, merged)
     tables: list[TablePlan] = []
     found: dict[str, Difference] = {}
-    for table, one in differences({**inputs.existing, "enrollment_changes": known}, merged):
+    for table, one in differences({**inputs.existing, "enrollment_changes": merged.changes.clear()}, merged):
         tables += _parts(table, one, where, rows)
         if table.name in {"conflicts", "enrollment_changes", "student_links"}:
             found[table.name] = one  # the others may be as large as the roster

@@ -1,34 +1,23 @@
-"""What a publication would meet beside the published rows: ledger events, holds and near matches that there are already.
+"""What a publication would meet beside the published rows: holds and near matches that there are already.
 Read only; what follows from it for a plan is worked out in `roster.plan`."""
 
 from __future__ import annotations
 
 import polars as pl
-from sqlalchemy import Connection, or_, select, text
+from sqlalchemy import Connection, or_, select
 
-from sis_pipeline.db.tables import SCHEMA, holds, near_matches
-from sis_pipeline.roster.district import DistrictInputs, MergedRoster
+from sis_pipeline.db.tables import holds, near_matches
+from sis_pipeline.roster.district import DistrictInputs
 from sis_pipeline.roster.plan import NEAR, Standing, StoredHold
 from sis_pipeline.store.guarding import WAITING
 
-KNOWN_EVENTS = text(f"""
-select change_id::text from {SCHEMA}.enrollment_changes
-where district = :district and change_id = any(cast(:ids as uuid[]))
-""")
 
-
-def standing(connection: Connection, inputs: DistrictInputs, merged: MergedRoster) -> Standing:
+def standing(connection: Connection, inputs: DistrictInputs) -> Standing:
     """What publishing a merge would meet now."""
     return Standing(
-        events=_events(connection, inputs.district, merged),
         holds=_holds(connection, inputs.district, inputs.school_year),
         near_matches=_near_matches(connection, inputs.district),
     )
-
-
-def _events(connection: Connection, district: str, merged: MergedRoster) -> frozenset[str]:
-    ids = merged.changes["change_id"].to_list()
-    return frozenset(connection.scalars(KNOWN_EVENTS, {"district": district, "ids": ids})) if ids else frozenset()
 
 
 def _holds(connection: Connection, district: str, school_year: str) -> dict[str, StoredHold]:

@@ -81,7 +81,7 @@ ACTIONS = {
 """Every action, and what it means."""
 
 LOOKS = {
-    "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "doctor", "guard show",
+    "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "doctor", "enrollments list", "guard show",
     "holds list", "holds show", "integration list", "integration show", "links review", "links show", "operations list",
     "operations show", "policy check", "policy show", "providers", "students show", "tokens status", "version",
 }  # fmt: skip

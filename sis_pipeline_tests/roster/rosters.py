@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
@@ -151,7 +152,7 @@ class Roster:
             district="d1",
             school_year=self.year,
             as_of=as_of,
-            operation_id=OPERATION,
+            operation_id=str(uuid.uuid5(uuid.UUID(OPERATION), as_of.isoformat())),
             integrations=integrations or default,
             records=self.records(),
             existing=of_year(existing or {}, self.year),

@@ -107,9 +107,10 @@ def test_a_new_student_is_enrolled() -> None:
     assert event(merged)["effective_date"] == DAY_2
 
 
-def test_the_same_content_seen_on_another_day_is_another_event() -> None:
+def test_the_same_content_seen_by_another_operation_is_another_event() -> None:
     left = changed(district(), "enrollments", "e-s1-1", exit_date="2025-10-02", exit_code="W1")
-    seen = [merge(left, loaded(district()), as_of=day).changes for day in (DAY_2, DAY_2, date(2025, 10, 3))]
+    inputs = left.inputs(loaded(district()), as_of=DAY_2)
+    seen = [merge_district(replace(inputs, operation_id=it)).changes for it in ("first", "first", "second")]
     first, again, later = (found["change_id"].item() for found in seen)
     assert first == again
     assert first != later

@@ -206,15 +206,6 @@ def test_what_a_person_keeps_is_not_closed_by_a_reading_that_proves_nothing() ->
         assert plan.closing == closing
 
 
-def test_events_that_the_ledger_has_are_not_new() -> None:
-    tables = loaded(day_1())
-    inputs = day_2().inputs(tables, as_of=DAY_2)
-    merged = merge_district(inputs)
-    events = merged.changes.filter(pl.col("kind") == "withdraw")["change_id"]
-    plan = plan_publication(inputs, merged, Standing(events=frozenset(events)), rows=1)
-    assert plan.changes == {"enroll": 1, "grade_change": 1}
-
-
 def near_roster() -> Roster:
     return (
         Roster()

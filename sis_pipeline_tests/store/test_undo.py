@@ -150,10 +150,12 @@ def test_what_was_undone_is_not_merged_again_until_it_changes(database, snapshot
     merge(database, merges)
     assert roster(database) == before
     rows["students"][0]["last_name"] = "Right"
-    good_snapshot(snapshots, **rows)
+    day_of_snapshot(database, good_snapshot(snapshots, **rows), DAY)
     assert merges.stale_districts(YEAR) == ["lincoln"]
     again = merge(database, merges)
     assert again.withheld == {}
+    kinds = [Counter(one[1] for one in ledger(database, it.operation_id)) for it in (second, again)]
+    assert kinds[0] == kinds[1], "the same news on the same day is told again"
     assert count(database, "select count(*) from sis.students") == 8
     assert merges.stale_districts(YEAR) == []
 

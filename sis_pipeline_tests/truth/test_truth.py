@@ -9,6 +9,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from sis_pipeline.providers.oneroster_csv import OneRosterCsv, OneRosterCsvSettings
@@ -195,6 +196,23 @@ def test_the_same_day_again_writes_nothing(seen: Lived) -> None:
     assert seen.again.changes == {}
     assert {table: applied.written for table, applied in seen.again.applied.items() if applied.written} == {}
     assert sum(applied.unchanged for applied in seen.again.applied.values()) > 2_000
+
+
+@pytest.mark.usefixtures("lived")
+def test_the_ledger_alone_knows_every_enrollment(place: Town) -> None:
+    """As of now, of both school years: with the same dates, and over where the published one is."""
+    columns = "student_id::text, school_id::text, school_year, entry_date, entry_code, exit_date, exit_code"
+    known = text(f"select {columns}, is_open from sis.stays_known_at(:district)")
+    published = text(
+        f"select {columns}, status in ('pre_registered', 'active') from sis.enrollments where district = :district"
+    )
+    with place.roster.engine.connect() as connection:
+        found, true = (
+            {tuple(row) for row in connection.execute(query, {"district": place.world.district})}
+            for query in (known, published)
+        )
+    assert found == true
+    assert len({row[2] for row in true}) == 2
 
 
 @pytest.mark.usefixtures("lived")
