@@ -93,18 +93,21 @@ def decided(connection: Connection, district: str) -> tuple[Decided, ...]:
 
 
 def rules(connection: Connection, district: str, school_year: str) -> list[object]:
-    """What a merge of a school year depends on here: the last decision about a student of that year, if there is one."""
+    """What a merge of a school year depends on here: the decisions about students of that year, if there are any.
+
+    Their number is part of it: one may be committed after another that has a higher number.
+    """
     years = roster_tables["student_years"].c
-    last = connection.scalar(
-        select(func.max(conflict_decisions.c.decision))
+    last, number = connection.execute(
+        select(func.max(conflict_decisions.c.decision), func.count())
         .join_from(
             conflict_decisions,
             roster_tables["student_years"],
             (years.district == conflict_decisions.c.district) & (years.student_id == conflict_decisions.c.student_id),
         )
         .where(conflict_decisions.c.district == district, years.school_year == school_year)
-    )
-    return [f"decision {last}"] if last else []
+    ).one()
+    return [f"decision {last} of {number}"] if last else []
 
 
 def _newest_conflict(connection: Connection, student_id: str, attribute: str) -> Any:

@@ -3,14 +3,16 @@ Which removals are held is the roster guard's decision; letting them through is 
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, Literal, cast
 
+import polars as pl
 from sqlalchemy import ColumnElement, Connection, Engine, Row, Text, func, or_, select, text, update
 from sqlalchemy import cast as cast_sql
 from sqlalchemy.dialects.postgresql import insert
@@ -24,6 +26,13 @@ from sis_pipeline.store.merged import Operation
 
 Status = Literal["open", "released", "discarded", "applied"]
 NOW = text(f"{SCHEMA}.clock()")
+CHANGED = {
+    "hold_id": pl.String, "fingerprint": pl.String, "removals": pl.String, "rows": pl.String, "waits": pl.Boolean,
+    "left": pl.String,
+}  # fmt: skip
+"""Holds as they were before an operation, whether they waited whatever their number, and the `rows` it `left` in them."""
+BEFORE = "holds"
+"""Name of that frame among what an operation keeps."""
 REST = "the rest of a hold that was released in part"
 
 
@@ -226,10 +235,10 @@ def _rest_remains(connection: Connection, found: StoredHold, rest: Sequence[Held
     removals = _counted(found, rest) | no_limit
     named = guard.fingerprint(removals["entity"], removals["kind"], None, _keys(rest))
     same = (holds.c.district == found.district) & (holds.c.school_year == found.school_year)
-    _shrink(connection, same, found.hold_id, named, removals=removals, rows=_keys(rest), reason=REST)
+    _hold_others(connection, same, found.hold_id, named, removals=removals, rows=_keys(rest), reason=REST)
 
 
-def _shrink(
+def _hold_others(
     connection: Connection,
     same: ColumnElement[bool],
     hold_id: str,
@@ -238,7 +247,7 @@ def _shrink(
     rows: Sequence[guard.Key],
     **values: Any,
 ) -> None:
-    """A hold keeps its id and holds fewer removals, by which it is named from now on."""
+    """A hold keeps its id and holds fewer removals than before, or more, by which it is named from now on."""
     # a hold that had exactly these removals before is history now, and leaves its name to this one
     connection.execute(
         update(holds)
@@ -252,11 +261,13 @@ def _shrink(
     )
 
 
-def _counted(found: StoredHold, rows: Sequence[HeldRow]) -> dict[str, Any]:
-    """What a hold says about its removals, for some of them."""
-    parts = Counter((row.school_id, row.change) for row in rows)  # in the order of the rows
+def _counted(found: StoredHold, held: Sequence[HeldRow], rows: Sequence[object] | None = None) -> dict[str, Any]:
+    """What a hold says about its removals, for some of them. `rows`: those, for a hold that does not say where they are."""
+    if not found.parts and rows is not None:
+        return {**found.removals, "removals": len(rows)}
+    parts = Counter((row.school_id, row.change) for row in held)  # in the order of the rows
     said = [asdict(guard.Part(*where, count)) for where, count in parts.items()]
-    return {**found.removals, "removals": len(rows), "parts": said}
+    return {**found.removals, "removals": len(held), "parts": said}
 
 
 def _keys(rows: Sequence[HeldRow]) -> list[guard.Key]:
@@ -271,7 +282,7 @@ def without_students(connection: Connection, district: str, student_ids: frozens
     for one in named:
         rest = [row for row in one.held() if not student_ids & set(row.key)]
         rows = [list(key) for key in one.rows if not student_ids & set(key)]
-        removals = _counted(one, rest) if one.parts else {**one.removals, "removals": len(rows)}
+        removals = _counted(one, rest, rows)
         values: dict[str, Any] = {"removals": removals, "rows": rows}
         if not rows and one.status in {"open", "released"}:
             over = "nobody is left in it"
@@ -297,9 +308,24 @@ def waiting(connection: Connection, district: str, school_year: str) -> frozense
     return frozenset(row.fingerprint for row in connection.execute(query.with_for_update()) if row.waits)
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What an operation did to holds. `before`: those that a person kept waiting and in which it changed who is held, as
+    CHANGED; `restore` takes that back."""
+
+    entries: Sequence[audit.Entry]
+    before: pl.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class _Stand:
+    hold: StoredHold
+    waits: bool
+
+
 def record(
     connection: Connection, operation: Operation, held: Sequence[guard.Hold], let_through: frozenset[str]
-) -> list[audit.Entry]:
+) -> Moved:
     """Bring the holds of a district and school year to what its merge says, in the publication's transaction.
 
     Holds that were let through are applied, new ones opened, and open ones whose removals are no longer pending
@@ -308,6 +334,7 @@ def record(
     again. What it changed is returned for the audit log.
     """
     same = (holds.c.district == operation.district) & (holds.c.school_year == operation.school_year)
+    stood = _stands(connection, same & WAITING)
     applied = connection.scalars(
         update(holds)
         .where(same, holds.c.fingerprint.in_(let_through), holds.c.status == "released")
@@ -337,11 +364,12 @@ def record(
             _keep(connection, same, hold)
     raised = [(connection.scalar(_raise(operation, hold)), {"removals": hold.removals}) for hold in judged]
     by: dict[str, object] = {"operation_id": operation.operation_id}
-    return [
+    entries = [
         *(audit.Entry("hold.applied", hold_id, operation.district, by) for hold_id in applied),
         *(audit.Entry("hold.closed", hold_id, operation.district, by) for hold_id in closed),
         *(audit.Entry("hold.opened", hold_id, operation.district, by | size) for hold_id, size in raised if hold_id),
     ]
+    return Moved(entries, _changed(connection, stood))
 
 
 def restore(
@@ -351,14 +379,14 @@ def restore(
     *,
     let_through: Collection[str] = (),
     again_let_through: Collection[str] = (),
+    changed: pl.DataFrame | None = None,
     because: str,
-) -> list[audit.Entry]:
+) -> Moved:
     """Bring the holds back to what they were before an operation that is undone, in the undo's transaction.
 
     What was `held` waits again, and with it what the undone operation had let through, until a person decides, whatever
-    its number; what it raised is closed. What an
-    undo brings back that it had reopened is `again_let_through`. Decisions of persons that led to nothing yet stand.
-    Returned for the audit log.
+    its number; what it raised is closed. What an undo brings back that it had reopened is `again_let_through`. Holds that
+    it `changed` (see `Moved`) hold again whom they held. Decisions of persons that led to nothing yet stand.
     """
     same = (holds.c.district == operation.district) & (holds.c.school_year == operation.school_year)
     by: dict[str, object] = {"operation_id": operation.operation_id}
@@ -367,6 +395,9 @@ def restore(
         moved = update(holds).where(same, condition).values(**values)
         return connection.scalars(moved.returning(holds.c.hold_id)).all()
 
+    named = [] if changed is None else changed["hold_id"].to_list()
+    stood = _stands(connection, same & holds.c.hold_id.in_(named))
+    asked_again = [] if changed is None else _give_back(connection, same, changed, stood)
     kept = [hold.kept for hold in held if hold.kept is not None]
     current = [*kept, *let_through, *(hold.fingerprint for hold in held)]
     pinned = func.jsonb_set(holds.c.removals, text("'{pinned}'"), text("'true'::jsonb"))
@@ -377,17 +408,66 @@ def restore(
     passed = (holds.c.status == "applied") & holds.c.fingerprint.in_(let_through)
     # pinned, or the next merge would let pass again what is below the limits
     waits = {"status": "open", "removals": pinned, "operation_id": operation.operation_id, "opened_at": NOW}
-    opened = [*move(passed, **waits, **nobody)]
+    opened = [*move(passed, **waits, **nobody), *move(holds.c.hold_id.in_(asked_again), **waits, **nobody)]
     by_a_person = (holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE)
     move(by_a_person & holds.c.fingerprint.in_(kept), removals=pinned)
     closed = move(is_open & WAITING.is_not(True) & holds.c.fingerprint.not_in(current), status="discarded", **ended)
     raised = [connection.scalar(_raise(operation, hold)) for hold in held if hold.kept is None]
     opened += [hold_id for hold_id in raised if hold_id]
-    return [
+    entries = [
         audit.Entry(f"hold.{what}", hold_id, operation.district, by)
         for what, ids in (("applied", applied), ("closed", closed), ("opened", opened))
         for hold_id in ids
     ]
+    return Moved(entries, _changed(connection, stood))
+
+
+def _stands(connection: Connection, condition: ColumnElement[bool]) -> dict[str, _Stand]:
+    query = select(holds, WAITING.is_(True).label("waits")).where(condition).with_for_update()
+    rows = (dict(row._mapping) for row in connection.execute(query))  # noqa: SLF001
+    return {row["hold_id"]: _Stand(StoredHold(**row), waits) for row in rows for waits in [row.pop("waits")]}
+
+
+def _changed(connection: Connection, stood: Mapping[str, _Stand]) -> pl.DataFrame:
+    """Holds as they were, of those that hold others by now or wait no longer, or again; as CHANGED."""
+    now = _stands(connection, holds.c.hold_id.in_(list(stood)))
+    found = [
+        {
+            "hold_id": hold_id,
+            "fingerprint": was.hold.fingerprint,
+            "removals": json.dumps(was.hold.removals),
+            "rows": json.dumps(was.hold.rows),
+            "waits": was.waits,
+            "left": json.dumps(now[hold_id].hold.rows),
+        }
+        for hold_id, was in stood.items()
+        if (was.hold.rows, was.waits) != (now[hold_id].hold.rows, now[hold_id].waits)
+    ]
+    return pl.DataFrame(found, schema=CHANGED)
+
+
+def _give_back(
+    connection: Connection, same: ColumnElement[bool], changed: pl.DataFrame, now: Mapping[str, _Stand]
+) -> list[str]:
+    """Let holds hold again whom an operation took out of them, and no longer whom it took in; the ids of those about which
+    a person has to decide again: what was decided since was decided about fewer."""
+    asked_again = []
+    for one in changed.iter_rows(named=True):
+        stand = now[one["hold_id"]]
+        was = replace(stand.hold, removals=json.loads(one["removals"]), rows=json.loads(one["rows"]))
+        left, there = (set(map(tuple, rows)) for rows in (json.loads(one["left"]), stand.hold.rows))
+        rows = [tuple(key) for key in was.rows if tuple(key) in there or tuple(key) not in left]
+        if not rows:
+            continue
+        removals = _counted(was, [row for row in was.held() if tuple(row.key) in set(rows)], rows)
+        is_as_it_was = len(rows) == len(was.rows)
+        other = guard.fingerprint(removals["entity"], removals["kind"], None, rows)
+        named, removals = one["fingerprint"] if is_as_it_was else other, {**removals, "pinned": one["waits"]}
+        _hold_others(connection, same, one["hold_id"], named, rows=rows, removals=removals)
+        is_kept = stand.hold.status == "discarded" and stand.hold.decided_by != PIPELINE
+        if one["waits"] and stand.hold.status != "open" and not is_kept:
+            asked_again.append(one["hold_id"])
+    return asked_again
 
 
 def _is_proven(operation: Operation) -> bool:
@@ -417,7 +497,7 @@ def _keep(connection: Connection, same: ColumnElement[bool], hold: guard.Hold) -
     if hold.removals < stored.size:
         now = {"removals": hold.removals, "parts": [asdict(part) for part in hold.parts]}
         removals = {**stored.removals, **now}
-        _shrink(connection, same, stored.hold_id, hold.fingerprint, rows=hold.keys, removals=removals)
+        _hold_others(connection, same, stored.hold_id, hold.fingerprint, rows=hold.keys, removals=removals)
 
 
 def _raise(operation: Operation, hold: guard.Hold) -> Any:

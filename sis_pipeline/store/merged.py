@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -64,14 +64,25 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a merge depends on beside snapshots, released holds and the published state. `integrations`: of those it read,
+    or could have read. `rules`: decisions, settings, policies and edits, as they are hashed."""
+
+    version: str
+    integrations: Mapping[str, Sequence[object]]
+    rules: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Gathered:
     """An operation that was opened, and what its merge takes. `decided`: the mark of the decisions it honours; `edited`:
-    the number of the last edit of `students` that it knows."""
+    that of the edits of `students` that it knows."""
 
     operation: Operation
     inputs: DistrictInputs
+    terms: Terms
     decided: str
-    edited: int | None = None
+    edited: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +102,9 @@ class _Basis:
     inputs: DistrictInputs
     published_before: Mapping[str, int]
     fingerprint: str
+    terms: Terms
     decided: str
-    edited: int | None
+    edited: str | None
     withheld: Mapping[str, Sequence[str]]
 
 
@@ -132,7 +144,7 @@ class MergeStore:
             released = guarding.released(connection, district, school_year)
             own = _rules(connection, district, school_year)
             decided = decisions.mark(connection, district)
-        return self._fingerprint(district, found, released, [decided, *rules, *own])
+        return _fingerprint(found, released, _terms(self._integrations(district), [decided, *rules, *own]))
 
     def gather(
         self,
@@ -160,7 +172,8 @@ class MergeStore:
             run_id=run_id,
             withheld=basis.withheld,
         )
-        return Gathered(operation, self._inputs(basis, operation.operation_id), basis.decided, basis.edited)
+        inputs = self._inputs(basis, operation.operation_id)
+        return Gathered(operation, inputs, basis.terms, basis.decided, basis.edited)
 
     def preview(self, district: str, school_year: str) -> Preview:
         """What a merge would take now; nothing is written. Raises as `gather`."""
@@ -198,7 +211,7 @@ class MergeStore:
             own_policies = policies or survivorship.policies(connection, district)
             edits = survivorship.edits(connection, district)
             chosen = conflicts.decided(connection, district)
-            edited = survivorship.last_edit(connection, district, school_year)
+            edited = survivorship.edited(connection, district, school_year)
             calendar = guarding.calendar(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
@@ -224,8 +237,9 @@ class MergeStore:
             rulings=rulings,
             calendar=calendar,
         )
-        mark = self._fingerprint(district, found, released, [decided, *rules])
-        return _Basis(found, integrations, inputs, before, mark, decided, edited, withheld)
+        terms = _terms(integrations.values(), [decided, *rules])
+        mark = _fingerprint(found, released, terms)
+        return _Basis(found, integrations, inputs, before, mark, terms, decided, edited, withheld)
 
     def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
         records = self._records(basis.integrations, basis.found, basis.inputs.district)
@@ -240,6 +254,7 @@ class MergeStore:
             merged,
             released=inputs.released,
             waiting=waiting,
+            terms=gathered.terms,
             decided=gathered.decided,
             edited=gathered.edited,
         )
@@ -254,8 +269,9 @@ class MergeStore:
         *,
         released: Collection[str],
         waiting: Collection[str],
+        terms: Terms | None,
         decided: str,
-        edited: int | None,
+        edited: str | None,
     ) -> None:
         """Write the frames of an operation and, last, what the decisions are that it goes by."""
         extra = {name: getattr(merged, name) for name in EXTRA_FRAMES}
@@ -272,6 +288,7 @@ class MergeStore:
                 "rows": {name: frame.height for name, frame in merged.frames.items()},
                 "released": sorted(released),
                 "waiting": sorted(waiting),
+                "terms": asdict(terms) if terms else None,
                 "decided": decided,
                 "edited": edited,
                 "settled": list(merged.settled),
@@ -306,6 +323,10 @@ class MergeStore:
             **extra,
         )
 
+    def read_frame(self, operation: Operation, name: str) -> pl.DataFrame:
+        """One table as an operation left it. Raises DataError for a file that is gone or was changed since."""
+        return self.files.read_frame(f"{operation.path}/{name}.parquet", self.manifest(operation)["files"][name])
+
     def kept(self, operation: Operation) -> bool:
         """Whether what an operation decided is still in the data folder."""
         path = f"{operation.path}/manifest.json"
@@ -319,7 +340,7 @@ class MergeStore:
         }
 
     def read_before(self, operation: Operation) -> dict[str, pl.DataFrame]:
-        """Raises DataError where a file is gone or was changed since."""
+        """What `write_before` kept. Raises DataError where a file is gone or was changed since."""
         hashes: Mapping[str, str] = (operation.summary or {})[BEFORE]
         return {
             name: self.files.read_frame(f"{operation.path}/{BEFORE}/{name}.parquet", expected)
@@ -327,17 +348,19 @@ class MergeStore:
         }
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows`, `released`, `waiting`, `decided`, `edited`, `settled`, `held`, `retired`,
-        `retired_staff`, `stats`."""
+        """`files` (table -> hash), `rows`, `released`, `waiting`, `terms`, `decided`, `edited`, `settled`, `held`,
+        `retired`, `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 
-    def resting_on(self, connection: Connection, operation: Operation) -> str:
-        """The fingerprint of a roster that rests on an operation's inputs, with every decision of now but for holds that
-        were released and not let through yet."""
-        district, school_year = operation.district, operation.school_year
+    def terms(self, operation: Operation) -> Terms | None:
+        """What an operation's merge went by; None for one of an earlier version, which did not keep it."""
+        kept = self.manifest(operation).get("terms")
+        return Terms(**kept) if kept else None
+
+    def resting_on(self, operation: Operation, terms: Terms) -> str:
+        """The fingerprint of a roster that rests on an operation's inputs and on `terms`, and let no hold through."""
         found = [self._snapshots.get(read["snapshot_id"]) for read in operation.inputs.values()]
-        rules = [decisions.mark(connection, district), *_rules(connection, district, school_year)]
-        return self._fingerprint(district, found, frozenset(), rules)
+        return _fingerprint(found, frozenset(), terms)
 
     def changed_inputs(self, operation: Operation, before: Operation) -> dict[str, str]:
         """Integration -> fingerprint of the snapshots that one operation has and the one before it had not."""
@@ -371,18 +394,6 @@ class MergeStore:
     def _integrations(self, district: str | None = None) -> list[Integration]:
         with self._engine.connect() as connection:
             return [one for one in all_of(connection) if district is None or district in one.districts]
-
-    def _fingerprint(
-        self, district: str, found: Sequence[Snapshot], released: frozenset[str], rules: Sequence[object]
-    ) -> str:
-        read = {one.integration for one in found}
-        mapped = [
-            [one.key, one.priority, one.district, sorted(one.organisations.items())]
-            for one in self._integrations(district)
-            if one.key in read
-        ]
-        parts = [__version__, fingerprint(found), mapped, sorted(released), [repr(rule) for rule in rules]]
-        return digest(json.dumps(parts).encode())
 
     def _records(
         self, integrations: Mapping[str, Integration], found: Sequence[Snapshot], district: str
@@ -473,6 +484,18 @@ def steady_view(engine: Engine) -> Iterator[Connection]:
     options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with engine.connect().execution_options(**options) as connection:
         yield connection
+
+
+def _terms(integrations: Iterable[Integration], rules: Sequence[object]) -> Terms:
+    mapped = {one.key: [one.priority, one.district, sorted(one.organisations.items())] for one in integrations}
+    return Terms(__version__, mapped, [repr(rule) for rule in rules])
+
+
+def _fingerprint(found: Sequence[Snapshot], released: frozenset[str], terms: Terms) -> str:
+    read = sorted({one.integration for one in found} & set(terms.integrations))
+    mapped = [[key, *terms.integrations[key]] for key in read]
+    parts = [terms.version, fingerprint(found), mapped, sorted(released), list(terms.rules)]
+    return digest(json.dumps(parts).encode())
 
 
 def _rules(connection: Connection, district: str, school_year: str) -> list[object]:

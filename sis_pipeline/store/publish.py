@@ -4,7 +4,7 @@ What is applied was decided by the merge; how frames become rows is in `bulk`.""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -21,6 +21,7 @@ from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
 
+EDITED = "somebody edited students since"
 TIMEOUTS = {"statement_timeout": "30min", "idle_in_transaction_session_timeout": "5min", "lock_timeout": "10min"}
 
 
@@ -28,6 +29,10 @@ class SupersededError(TransientError):
     """The merge started from a state that is no longer the published one: gather and merge again."""
 
     default_code = "transient.superseded"
+
+
+class EditedMeanwhileError(SupersededError):
+    """Somebody edited `students` while it was written; what was written may have overwritten it and has to be rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,16 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         found = read_operation(connection, operation.operation_id, lock=True)
         if found.status == "published":
             return _already(found)
+        edited = survivorship.all_edited(connection, operation.district)
         outdated = _erased_since(connection, found) or _outdated(connection, found, manifest)
+        if not outdated:
+            try:
+                with connection.begin_nested():
+                    published = _publish(
+                        connection, store, found, merged, released=released, edited=edited, actor=actor
+                    )
+            except EditedMeanwhileError:
+                outdated = EDITED
         if outdated:
             _mark(connection, found, "superseded", {**(found.summary or {}), "superseded": outdated})
             details = {"school_year": found.school_year, "epoch": found.epoch, "reason": outdated}
@@ -81,7 +95,6 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
                 details=details,
             )
         else:
-            published = _publish(connection, store, found, merged, released=released, actor=actor)
             crash_point("publish.before_commit")
     if not outdated:
         crash_point("publish.after_commit")
@@ -121,8 +134,8 @@ def _outdated(connection: Connection, operation: Operation, manifest: Mapping[st
         return "a hold was discarded that it does not keep"
     if decisions.mark(connection, operation.district) != manifest["decided"]:
         return "somebody decided since who is who"
-    edited = survivorship.last_edit(connection, operation.district, operation.school_year)
-    return "somebody edited students since" if edited != manifest.get("edited") else None
+    edited = survivorship.edited(connection, operation.district, operation.school_year)
+    return EDITED if edited != manifest.get("edited") else None
 
 
 def _erased_since(connection: Connection, operation: Operation) -> str | None:
@@ -133,8 +146,8 @@ def _erased_since(connection: Connection, operation: Operation) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was written to the tables of a district. `before`: by table, the rows that every school year shares as they
-    were, where the operation can be undone. `who`: what was done to students, for the audit log."""
+    """What was written to the tables of a district. `before`: by table, the rows that every school year shares, and
+    holds, as they were, where the operation can be undone. `who`: what was done to students, for the audit log."""
 
     applied: Mapping[str, Applied]
     changes: Mapping[str, int]
@@ -149,31 +162,52 @@ def _publish(
     merged: MergedRoster,
     *,
     released: frozenset[str],
+    edited: str | None,
     actor: str | None,
 ) -> Published:
-    written = write(connection, operation, merged)
-    decided = holds.record(connection, operation, merged.held, released)
+    written = write(connection, operation, merged, edited=edited)
+    moved = holds.record(connection, operation, merged.held, released)
+    written = with_holds(written, moved)
     published = mark_published(connection, store, operation, merged, written)
     details = {"school_year": operation.school_year, "epoch": operation.epoch, **published.counts}
     entry = audit.Entry("roster.publish", operation.operation_id, operation.district, details)
-    audit.append_all(connection, [entry, *written.who, *decided], actor=actor)
+    audit.append_all(connection, [entry, *written.who, *moved.entries], actor=actor)
     return published
 
 
-def write(connection: Connection, operation: Operation, merged: MergedRoster, *, whole: bool = False) -> Written:
+def write(
+    connection: Connection, operation: Operation, merged: MergedRoster, *, edited: str | None, whole: bool = False
+) -> Written:
     """Bring the tables of a district to what an operation says. `whole`: its frames of tables that all school years
-    share have every row of the district, and rows that they lack go."""
+    share have every row of the district, and rows that they lack go. `edited`: survivorship.all_edited from before what
+    is written was compared with `students`. Raises EditedMeanwhileError where that is no longer so."""
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
     survivorship.begin_publishing(connection)
     who = identity.record(connection, operation, merged)
     before: dict[str, pl.DataFrame] = {}
-    applied = {
-        name: _apply(connection, operation, merged, name, before, whole=whole)
-        for name in MERGED
-        if name in merged.frames
-    }
+    applied = {}
+    for name in (one for one in MERGED if one in merged.frames):
+        applied[name] = _apply(connection, operation, merged, name, before, whole=whole)
+        if name == "students":
+            _refuse_edits(connection, operation, edited)
     survivorship.settle(connection, merged.settled)
     return Written(applied, _new_changes(connection, operation, started), before, who)
+
+
+def with_holds(written: Written, moved: holds.Moved) -> Written:
+    """What was written, with the holds as they were before."""
+    changed = {} if moved.before.is_empty() else {holds.BEFORE: moved.before}
+    return replace(written, before={**written.before, **changed})
+
+
+def _refuse_edits(connection: Connection, operation: Operation, edited: str | None) -> None:
+    """Whoever edited a row before it was written has committed by now, and whoever edits it from now on waits."""
+    if survivorship.all_edited(connection, operation.district) != edited:
+        raise EditedMeanwhileError(
+            f"Somebody edited students of {operation.district} while they were written.",
+            advice="Nothing was changed. Run it again.",
+            operation_id=operation.operation_id,
+        )
 
 
 def mark_published(

@@ -9,7 +9,7 @@ from datetime import date, datetime
 from typing import Any
 
 import polars as pl
-from sqlalchemy import ColumnElement, Connection, Engine, func, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, Text, func, select, text, update
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from sis_pipeline.connect.errors import ConfigError
@@ -22,6 +22,8 @@ from sis_pipeline.store.locks import lock_district
 
 PUBLISHING = "sis.publishing"
 """While this is `on` for a transaction, what it writes to `students` is the pipeline's and no edit."""
+
+EDITS_MARK = func.max(student_edits.c.edit).cast(Text) + " of " + func.count().cast(Text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +111,18 @@ def rules(connection: Connection, district: str, school_year: str) -> list[objec
 
     The policies are taken as they are written: wrong ones are their district's trouble when it is merged, and no other's.
     """
-    values, edited = _newest(connection, district).values, last_edit(connection, district, school_year)
-    return [*([sorted(values.items())] if values else []), *([f"edit {edited}"] if edited else [])]
+    values, mark = _newest(connection, district).values, edited(connection, district, school_year)
+    return [*([sorted(values.items())] if values else []), *([f"edits {mark}"] if mark else [])]
 
 
-def last_edit(connection: Connection, district: str, school_year: str) -> int | None:
-    """The number of the newest edit of a student whose attributes a merge of that school year may own."""
+def edited(connection: Connection, district: str, school_year: str) -> str | None:
+    """The mark of the edits of students whose attributes a merge of that school year may own.
+
+    Which edit is the newest does not tell them: one may be committed after another that has a higher number.
+    """
     students = roster_tables["students"].c
     query = (
-        select(func.max(student_edits.c.edit))
+        select(EDITS_MARK)
         .join_from(
             student_edits,
             roster_tables["students"],
@@ -125,7 +130,13 @@ def last_edit(connection: Connection, district: str, school_year: str) -> int | 
         )
         .where(student_edits.c.district == district, students.latest_school_year <= school_year)
     )
-    found: int | None = connection.scalar(query)
+    found: str | None = connection.scalar(query)
+    return found
+
+
+def all_edited(connection: Connection, district: str) -> str | None:
+    """The mark of every edit of a district, whoever owns the student's attributes, and whether the student is there."""
+    found: str | None = connection.scalar(select(EDITS_MARK).where(student_edits.c.district == district))
     return found
 
 

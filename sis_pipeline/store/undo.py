@@ -15,12 +15,13 @@ from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import near_matches, student_aliases, sync_operations
+from sis_pipeline.roster.attributes import EDITED
 from sis_pipeline.roster.changes import compensations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import polars_schema
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.roster.presence import RECORD
-from sis_pipeline.store import bulk, decisions, holds, survivorship
+from sis_pipeline.store import bulk, holds, survivorship
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
 from sis_pipeline.store.operations import History, operation_id_of
 from sis_pipeline.store.publish import (
@@ -29,6 +30,7 @@ from sis_pipeline.store.publish import (
     Written,
     begin_writing,
     mark_published,
+    with_holds,
     write,
 )
 
@@ -70,8 +72,9 @@ class Undoing:
             step = self._step(connection, operation_id)
             begin_writing(connection, step.undone.district)
             tried = replace(step.before, operation_id=str(uuid.uuid4()), undoes=step.undone.operation_id)
+            edited = survivorship.all_edited(connection, tried.district)
             merged = self._roster_before(connection, tried, step)
-            written = write(connection, tried, merged, whole=True)
+            written = write(connection, tried, merged, edited=edited, whole=True)
             never_committed.rollback()
         published = Published(tried.operation_id, written.applied, written.changes, merged.stats.held)
         return Undone(step, published, tuple(sorted(self._withheld(step))))
@@ -144,25 +147,34 @@ class Undoing:
                 advice="Nothing was changed. Look at `sis operations list`, and undo that one first.",
                 operation_id=operation.operation_id,
             )
+        edited = survivorship.all_edited(connection, operation.district)
         merged = self._roster_before(connection, operation, step)
+        undone, terms = self._merges.manifest(step.undone), self._merges.terms(step.undone)
         let_through = _let_through(self._merges, step.undone)
         again = _let_through(self._merges, step.before) if step.undone.undoes else []
-        decided = decisions.mark(connection, operation.district)
-        edited = survivorship.last_edit(connection, operation.district, operation.school_year)
-        self._merges.keep(operation, merged, released=again, waiting=(), decided=decided, edited=edited)
+        rests_on = {"terms": terms, "decided": undone["decided"], "edited": undone.get("edited")}
+        self._merges.keep(operation, merged, released=again, waiting=(), **rests_on)
         if not step.undone.undoes:
-            survivorship.unsettle(connection, self._merges.manifest(step.undone)["settled"])
-        written: Written = write(connection, operation, merged, whole=True)
+            survivorship.unsettle(connection, undone["settled"])
+        written: Written = write(connection, operation, merged, edited=edited, whole=True)
         because = f"operation {step.undone.operation_id} was undone"
         moved = holds.restore(
-            connection, operation, merged.held, let_through=let_through, again_let_through=again, because=because
+            connection,
+            operation,
+            merged.held,
+            let_through=let_through,
+            again_let_through=again,
+            changed=self._merges.read_before(step.undone).get(holds.BEFORE),
+            because=because,
         )
+        written = with_holds(written, moved)
         published = mark_published(connection, self._merges, operation, merged, written)
-        _rest_on(connection, operation, self._merges.resting_on(connection, operation))
+        if terms:
+            _rest_on(connection, operation, self._merges.resting_on(operation, terms))
         about = {"undoes": step.undone.operation_id, "reason": reason, "withheld": sorted(operation.withheld)}
         details = {"school_year": operation.school_year, **about, **published.counts}
         entry = audit.Entry("roster.undo", operation.operation_id, operation.district, details)
-        audit.append_all(connection, [entry, *written.who, *moved], actor=actor)
+        audit.append_all(connection, [entry, *written.who, *moved.entries], actor=actor)
         return published
 
     def _roster_before(self, connection: Connection, operation: Operation, step: Step) -> MergedRoster:
@@ -171,6 +183,8 @@ class Undoing:
         district = operation.district
         merged = self._merges.read_merged(step.before)
         changed = self._merges.read_before(step.undone)
+        if "students" in changed and survivorship.all_edited(connection, district):
+            changed["students"] = self._but_edited(connection, step.undone, changed["students"])
         whole = {
             name: _put_back(bulk.read(connection, MERGED[name], {"district": district}), changed.get(name), name)
             for name in SHARED
@@ -193,6 +207,25 @@ class Undoing:
             retired=_joined_again(connection, district, changed.get("students"), whole["student_links"]),
             retired_staff={},
         )
+
+    def _but_edited(self, connection: Connection, undone: Operation, changed: pl.DataFrame) -> pl.DataFrame:
+        """The students that an operation changed, as they were, but for what was edited in them since."""
+        left = self._merges.read_frame(undone, "students")
+        ids = changed["student_id"].to_list()
+        now = bulk.read_named(connection, MERGED["students"], "student_id", ids, scope={"district": undone.district})
+        return with_edits(changed, left, now)
+
+
+def with_edits(before: pl.DataFrame, left: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """Students as they were before an operation, with the attributes that are no longer as the operation left them."""
+    key, names = MERGED["students"].key, [name for block in EDITED.values() for name in block]
+    both = left.select(*key, *names).join(now.select(*key, *names), on=key, suffix="_now")
+    columns = []
+    for block in EDITED.values():
+        edited = pl.any_horizontal(pl.col(f"{name}_left").ne_missing(pl.col(f"{name}_now")) for name in block)
+        columns += [pl.when(edited).then(f"{name}_now").otherwise(name).alias(name) for name in block]
+    beside = before.join(both, on=key, how="left", suffix="_left", maintain_order="left")
+    return beside.with_columns(columns).select(before.columns)
 
 
 def _around(connection: Connection, found: Operation) -> tuple[Operation, Operation]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -17,7 +19,7 @@ from sis_pipeline.store.conflicts import Conflicts
 from sis_pipeline.store.publish import SupersededError, publish
 from sis_pipeline.store.survivorship import Survivorship
 from sis_pipeline.store.undo import Undoing
-from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student
+from sis_pipeline_tests.store.conftest import YEAR, add_integration, count, good_snapshot, sis_student
 
 BY = {"actor": "ada", "reason": "the registrar keeps the phone list"}
 
@@ -323,3 +325,62 @@ def test_an_undone_undo_settles_the_edit_again(database, snapshots, merges, poli
     undone = Undoing(database, merges).undo(roster().operation_id, "ada", "too early")
     Undoing(database, merges).undo(undone.operation_id, "ada", "it was right")
     assert rows(database, "select count(*), count(settled_at) from sis.student_edits") == [(1, 1)]
+
+
+@pytest.fixture
+def two_edits(database, snapshots, merges, policies):
+    """Somebody has edited one student and not committed yet; an edit of another one, noted later, is committed. The last
+    operation changed both students."""
+    policies.set("lincoln", {"phone": "local_wins"}, **BY)
+    people = [sis_student("7"), sis_student("8", first_name="Bea")]
+    for email in (None, "new@lincoln.example"):
+        good_snapshot(snapshots, students=[one | {"email": email} for one in people])
+        gathered = merges.gather("lincoln", YEAR)
+        operation = merges.write_merged(gathered, merge_district(gathered.inputs))
+        publish(database, merges, operation)
+    first = text("update sis.students set phone = :phone where first_name = :who")
+    with database.connect() as editor:
+        editor.execute(first, {"phone": "2015550142", "who": "Ada"})
+        with database.begin() as connection:
+            connection.execute(first, {"phone": "2015550143", "who": "Bea"})
+        yield editor, operation, [one | {"email": "newer@lincoln.example"} for one in people]
+
+
+def blocked_until_committed(database, editor, write) -> None:
+    """Do what waits for a row of an editor, who commits when it waits. Raises as it does."""
+    waiting = "select count(*) from pg_locks where locktype = 'transactionid' and not granted"
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(write)
+        while not (done.done() or count(database, waiting)):
+            time.sleep(0.01)
+        editor.commit()
+        done.result()
+
+
+def test_an_edit_that_is_committed_late_is_neither_written_over_nor_forgotten(database, snapshots, merges, two_edits):
+    editor, _, people = two_edits
+    good_snapshot(snapshots, students=people)
+    gathered = merges.gather("lincoln", YEAR)
+    operation = merges.write_merged(gathered, merge_district(gathered.inputs))
+    with pytest.raises(SupersededError, match="somebody edited students since"):
+        blocked_until_committed(database, editor, lambda: publish(database, merges, operation))
+    assert merges.get(operation.operation_id).status == "superseded"
+    phones = "select first_name, phone, email from sis.students order by 1"
+    both = [("Ada", "2015550142"), ("Bea", "2015550143")]
+    assert rows(database, phones) == [(*one, "new@lincoln.example") for one in both]
+    assert merges.stale_districts(YEAR) == ["lincoln"]
+    gathered = merges.gather("lincoln", YEAR)
+    publish(database, merges, merges.write_merged(gathered, merge_district(gathered.inputs)))
+    assert rows(database, phones) == [(*one, "newer@lincoln.example") for one in both]
+    assert merges.stale_districts(YEAR) == []
+
+
+def test_an_undo_does_not_write_over_an_edit_that_is_committed_late(database, merges, two_edits):
+    editor, operation, _ = two_edits
+    undoing = Undoing(database, merges)
+    with pytest.raises(SupersededError, match="Somebody edited students of lincoln while they were written"):
+        blocked_until_committed(database, editor, lambda: undoing.undo(operation.operation_id, "ada", "wrong export"))
+    assert rows(database, "select count(*) from sis.students where email is not null") == [(2,)]
+    undoing.undo(operation.operation_id, "ada", "wrong export")
+    phones = rows(database, "select first_name, phone, email from sis.students order by 1")
+    assert phones == [("Ada", "2015550142", None), ("Bea", "2015550143", None)]

@@ -19,10 +19,13 @@ from sis_pipeline.connect.errors import ConfigError, DataError
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.guard import Hold
 from sis_pipeline.roster.model import MERGED
+from sis_pipeline.store.conflicts import Conflicts
+from sis_pipeline.store.guarding import Guarding
 from sis_pipeline.store.holds import Holds
 from sis_pipeline.store.identity import Identities
 from sis_pipeline.store.operations import Operations
 from sis_pipeline.store.publish import SupersededError, publish
+from sis_pipeline.store.survivorship import Survivorship
 from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, count, good_snapshot, hold, merged_roster, student
 from sis_pipeline_tests.store.test_publish import state
@@ -417,3 +420,170 @@ def test_merges_that_were_overtaken_are_told_where_asked_for(database, merges, t
     assert (told[3].status, told[3].superseded_by, told[3].published_at) == (
         "superseded", newer.operation.operation_id, None,
     )  # fmt: skip
+
+
+def edit_phone(database, phone: str, who: str = "First0") -> None:
+    with database.begin() as connection:
+        connection.execute(
+            text("update sis.students set phone = :phone where first_name = :who"), {"phone": phone, "who": who}
+        )
+
+
+def phones(database) -> dict[str, str]:
+    with database.connect() as connection:
+        rows = connection.execute(text("select first_name, phone, email from sis.students"))
+        return {row.first_name: (row.phone, row.email) for row in rows}
+
+
+def test_what_was_edited_since_stays_and_is_merged(database, snapshots, merges, undoing):
+    """Also beside a value of the same student that is put back, and through two undos one after the other."""
+    Survivorship(database).set("lincoln", {"phone": "local_wins"}, actor="ada", reason="we know better")
+    good_snapshot(snapshots, **delivery(0, 1))
+    merge(database, merges)
+    [before] = {row[1] for row in phones(database).values()}
+    good_snapshot(snapshots, **delivery(0, 1, email="second@lincoln.example"))
+    second = merge(database, merges)
+    good_snapshot(snapshots, **delivery(0, 1, email="third@lincoln.example", phone="2015550100"))
+    third = merge(database, merges)
+    edit_phone(database, "5125550199")
+    undoing.undo(third.operation_id, "ada", WHY)
+    assert phones(database) == {
+        "First0": ("5125550199", "second@lincoln.example"), "First1": (None, "second@lincoln.example"),
+    }  # fmt: skip
+    assert merges.stale_districts(YEAR) == ["lincoln"], "the edit is due"
+    undoing.undo(second.operation_id, "ada", WHY)
+    assert phones(database) == {"First0": ("5125550199", before), "First1": (None, before)}
+    assert merges.stale_districts(YEAR) == ["lincoln"]
+    merge(database, merges)
+    assert phones(database)["First0"] == ("5125550199", before)
+    assert merges.stale_districts(YEAR) == []
+
+
+def test_what_the_operation_knew_of_edits_is_put_back_as_it_was(database, snapshots, merges, undoing):
+    """An edit from before it, which it had overwritten, is in the table again and not due: the operation had judged it."""
+    good_snapshot(snapshots, **delivery(0, phone="2015550100"))
+    merge(database, merges)
+    edit_phone(database, "5125550199")
+    second = merge(database, merges)
+    assert phones(database)["First0"][0] == "2015550100"
+    undoing.undo(second.operation_id, "ada", WHY)
+    assert phones(database)["First0"][0] == "5125550199"
+    assert merges.stale_districts(YEAR) == []
+
+
+def decide(what: str, database) -> None:
+    by = {"actor": "ada", "reason": "called the family"}
+    if what == "policy":
+        Survivorship(database).set("lincoln", {"phone": "local_wins"}, **by)
+    elif what == "guard":
+        Guarding(database).set("lincoln", {"district_floor": 7}, **by)
+    elif what == "school":
+        Guarding(database).declare("close", "North", "lincoln", effective=date(2025, 1, 1), **by)
+    elif what == "near match":
+        people = Identities(database)
+        people.confirm(people.near_matches()[0].near_match_id, **by)
+    elif what == "conflict":
+        with database.connect() as connection:
+            student_id = connection.scalar(text("select student_id from sis.conflicts where attribute = 'phone'"))
+        Conflicts(database).decide(str(student_id), "phone", "lincoln-ic", **by)
+    else:
+        with database.begin() as connection:
+            connection.execute(text("update sis.integrations set priority = 50 where key = 'lincoln-ic'"))
+
+
+DECISIONS = ["policy", "guard", "school", "near match", "conflict", "priority"]
+
+
+@pytest.fixture
+def conflicting(database, snapshots, merges):
+    """Two systems that say otherwise, one of a student who may be another; and the operation after the first."""
+    add_integration(database, "lincoln-ic", priority=200)
+    other = delivery(0, 1, phone="2015550102")
+    other["students"][1] |= {"ssid": None, "ssid_issuer": None, "grade_level": None}  # may be First1: a near match
+    good_snapshot(snapshots, **delivery(0, 1, phone="2015550101"))
+    good_snapshot(snapshots, "lincoln-ic", **other)
+    merge(database, merges)
+    good_snapshot(snapshots, **delivery(0, 1, phone="2015550101", email="second@lincoln.example"))
+    return merge(database, merges)
+
+
+@pytest.mark.parametrize("what", DECISIONS)
+def test_what_was_decided_since_is_due_after_an_undo(database, merges, undoing, conflicting, what):
+    decide(what, database)
+    undoing.undo(conflicting.operation_id, "ada", WHY)
+    assert merges.stale_districts(YEAR) == ["lincoln"], "no merge has applied it yet"
+
+
+def test_what_a_merge_had_applied_is_not_due_after_its_undo(database, merges, undoing, conflicting):
+    assert merges.stale_districts(YEAR) == []
+    for what in DECISIONS:
+        decide(what, database)
+    undo = undoing.undo(conflicting.operation_id, "ada", WHY)
+    undoing.undo(undo.operation_id, "ada", "it was right")
+    assert merges.stale_districts(YEAR) == ["lincoln"], "an undo that is undone has applied nothing either"
+    applied = merge(database, merges)
+    assert merges.stale_districts(YEAR) == []
+    undoing.undo(applied.operation_id, "ada", WHY)
+    assert merges.stale_districts(YEAR) == [], "it is applied again when something else asks for a merge"
+
+
+def of_day(database, snapshots, merges, day: int, *who: int, verdict: str = "complete", **values: object):
+    taken = good_snapshot(snapshots, verdict=verdict, **delivery(*who, **values))
+    day_of_snapshot(database, taken, DAY + timedelta(day))
+    return merge(database, merges)
+
+
+def held_and_active(database) -> tuple[list[tuple], int]:
+    found = [
+        (one.status, len(one.rows), one.removals["removals"], sum(part.removals for part in one.parts))
+        for one in Holds(database).list("lincoln")
+        if one.removals["entity"] == "enrollments"
+    ]
+    return sorted(found), count(database, "select count(*) from sis.enrollments where status = 'active'")
+
+
+def enrollment_holds(database, status: str = "open"):
+    return [one for one in Holds(database).list("lincoln", status) if one.removals["entity"] == "enrollments"]
+
+
+@pytest.mark.parametrize("back", [range(2, 9), range(9)], ids=["some are back", "all are back"])
+def test_whom_a_person_keeps_is_kept_again_after_an_undo(database, snapshots, merges, undoing, back):
+    """However many of them the undone operation had found back; and the undo of the undo takes that back."""
+    of_day(database, snapshots, merges, -9, *range(9))
+    of_day(database, snapshots, merges, -8, *range(4, 9))
+    for one in Holds(database).list("lincoln"):
+        Holds(database).discard(one.hold_id, "ada", "they are at camp")
+    kept = held_and_active(database)
+    assert kept == ([("discarded", 4, 4, 4)], 9)
+    wrong = of_day(database, snapshots, merges, -7, *back)
+    found_back = held_and_active(database)
+    undo = undoing.undo(wrong.operation_id, "ada", WHY)
+    assert held_and_active(database) == kept
+    undoing.undo(undo.operation_id, "ada", "it was right")
+    assert held_and_active(database) == found_back
+    undoing.undo(wrong.operation_id, "ada", WHY)
+    of_day(database, snapshots, merges, -6, 3, *range(4, 9), email="new@lincoln.example")
+    assert held_and_active(database) == ([("discarded", 3, 3, 3)], 9), (
+        "three are below the limits, and kept all the same"
+    )
+    assert count(database, "select count(*) from sis.enrollment_changes where evidence = 'absence'") == 0
+
+
+def test_the_rest_of_a_hold_released_in_part_is_given_back_and_asked_about_where_it_was_decided_since(
+    database, snapshots, merges, undoing
+):
+    add_integration(database, "lincoln-ic")
+    of_day(database, snapshots, merges, -9, *range(9))
+    of_day(database, snapshots, merges, -8, *range(4, 9))
+    for one in Holds(database).list("lincoln"):
+        Holds(database).discard(one.hold_id, "ada", "they are at camp")
+    merge(database, merges)
+    wrong = of_day(database, snapshots, merges, -7, *range(2, 9))
+    [hold_of_two] = enrollment_holds(database, "discarded")
+    Holds(database).release(hold_of_two.hold_id, "bo", "these two have moved")
+    undone = undoing.undo(wrong.operation_id, "ada", WHY)
+    [again] = enrollment_holds(database)
+    assert (again.hold_id, len(again.rows), again.decided_by) == (hold_of_two.hold_id, 4, None)
+    assert again.hold_id in Operations(database).show(undone.operation_id).holds["opened"]
+    of_day(database, snapshots, merges, -6, *range(4, 9), email="new@lincoln.example")
+    assert held_and_active(database) == ([("open", 4, 4, 4)], 9)
