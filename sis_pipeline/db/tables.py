@@ -423,6 +423,24 @@ student_aliases = Table(
     comment="Ids of students that were found to be another one.",
 )
 
+student_alias_history = Table(
+    "student_alias_history",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("entry", BigInteger, Identity(), primary_key=True, comment="running number"),
+    SqlColumn("alias_id", UUID(as_uuid=False), nullable=False, comment="the student id that was merged away"),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student it was meanwhile"),
+    SqlColumn("since", TIMESTAMP(timezone=True), nullable=False, comment="since when"),
+    SqlColumn(
+        "until",
+        TIMESTAMP(timezone=True),
+        comment="until it was another one, or split off; null while it is that student",
+    ),
+    Index("ix_student_alias_history_alias_id", "alias_id"),
+    Index("ix_student_alias_history_student_id", "student_id"),
+    comment="Which student an id meant when; kept by a trigger on student_aliases.",
+)
+
 guard_settings = Table(
     "guard_settings",
     metadata,

@@ -37,8 +37,7 @@ select count(*) from {SCHEMA}.enrollment_changes c
 where c.district = :district and c.detected_at > {SCHEMA}.clock() - make_interval(days => :days)
   and c.school_year = :school_year and c.evidence = 'absence' and c.kind in ('withdraw', 'no_show')
   and c.school_id::text <> all(cast(:closed as text[]))
-  and c.operation_id not in (
-    select undoes from {SCHEMA}.sync_operations where district = :district and status = 'published' and undoes is not null)
+  and c.operation_id in (select operation_id from {SCHEMA}.standing_operations(:district))
   and (c.student_id::text, c.school_id::text) not in (
     select key ->> 0, key ->> 1 from {SCHEMA}.holds h cross join lateral jsonb_array_elements(h.rows) as key
     where h.district = :district and h.school_year = :school_year and h.status = 'applied'

@@ -10,6 +10,7 @@ from datetime import datetime
 from itertools import product
 from typing import Any, Literal, cast
 
+import polars as pl
 from sqlalchemy import Connection, Engine, Row, and_, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
@@ -19,10 +20,9 @@ from sis_pipeline.db.tables import SCHEMA, identity_decisions, near_matches, ros
 from sis_pipeline.roster.decisions import DISTINCT, SAME
 from sis_pipeline.roster.district import MergedRoster
 from sis_pipeline.roster.near import near_match_id
-from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import Operation
-from sis_pipeline.store.parting import Parting, Record, absorbed, parting
+from sis_pipeline.store.parting import Parting, Record, absorbed, holders, parting
 
 NOW = text(f"{SCHEMA}.clock()")
 SIDES = ("", "other_")
@@ -312,12 +312,14 @@ def _restored(connection: Connection, district: str, merged: MergedRoster) -> li
     known = set(aliases) - set(merged.retired)
     if not known:
         return []
-    holders = {(a, b): who for a, b, who in merged.frames["student_links"].select(*RECORD, "student_id").iter_rows()}
-    back = sorted(known & set(holders.values()))
+    linked = merged.frames["student_links"]
+    back = sorted(linked.filter(pl.col("student_id").is_in(list(known)))["student_id"].unique())
     if back:
         _set_aliases(connection, back, restored_at=NOW)
-    for alias_id in sorted(set(aliases) - set(back)):
-        now = {holders.get(tuple(record), alias_id) for record in aliases[alias_id].records}
+    gone = sorted(set(aliases) - set(back)) if back else []
+    held_by = holders(linked, [record for alias_id in gone for record in aliases[alias_id].records])
+    for alias_id in gone:
+        now = {held_by.get(tuple(record), alias_id) for record in aliases[alias_id].records}
         if now and now <= set(back):
             _set_aliases(connection, [alias_id], student_id=min(now))
     return back

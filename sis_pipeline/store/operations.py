@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Row, func, select
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db.tables import audit_log, roster_tables, sync_operations
-from sis_pipeline.store.merged import Operation, read_operation
+from sis_pipeline.store.merged import read_operation
 
 Counts = Mapping[str, int]
 TOLD = ("roster.publish", "roster.undo")
@@ -69,38 +69,48 @@ class Detail:
     conflicts: Counts
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An operation's place among those of its district. `order`: running number of the publication."""
+
+    operation_id: str
+    school_year: str
+    epoch: int
+    base_epoch: int
+    undoes: str | None
+    order: int
+
+
 @dataclass(frozen=True)
 class History:
-    """What was published of a district, by school year and epoch, with the running order of it all."""
+    """What was published of a district, by school year and epoch."""
 
-    published: Mapping[str, Mapping[int, Operation]]
-    order: Mapping[str, int] = field(default_factory=dict)
+    published: Mapping[str, Mapping[int, Place]]
 
     @classmethod
     def of(cls, connection: Connection, district: str) -> History:
-        query = select(sync_operations).where(
-            sync_operations.c.district == district, sync_operations.c.status == "published"
+        table = sync_operations.c
+        query = (
+            select(table.operation_id, table.school_year, table.epoch, table.base_epoch, table.undoes)
+            .where(table.district == district, table.status == "published")
+            .order_by(table.finished_at, table.started_at)
         )
-        by_year: dict[str, dict[int, Operation]] = {}
-        order: dict[str, int] = {}
-        for number, row in enumerate(
-            connection.execute(query.order_by(sync_operations.c.finished_at, sync_operations.c.started_at))
-        ):
-            by_year.setdefault(row.school_year, {})[row.epoch] = _operation(row)
-            order[row.operation_id] = number
-        return cls(by_year, order)
+        by_year: dict[str, dict[int, Place]] = {}
+        for number, row in enumerate(connection.execute(query)):
+            by_year.setdefault(row.school_year, {})[row.epoch] = Place(*row, order=number)
+        return cls(by_year)
 
     @property
     def years(self) -> set[str]:
         return set(self.published)
 
-    def at(self, school_year: str, epoch: int) -> Operation:
+    def at(self, school_year: str, epoch: int) -> Place:
         return self.published[school_year][epoch]
 
-    def newest(self, school_year: str) -> Operation:
+    def newest(self, school_year: str) -> Place:
         return self.at(school_year, max(self.published[school_year]))
 
-    def standing(self, school_year: str) -> list[Operation]:
+    def standing(self, school_year: str) -> list[Place]:
         """The operations whose effect lasts, the last first: those that were undone are left out, and so are undos."""
         found = []
         epoch = self.newest(school_year).epoch
@@ -113,14 +123,11 @@ class History:
                 epoch = operation.base_epoch
         return found
 
-    def undone_by(self, operation: Operation) -> Operation | None:
+    def undone_by(self, operation: Place) -> Place | None:
         """The operation that undid one, None where that one stands, be it because the undo was undone in turn."""
         found = [one for one in self.published[operation.school_year].values() if one.undoes == operation.operation_id]
         last = max(found, key=lambda one: one.epoch, default=None)
         return last if last is not None and self.undone_by(last) is None else None
-
-    def published_after(self, one: Operation, other: Operation) -> bool:
-        return self.order[one.operation_id] > self.order[other.operation_id]
 
     def _base_of(self, school_year: str, operation_id: str) -> int:
         [undone] = [one for one in self.published[school_year].values() if one.operation_id == operation_id]
@@ -175,12 +182,8 @@ def operation_id_of(given: str) -> str:
         raise ConfigError(f"{given[:80]!r} is no operation id.", code="config.no_operation") from None
 
 
-def _operation(row: Row[Any]) -> Operation:
-    return Operation(**{name: getattr(row, name) for name in Operation.__dataclass_fields__})
-
-
 def _told(connection: Connection, rows: Sequence[Row[Any]]) -> list[Told]:
-    histories = {row.district: History.of(connection, row.district) for row in rows}
+    histories = {district: History.of(connection, district) for district in {row.district for row in rows}}
     publishers = _publishers(connection, rows)
     return [_one(row, histories[row.district], publishers.get(row.operation_id)) for row in rows]
 

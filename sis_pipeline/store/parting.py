@@ -3,13 +3,15 @@ Deciding it, and what stood before, is in `identity`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import polars as pl
 from sqlalchemy import Connection, select
 
 from sis_pipeline.db.tables import roster_tables, student_aliases
+from sis_pipeline.roster.presence import RECORD
 
 Record = tuple[str, str]
 
@@ -34,6 +36,13 @@ class Absorbed:
     alias_id: str
     records: list[Record]
     merged_at: datetime
+
+
+def holders(links: pl.DataFrame, records: Iterable[Sequence[str]]) -> dict[Record, str]:
+    """Who holds each of these records, as some links say."""
+    named = pl.DataFrame([tuple(one) for one in records], schema=dict.fromkeys(RECORD, pl.String), orient="row")
+    found = links.join(named.unique(), on=RECORD).select(*RECORD, "student_id")
+    return {(integration, sis_id): who for integration, sis_id, who in found.iter_rows()}
 
 
 def parting(

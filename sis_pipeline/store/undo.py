@@ -20,10 +20,10 @@ from sis_pipeline.roster.changes import compensations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import polars_schema
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
-from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.store import bulk, holds, survivorship
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
-from sis_pipeline.store.operations import History, operation_id_of
+from sis_pipeline.store.operations import History, Place, operation_id_of
+from sis_pipeline.store.parting import holders
 from sis_pipeline.store.publish import (
     Published,
     SupersededError,
@@ -235,10 +235,10 @@ def _around(connection: Connection, found: Operation) -> tuple[Operation, Operat
             found, f"it is {found.status} and changed nothing", "`sis operations list` shows those that did."
         )
     history = History.of(connection, found.district)
-    stack = history.standing(found.school_year)
+    place, stack = history.at(found.school_year, found.epoch), history.standing(found.school_year)
     last = history.newest(found.school_year)
     if found.operation_id not in {last.operation_id, stack[0].operation_id}:
-        _refuse_not_last(history, found, stack)
+        _refuse_not_last(history, found, place, stack)
     if not found.base_epoch:
         raise _refused(
             found,
@@ -247,23 +247,24 @@ def _around(connection: Connection, found: Operation) -> tuple[Operation, Operat
         )
     for year in history.years - {found.school_year}:
         for other in history.standing(year):
-            if history.published_after(other, found) and _wrote_shared(other):
+            if other.order > place.order and _wrote_shared(read_operation(connection, other.operation_id)):
                 raise _refused(
                     found,
                     f"operation {other.operation_id} of {year} was published since and builds on the same students",
                     f"Undo that one first: `sis undo {other.operation_id}`.",
                 )
-    return history.at(found.school_year, found.base_epoch), last
+    before = history.at(found.school_year, found.base_epoch)
+    return read_operation(connection, before.operation_id), read_operation(connection, last.operation_id)
 
 
-def _refuse_not_last(history: History, found: Operation, stack: Sequence[Operation]) -> None:
+def _refuse_not_last(history: History, found: Operation, place: Place, stack: Sequence[Place]) -> None:
     if found.operation_id in {one.operation_id for one in stack}:
         raise _refused(
             found,
             f"operation {stack[0].operation_id} was published since",
             f"Undo the later one first: `sis undo {stack[0].operation_id}`.",
         )
-    undone_by = history.undone_by(found)
+    undone_by = history.undone_by(place)
     if undone_by:
         raise _refused(
             found,
@@ -306,10 +307,9 @@ def _joined_again(
         student_aliases.c.district == district, student_aliases.c.restored_at.is_not(None)
     )
     aliases = {row.alias_id: row.records for row in connection.execute(query)}
-    holders = {(key, sis_id): who for key, sis_id, who in links.select(*RECORD, "student_id").iter_rows()}
-    found = {
-        one: {holders.get(tuple(record)) for record in aliases[one]} - {None, one} for one in new if one in aliases
-    }
+    joined = [one for one in new if one in aliases]
+    held_by = holders(links, [record for one in joined for record in aliases[one]])
+    found = {one: {held_by.get(tuple(record)) for record in aliases[one]} - {None, one} for one in joined}
     return {one: min(who for who in students if who) for one, students in found.items() if students}
 
 

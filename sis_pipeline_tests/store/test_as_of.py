@@ -13,11 +13,15 @@ from sqlalchemy import text
 
 from sis_pipeline.db.tables import student_aliases, sync_operations
 from sis_pipeline.roster.changes import compensations
+from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import bulk
+from sis_pipeline.store.identity import Identities
+from sis_pipeline.store.publish import publish as publish_operation
+from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.roster.rosters import Roster, laws, merge, publish
 from sis_pipeline_tests.store.as_of import Key, Publication, Stay, enrolled, stays_known
-from sis_pipeline_tests.store.conftest import uid
+from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student, uid
 
 START = date(2025, 9, 1)
 OPEN = {"pre_registered", "active"}
@@ -209,3 +213,60 @@ def test_an_ending_without_a_date_counts_until_it_shows(database) -> None:
     assert len(enrolled_in_sql(database, START, moments[0])) == 3
     assert enrolled_in_sql(database, ENTRIES[0] - timedelta(1)) == set()
     assert enrolled_in_sql(database, date(2026, 7, 1)) == set(), "another school year"
+
+
+def test_who_was_whom_stays_known_through_later_merges_and_splits(database, snapshots, merges) -> None:
+    """Joined into one that is joined in turn, split off, and joined again by an undo: at each moment it is as it was then."""
+    records = {"lincoln-ps": "7", "lincoln-ic": "70", "lincoln-sky": "700"}
+    people, known = Identities(database), []
+    by = {"actor": "ada", "reason": "the office knows"}
+
+    def holders() -> dict[str, str]:
+        with database.connect() as connection:
+            rows = connection.execute(text("select integration, student_id::text from sis.student_links")).all()
+        return {row.integration: row.student_id for row in rows}
+
+    def who_is_enrolled(at: datetime | None = None) -> str:
+        at_moment = ", :at" if at else ""
+        query = text(f"select student_id::text from sis.stays_known_at('lincoln'{at_moment})")
+        with database.connect() as connection:
+            return connection.scalars(query, {"at": at}).one()
+
+    def published() -> None:
+        gathered = merges.gather("lincoln", YEAR)
+        operation = merges.write_merged(gathered, merge_district(gathered.inputs))
+        publish_operation(database, merges, operation)
+
+    def note() -> None:
+        with database.connect() as connection:
+            known.append((connection.scalar(text("select sis.clock()")), who_is_enrolled(), holders()["lincoln-sky"]))
+
+    def are_one(*pair: str) -> None:
+        [near] = [
+            one for one in people.near_matches(status=None) if {side.record[0] for side in one.sides} == set(pair)
+        ]
+        people.confirm(near.near_match_id, **by)
+        published()
+        note()
+
+    stay = {"student_sis_id": "700", "school_sis_id": "1", "school_year": YEAR, "entry_date": date(2025, 8, 18),
+            "entry_date_source": "sis", "enrollment_type": "primary", "status": "active", "grade_level": "07"}  # fmt: skip
+    for integration, sis_id in records.items():
+        if integration != "lincoln-ps":
+            add_integration(database, integration)
+        stays = [stay | {"sis_id": "e", "record_status": "active"}] if integration == "lincoln-sky" else []
+        student = sis_student(sis_id, birth_date=date(2012, 3, 4))
+        good_snapshot(snapshots, integration, students=[student], enrollments=stays)
+        published()
+    note()
+    are_one("lincoln-ic", "lincoln-sky")
+    are_one("lincoln-ps", "lincoln-ic")
+    people.split(holders()["lincoln-sky"], ("lincoln-sky", "700"), **by)
+    published()
+    note()
+    Undoing(database, merges).undo(merges.newest("lincoln", YEAR).operation_id, "ada", "one after all")
+    note()
+    then = [who for _, who, _ in known]
+    assert (len(set(then)), then[3], then[4]) == (3, then[0], then[2])
+    assert then == [holder for _, _, holder in known]
+    assert [who_is_enrolled(at) for at, _, _ in known] == then

@@ -6,10 +6,11 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import insert
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
-from sis_pipeline.db.tables import guard_settings, roster_tables
+from sis_pipeline.db.tables import guard_settings, roster_tables, sync_operations
 from sis_pipeline.roster.guard import Hold, Part, fingerprint
 from sis_pipeline.roster.identity import numbered_school
 from sis_pipeline.roster.thresholds import Thresholds
@@ -189,7 +190,10 @@ def withdrawn(
 ) -> None:
     at = datetime.now(UTC) - timedelta(days=days_ago)
     row = change(number, kind, uid("op"), **{"school_id": school, "evidence": "absence", **values})
+    operation = {"operation_id": uid("op"), "status": "published", "finished_at": at}
+    about = {"district": "lincoln", "school_year": YEAR, "epoch": 99, "base_epoch": 0, "fingerprint": "f", "inputs": {}}
     with database.begin() as connection:
+        connection.execute(insert(sync_operations).values(**about, **operation).on_conflict_do_nothing())
         connection.execute(roster_tables["enrollment_changes"].insert().values(detected_at=at, **row))
 
 

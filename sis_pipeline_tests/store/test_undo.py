@@ -189,6 +189,7 @@ def test_an_undo_is_undone_like_any_other_operation(database, merges, undoing, t
     redo = undoing.undo(undo.operation_id, "bo", "it was right")
     assert roster(database) == after
     assert (redo.withheld, merges.stale_districts(YEAR)) == ((), [])
+    assert merges.preview("lincoln", YEAR).inputs.rulings.removed_lately == 1  # who is withdrawn again counts again
     assert Counter(one[1] for one in ledger(database, redo.operation_id)) == Counter(
         one[1] for one in ledger(database, second.operation_id)
     )
