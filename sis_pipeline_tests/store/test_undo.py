@@ -13,7 +13,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from sis_pipeline.connect.errors import ConfigError, DataError
 from sis_pipeline.roster.district import merge_district
@@ -410,6 +410,24 @@ def test_an_operation_is_told_in_depth(database, two_days):
     }  # fmt: skip
     assert detail.operation.inputs["lincoln-ps"]["snapshot_id"] != first.inputs["lincoln-ps"]["snapshot_id"]
     assert Operations(database).list("franklin") == ([], 0)
+
+
+def test_a_list_reads_the_history_once_however_many_it_tells_of(database, two_days):
+    asked: list[str] = []
+
+    def note(_connection, _cursor, statement: str, *_rest: object) -> None:
+        asked.append(statement)
+
+    event.listen(database, "before_cursor_execute", note)
+    numbers = []
+    for limit in (1, 2):
+        asked.clear()
+        assert len(Operations(database).list("lincoln", limit=limit)[0]) == limit
+        numbers.append(len(asked))
+    event.remove(database, "before_cursor_execute", note)
+    assert numbers[0] == numbers[1]
+    [history] = [one for one in asked if "base_epoch" in one and "LIMIT" not in one and "count(" not in one]
+    assert "summary" not in history
 
 
 def test_merges_that_were_overtaken_are_told_where_asked_for(database, merges, two_days):
