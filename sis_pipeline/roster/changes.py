@@ -333,7 +333,13 @@ def _pair_continued(entries: pl.DataFrame, exits: pl.DataFrame) -> tuple[pl.Data
         left=_stay("was_"), left_now=_stay(),
     )  # fmt: skip
     came = entries.select(
-        "student_id", "school_id", "entry_date", "integration", came_row="after_row", came=_stay(), came_was=_stay("was_")
+        "student_id",
+        "school_id",
+        "entry_date",
+        "integration",
+        came_row="after_row",
+        came=_stay(),
+        came_was=_stay("was_"),
     )
     pairs = (
         left.join(came, on=["student_id", "school_id"])
