@@ -283,12 +283,16 @@ class _Roster:
     @cached_property
     def student_records(self) -> dict[str, Record]:
         """Each student once, without the vendor's placeholders; of two rows for one, the later page's."""
-        return {_id(student, "id"): student for student in self.all("students") if not _is_placeholder(student)}
+        return {dcid: student for dcid, student in self.listed.items() if not _is_placeholder(student)}
 
     @cached_property
     def placeholders(self) -> frozenset[str]:
         """DCIDs of the students that are none."""
-        return frozenset(_id(student, "id") for student in self.all("students") if _is_placeholder(student))
+        return frozenset(dcid for dcid, student in self.listed.items() if _is_placeholder(student))
+
+    @cached_property
+    def listed(self) -> dict[str, Record]:
+        return {_id(student, "id"): student for student in self.all("students")}
 
     @cached_property
     def enrollments(self) -> pd.DataFrame:

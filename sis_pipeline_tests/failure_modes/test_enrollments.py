@@ -12,6 +12,7 @@ from sis_pipeline.roster.district import MergedRoster
 from sis_pipeline.roster.validate import validate
 from sis_pipeline_tests.roster.rosters import DAY_1, DAY_2, YEAR, Roster, events, loaded, merge, publish, rows
 from sis_pipeline_tests.roster.test_district import changed, district, event, second_day, student_of
+from sis_pipeline_tests.store.as_of import Publication, stays_known
 
 LAST_YEAR = "2024-2025"
 
@@ -168,6 +169,10 @@ def test_22_a_new_enrollment_at_the_same_school_the_next_day_is_a_correction() -
         found = event(merged)
         assert (found["before"]["status"], found["after"]["entry_code"]) == ("active", "P2")
         assert found["after"]["other_stay"]["exit_code"] == "P1", "both rows are told"
+        first = merge(district()).changes
+        known = stays_known([Publication("1", first), Publication("2", merged.changes)])
+        mine = sorted((key[3], stay.is_open) for key, stay in known.items() if key[0] == found["student_id"])
+        assert mine == [(date(2025, 8, 18), False), (date.fromisoformat(entered), True)], "as of any day"
         assert merge(roster, publish(loaded(district()), merged), as_of=DAY_2).changes.is_empty()
 
     left = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-01", status="withdrawn")
