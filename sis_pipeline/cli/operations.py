@@ -124,6 +124,8 @@ def _said(shown: Console, undone: Undone) -> None:
     )
     shown.print(_tables({name: asdict(one) for name, one in published.applied.items()}))
     shown.print(_counts("Ledger events", "kind", published.changes))
+    if published.accounts:
+        shown.print(_counts("Accounts", "what", published.accounts))
     held = f"{counted(published.held, 'removal')} {'wait' if done else 'would wait'} for a person."
     shown.print(held, markup=False)
     if undone.withheld:
@@ -142,6 +144,7 @@ def _undone(undone: Undone) -> dict[str, Any]:
         "school_year": undone.step.undone.school_year,
         "applied": {name: asdict(one) for name, one in undone.published.applied.items()},
         "changes": undone.published.changes,
+        "accounts": undone.published.accounts,
         "held": undone.published.held,
         "withheld": undone.withheld,
     }

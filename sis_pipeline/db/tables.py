@@ -53,7 +53,7 @@ SQL_TYPES: dict[model.Kind, TypeEngine[Any]] = {
 }
 
 
-def _roster_table(table: model.Table, *extra: SqlColumn[Any] | Index) -> Table:
+def _roster_table(table: model.Table, *extra: SqlColumn[Any] | Index | UniqueConstraint) -> Table:
     columns = [
         SqlColumn(
             column.name,
@@ -447,6 +447,35 @@ survivorship_policies = Table(
     SqlColumn("reason", Text, nullable=False, comment="why"),
     _stamp("set_at", "when it was set"),
     comment="Whose value of an attribute a district publishes; what is not set is as by default.",
+)
+
+account_rules = Table(
+    "account_rules",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("version", Integer, primary_key=True, comment="rising from 1; the newest holds"),
+    SqlColumn("rules", JSONB, nullable=False, comment="setting, as student.username -> value"),
+    SqlColumn("set_by", Text, nullable=False, comment="who set it"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("set_at", "when it was set"),
+    SqlColumn("followed_on", Date, comment="the last day on which the accounts were brought to what the roster says"),
+    comment="How a district makes accounts; a district without a row has none.",
+)
+
+accounts = _roster_table(
+    model.ACCOUNTS,
+    _stamp("created_at", "when the account was made"),
+    _stamp(),
+    UniqueConstraint("district", "username"),
+    Index("ix_accounts_person_id", "person_id"),
+)
+
+spent_usernames = Table(
+    "spent_usernames",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("mark", Integer, primary_key=True, comment="a number that one in 65,536 user names has"),
+    comment="Marks of the user names of people who were erased: nobody else gets such a name.",
 )
 
 student_edits = Table(

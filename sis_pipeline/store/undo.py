@@ -73,7 +73,8 @@ class Undoing:
             merged = self._roster_before(connection, tried, step)
             written = write(connection, tried, merged, whole=True)
             never_committed.rollback()
-        published = Published(tried.operation_id, written.applied, written.changes, merged.stats.held)
+        held, accounts = merged.stats.held, written.accounts
+        published = Published(tried.operation_id, written.applied, written.changes, held, accounts)
         return Undone(step, published, tuple(sorted(self._withheld(step))))
 
     def undo(self, operation_id: str, actor: str, reason: str) -> Undone:
