@@ -125,7 +125,7 @@ def _said(shown: Console, undone: Undone) -> None:
     shown.print(_tables({name: asdict(one) for name, one in published.applied.items()}))
     shown.print(_counts("Ledger events", "kind", published.changes))
     if published.accounts:
-        shown.print(_counts("Accounts", "what", published.accounts))
+        shown.print(_counts("Accounts", "what", published.accounts, "accounts"))
     held = f"{counted(published.held, 'removal')} {'wait' if done else 'would wait'} for a person."
     shown.print(held, markup=False)
     if undone.withheld:
@@ -183,8 +183,8 @@ def _tables(applied: Mapping[str, Mapping[str, int]]) -> Any:
     return table("Rows", ("table", *columns), rows, right=columns)
 
 
-def _counts(title: str, what: str, counts: Mapping[str, int]) -> Any:
-    return table(title, (what, "events"), list(counts.items()), right=("events",))
+def _counts(title: str, what: str, counts: Mapping[str, int], noun: str = "events") -> Any:
+    return table(title, (what, noun), list(counts.items()), right=(noun,))
 
 
 def _rows(applied: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

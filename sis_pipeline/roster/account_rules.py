@@ -41,12 +41,17 @@ class KindRules:
     max_length: int = _setting(20, "longest user name; a longer one is cut", least=4, most=64)
     characters: str = _setting("", f"which of {PUNCTUATION} stay where a name has them")
     domain: str | None = _setting(None, "domain of the email address; without one accounts have none")
-    grace_days: int = _setting(14, "days without a place in the roster before an account is suspended", least=0, most=365)
+    grace_days: int = _setting(
+        14, "days without a place in the roster before an account is suspended", least=0, most=365
+    )
     lead_days: int = _setting(0, "days before the entry date from which on a student has an account", least=0, most=120)
 
 
 SETTINGS: dict[str, Field[Any]] = {
-    f"{kind}.{one.name}": one for kind in KINDS for one in fields(KindRules) if (kind, one.name) != ("staff", "lead_days")
+    f"{kind}.{one.name}": one
+    for kind in KINDS
+    for one in fields(KindRules)
+    if (kind, one.name) != ("staff", "lead_days")
 }
 """What can be set, as `student.username`."""
 

@@ -637,8 +637,12 @@ ACCOUNTS = Table(
         _uuid("account_id", "the account's permanent id, always the same for a person", key=True),
         _text("kind", "whose account it is", required=True, codes=ACCOUNT_KINDS),
         _uuid("person_id", "the student or staff member"),
-        _text("username", "user name; given once, kept, and never given to another person", required=True, personal=True),
-        _text("email", "the user name at the domain of now; null where the rules name none", personal=True, longest=320),
+        _text(
+            "username", "user name; given once, kept, and never given to another person", required=True, personal=True
+        ),
+        _text(
+            "email", "the user name at the domain of now; null where the rules name none", personal=True, longest=320
+        ),
         _text("status", "active or suspended", required=True, codes=ACCOUNT_STATUSES),
         Column(
             "missing_since",

@@ -25,7 +25,6 @@ from sis_pipeline.store import bulk, decisions
 from sis_pipeline.store.guarding import today_of
 from sis_pipeline.store.integrations import check_district
 from sis_pipeline.store.locks import lock_district
-from sis_pipeline.store.merged import published_epochs
 
 STUDENTS: Final = "select * from sis.students where district = %s"
 STAFF: Final = "select * from sis.staff where district = %s"
@@ -80,6 +79,11 @@ class Accounts:
         query = select(account_rules).where(account_rules.c.district == check_district(district))
         with self._engine.connect() as connection:
             return [RulesVersion(*row) for row in connection.execute(query.order_by(account_rules.c.version.desc()))]
+
+    def existing(self, district: str) -> pl.DataFrame:
+        """The accounts there are, as ACCOUNTS."""
+        with self._engine.connect() as connection:
+            return bulk.read(connection, ACCOUNTS, {"district": check_district(district)})
 
     def plan(self, district: str, values: Mapping[str, Value]) -> tuple[RulesVersion, Decision]:
         """What `set` would do; nothing is kept. Raises ConfigError as it does."""
@@ -164,9 +168,7 @@ def spend_usernames(connection: Connection, district: str, person_ids: Sequence[
 
 def _decided(connection: Connection, district: str, rules: AccountRules, today: date) -> Decision:
     existing = bulk.read(connection, ACCOUNTS, {"district": district})
-    spent = frozenset(
-        connection.scalars(select(spent_usernames.c.mark).where(spent_usernames.c.district == district))
-    )
+    spent = frozenset(connection.scalars(select(spent_usernames.c.mark).where(spent_usernames.c.district == district)))
     return decide(district, existing, _roster(connection, district, today), rules, today, spent=spent)
 
 
@@ -182,13 +184,14 @@ def _roster(connection: Connection, district: str, today: date) -> Roster:
             .group_by(sessions.school_year)
         ).all()
     )
+    stays = read(STAYS, deciding.STAY, list(OPEN))
     return Roster(
         students=read(STUDENTS, deciding.STUDENT),
         staff=read(STAFF, deciding.STAFF),
-        stays=read(STAYS, deciding.STAY, list(OPEN)),
+        stays=stays,
         posts=read(POSTS, deciding.POST, today, district),
         links=read(LINKS, deciding.LINK),
-        years={year: begins.get(year) for year in published_epochs(connection, district)},
+        years=dict.fromkeys(stays["school_year"].unique().sort()) | begins,
         aliases=decisions.aliases(connection, district),
     )
 
@@ -197,7 +200,7 @@ def _changed(district: str, old: Mapping[str, Value], values: Mapping[str, Value
     merged = {**old, **values}
     kept = {name: value for name, value in sorted(merged.items()) if value != DEFAULT}
     try:
-        for name in values:
+        for name in values.keys() - old.keys():
             check_name(name)
         AccountRules.of(kept)
         return {name: check(name, value) for name, value in kept.items()}

@@ -123,7 +123,9 @@ def test_laws_hold_for_any_run_of_rosters(days, seed):
         assert done.accounts["username"].is_unique().all()
         assert done.accounts["account_id"].is_unique().all()
         was, found = names(Decision(accounts)), names(done)
-        assert was == {person: name for person, name in found.items() if person in was}, "nobody loses an account or name"
+        assert was == {person: name for person, name in found.items() if person in was}, (
+            "nobody loses an account or name"
+        )
         known = {*now.students["student_id"], *now.staff["staff_id"]}
         assert set(found) - set(was) <= known, "nobody is invented"
         assert len(found) - len(was) == done.created
@@ -234,7 +236,9 @@ def test_nobody_leaves_because_the_year_turned():
     assert first.created == 2
     for day in (date(2025, 7, 20), date(2025, 8, 17)):
         assert follow(summer, first, day).leaving == 0
-    assert follow(replace(summer, years={BEFORE: None}), first, date(2025, 12, 1)).leaving == 0, "nothing newer is published"
+    assert follow(replace(summer, years={BEFORE: None}), first, date(2025, 12, 1)).leaving == 0, (
+        "nothing newer is published"
+    )
     assert follow(summer, first, date(2025, 8, 18)).leaving == 1
     no_sessions = replace(summer, years={BEFORE: None, YEAR: None})
     assert [follow(no_sessions, first, day).leaving for day in (date(2025, 9, 30), date(2025, 10, 1))] == [0, 1]
