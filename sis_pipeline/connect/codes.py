@@ -206,6 +206,11 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.setting": Entry("A setting of the integration is missing or not valid."),
     "config.syncing": Entry("The integration is being synced right now.", "Wait for the sync to end."),
+    "config.withdrawal": Entry(
+        "A withdrawal is unknown, names nobody, or a day that is still to come.",
+        "`sis enrollments withdraw … --dry-run` says whom it would withdraw.",
+    ),
+    "config.withdrawal_reason": Entry("A withdrawal needs who withdraws and why."),
     # --- config: files -----------------------------------------------------------------------------------------------
     "config.csv_missing": Entry(
         "There is no CSV set where the setting says.",

@@ -519,6 +519,35 @@ conflict_decisions = Table(
     comment="Which of several values people chose, append-only.",
 )
 
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("withdrawal_id", UUID(as_uuid=False), primary_key=True, comment="the withdrawal"),
+    SqlColumn("school_id", UUID(as_uuid=False), nullable=False, comment="the school"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year"),
+    SqlColumn("effective_date", Date, nullable=False, comment="first day no longer enrolled"),
+    SqlColumn("exit_code", Text, comment="exit code that the enrollments get"),
+    SqlColumn("withdrawn_by", Text, nullable=False, comment="who withdrew them"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("withdrawn_at", "when that was said"),
+    SqlColumn("taken_back_by", Text, comment="who took it back; null while it stands"),
+    SqlColumn("taken_back_at", TIMESTAMP(timezone=True), comment="when it was taken back"),
+    Index("ix_withdrawals_standing", "district", "school_year", postgresql_where=text("taken_back_at is null")),
+    comment="Bulk withdrawals: all who were enrolled at a school, ended by a person on a day.",
+)
+
+withdrawn_enrollments = Table(
+    "withdrawn_enrollments",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("withdrawal_id", UUID(as_uuid=False), primary_key=True, comment="the withdrawal"),
+    SqlColumn("student_id", UUID(as_uuid=False), primary_key=True, comment="the student, by the id it had then"),
+    SqlColumn("entry_date", Date, primary_key=True, comment="first day of the enrollment, as it was then"),
+    Index("ix_withdrawn_enrollments_student_id", "student_id"),
+    comment="The enrollments of each withdrawal; inputs of every merge while it stands.",
+)
+
 school_declarations = Table(
     "school_declarations",
     metadata,

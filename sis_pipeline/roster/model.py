@@ -600,7 +600,8 @@ ENROLLMENT_CHANGES = Table(
         Column("after", "json", "what holds now"),
         _text(
             "evidence",
-            "what shows it: first_load, new_record, explicit_exit, absence, tombstone, field_change, undo:OPERATION",
+            "what shows it: first_load, new_record, explicit_exit, absence, tombstone, field_change, "
+            "withdrawal:WITHDRAWAL, undo:OPERATION",
             required=True,
         ),
         _text("integration", "the integration that showed it"),

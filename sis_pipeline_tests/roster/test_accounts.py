@@ -18,6 +18,7 @@ from sis_pipeline.roster.accounts import LEFT, UNKNOWN, Decision, Roster, decide
 from sis_pipeline.roster.frames import POLARS_DTYPES, empty
 from sis_pipeline.roster.model import ACCOUNTS
 from sis_pipeline.roster.usernames import mark
+from sis_pipeline_tests.roster.rosters import laws
 
 DAY = date(2025, 10, 1)
 YEAR, BEFORE, NEXT = "2025-2026", "2024-2025", "2026-2027"
@@ -106,6 +107,7 @@ def shuffled(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
     return frame.sample(fraction=1, shuffle=True, seed=seed)
 
 
+@laws(60)
 @given(st.lists(rosters(), min_size=1, max_size=3), st.integers(0, 9))
 def test_laws_hold_for_any_run_of_rosters(days, seed):
     accounts, day = empty(ACCOUNTS), DAY

@@ -1,4 +1,4 @@
-"""Accounts of students and staff, the rules they are made by, and what downstream reads to give access."""
+"""Accounts of students and staff with the rules they are made by, and bulk withdrawals."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -42,6 +42,10 @@ where a.status = 'active' and a.kind = 'staff' and not exists (
   select from sis.section_enrollments e
   where e.district = s.district and e.section_id = s.section_id and e.person_id = a.person_id and e.role <> 'student')
 """
+
+EVIDENCE = "comment on column sis.enrollment_changes.evidence is '{}'"
+BEFORE = "what shows it: first_load, new_record, explicit_exit, absence, tombstone, field_change, undo:OPERATION"
+WITH_WITHDRAWALS = BEFORE.replace("undo:", "withdrawal:WITHDRAWAL, undo:")
 
 VIEWS = {
     "account_records": (ACCOUNT_RECORDS, "Which SIS records an account stands for."),
@@ -130,6 +134,45 @@ def upgrade() -> None:
         schema="sis",
         comment="Marks of the user names of people who were erased: nobody else gets such a name.",
     )
+    op.create_table(
+        "withdrawals",
+        sa.Column("district", sa.Text(), nullable=False, comment="the district"),
+        sa.Column("withdrawal_id", sa.UUID(as_uuid=False), nullable=False, comment="the withdrawal"),
+        sa.Column("school_id", sa.UUID(as_uuid=False), nullable=False, comment="the school"),
+        sa.Column("school_year", sa.Text(), nullable=False, comment="school year"),
+        sa.Column("effective_date", sa.Date(), nullable=False, comment="first day no longer enrolled"),
+        sa.Column("exit_code", sa.Text(), nullable=True, comment="exit code that the enrollments get"),
+        sa.Column("withdrawn_by", sa.Text(), nullable=False, comment="who withdrew them"),
+        sa.Column("reason", sa.Text(), nullable=False, comment="why"),
+        sa.Column("withdrawn_at", STAMP, server_default=CLOCK, nullable=False, comment="when that was said"),
+        sa.Column("taken_back_by", sa.Text(), nullable=True, comment="who took it back; null while it stands"),
+        sa.Column("taken_back_at", STAMP, nullable=True, comment="when it was taken back"),
+        sa.PrimaryKeyConstraint("withdrawal_id", name=op.f("pk_withdrawals")),
+        schema="sis",
+        comment="Bulk withdrawals: all who were enrolled at a school, ended by a person on a day.",
+    )
+    op.create_index(
+        "ix_withdrawals_standing",
+        "withdrawals",
+        ["district", "school_year"],
+        unique=False,
+        schema="sis",
+        postgresql_where=sa.text("taken_back_at is null"),
+    )
+    op.create_table(
+        "withdrawn_enrollments",
+        sa.Column("district", sa.Text(), nullable=False, comment="the district"),
+        sa.Column("withdrawal_id", sa.UUID(as_uuid=False), nullable=False, comment="the withdrawal"),
+        sa.Column("student_id", sa.UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"),
+        sa.Column("entry_date", sa.Date(), nullable=False, comment="first day of the enrollment, as it was then"),
+        sa.PrimaryKeyConstraint("withdrawal_id", "student_id", "entry_date", name=op.f("pk_withdrawn_enrollments")),
+        schema="sis",
+        comment="The enrollments of each withdrawal; inputs of every merge while it stands.",
+    )
+    op.create_index(
+        "ix_withdrawn_enrollments_student_id", "withdrawn_enrollments", ["student_id"], unique=False, schema="sis"
+    )
+    op.execute(EVIDENCE.format(WITH_WITHDRAWALS))
     for view, (statement, about) in VIEWS.items():
         op.execute(statement)
         op.execute(f"comment on view sis.{view} is '{about}'")
@@ -138,5 +181,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     for view in reversed(VIEWS):
         op.execute(f"drop view sis.{view}")
-    for table in ("spent_usernames", "accounts", "account_rules"):
+    op.execute(EVIDENCE.format(BEFORE))
+    for table in ("withdrawn_enrollments", "withdrawals", "spent_usernames", "accounts", "account_rules"):
         op.drop_table(table, schema="sis")
