@@ -153,8 +153,8 @@ def check_rules(
     store = _accounts()
     then, decision = store.plan(district, _parsed(values))
     columns = ("kind", "username", "email", "role", "person_id")
-    shown = decision.accounts.join(store.existing(district), on="account_id", how="anti").head(limit)
-    rows = [mask_account(row, reveal=reveal) for row in shown.select(columns).iter_rows(named=True)]
+    shown = decision.made.sort("kind", "username").head(limit).select(columns)
+    rows = [mask_account(row, reveal=reveal) for row in shown.iter_rows(named=True)]
     document = {
         "district": district,
         "proposed": then.values,

@@ -33,6 +33,8 @@ POST: dict[str, Kind] = {"staff_id": "uuid", "school_id": "uuid", "school_year":
 LINK: dict[str, Kind] = {"staff_id": "uuid"}
 """An active link of a staff member."""
 
+ASKING = {"person_id": pl.String, "waits": pl.Boolean, "role": pl.String, "school_ids": pl.String, "kind": pl.String, "wanted": pl.String}  # fmt: skip
+
 LEFT = "the roster has no place for the person"
 UNKNOWN = "the roster does not know the person any more"
 MERGED_INTO = "merged into "
@@ -56,21 +58,27 @@ class Roster:
 
 @dataclass(frozen=True)
 class Decision:
-    """`accounts`: all accounts of the district as they are to be, as ACCOUNTS. `new`: how many of them are; `updated`,
-    `suspended`, `restored`: what becomes of the others. `leaving`: active ones in their grace period. `waiting`: students
-    without an account because a possible same person is under review. `numbered`: new user names that were taken."""
+    """`accounts`: all accounts of a district as they are to be, as ACCOUNTS; `made`: those of them that are new, `changed`:
+    those that are as they were not. `updated`, `suspended`, `restored`: what becomes of these. `leaving`: active ones in
+    their grace period. `waiting`: students without an account because a possible same person is under review.
+    `numbered`: new user names with a number, the plain one being taken."""
 
     accounts: pl.DataFrame
-    created: int = 0
-    updated: int = 0
-    suspended: int = 0
-    restored: int = 0
-    leaving: int = 0
-    waiting: int = 0
-    numbered: int = 0
+    made: pl.DataFrame
+    changed: pl.DataFrame
+    updated: int
+    suspended: int
+    restored: int
+    leaving: int
+    waiting: int
+    numbered: int
 
     CHANGES: ClassVar = ("created", "updated", "suspended", "restored")
     COUNTS: ClassVar = (*CHANGES, "leaving", "waiting")
+
+    @property
+    def created(self) -> int:
+        return self.made.height
 
     @property
     def counts(self) -> dict[str, int]:
@@ -92,30 +100,47 @@ def decide(
     grace, or at once when the person became another one. A kind of which the roster has nobody at all is left as it is:
     such an absence proves nothing. `spent`: see `usernames.given_names`.
     """
-    somebody = {"student": roster.stays.height, "staff": roster.links.height}
-    people = {kind: _people(kind, roster, rules.of_kind(kind), as_of) for kind in rules.kinds if somebody[kind]}
-    kept, new = [accounts.filter(~pl.col("kind").is_in(list(people)))], []
+    before, people = accounts.sort("account_id"), _heard(roster, rules, as_of)
+    after = [before.filter(~pl.col("kind").is_in(list(people)))]
+    asking = [pl.DataFrame(schema=ASKING)]
     for kind, found in people.items():
-        mine = accounts.filter(pl.col("kind") == kind)
-        kept.append(_followed(mine, found, rules.of_kind(kind), roster.aliases, as_of))
-        absent = pl.col("person_id").is_in(mine["person_id"].implode())
-        new.append(found.filter(pl.col("present") & ~absent).with_columns(kind=pl.lit(kind)))
-    after = pl.concat([fit(part, ACCOUNTS) for part in kept]).sort("account_id")
-    before = accounts.sort("account_id")
-    asking = pl.concat(new, how="diagonal") if new else None
-    made, numbered = _made(district, asking, before, rules, spent) if asking is not None else (accounts.clear(), 0)
-    was, now = before["status"] == "active", after["status"] == "active"
-    differs = _differs(before, after)
+        own = rules.of_kind(kind)
+        after.append(_followed(before.filter(pl.col("kind") == kind), found, own, roster.aliases, as_of))
+        asking.append(_asking(kind, found.filter("present"), before, own))
+    followed = pl.concat([fit(part, ACCOUNTS) for part in after]).sort("account_id")
+    new = pl.concat(asking)
+    made, numbered = _made(district, new.filter(~pl.col("waits")), before, rules, spent)
+    was, now = before["status"] == "active", followed["status"] == "active"
+    differs = _differs(before, followed)
     return Decision(
-        accounts=pl.concat([after, made]).sort("account_id"),
-        created=made.height,
+        accounts=pl.concat([followed, made]).sort("account_id"),
+        made=made,
+        changed=followed.filter(differs),
         updated=int((differs & (was == now)).sum()),
         suspended=int((was & ~now).sum()),
         restored=int((now & ~was).sum()),
-        leaving=int((now & after["missing_since"].is_not_null()).sum()),
-        waiting=int(asking["waits"].sum()) if asking is not None else 0,
+        leaving=int((now & followed["missing_since"].is_not_null()).sum()),
+        waiting=int(new["waits"].sum()),
         numbered=numbered,
     )
+
+
+def _heard(roster: Roster, rules: AccountRules, as_of: date) -> dict[AccountKind, pl.DataFrame]:
+    """By kind of account that the district has: everybody the roster knows. A kind without anybody is left out."""
+    found = {
+        kind: _students(roster, rules.student, as_of) if kind == "student" else _staff(roster, as_of)
+        for kind in rules.kinds
+    }
+    delivered = {"student": True, "staff": roster.links.height > 0}
+    return {kind: people for kind, people in found.items() if delivered[kind] and people["present"].any()}
+
+
+def _asking(kind: AccountKind, people: pl.DataFrame, accounts: pl.DataFrame, rules: KindRules) -> pl.DataFrame:
+    """Who has a place and no account, with the user name that each would have alone."""
+    have = accounts.filter(pl.col("kind") == kind).select("person_id")
+    without = people.join(have, on="person_id", how="anti")
+    named = without.with_columns(kind=pl.lit(kind), wanted=wanted_names(without, rules, kind))
+    return named.select(list(ASKING))
 
 
 def _differs(before: pl.DataFrame, after: pl.DataFrame) -> pl.Series:
@@ -123,40 +148,43 @@ def _differs(before: pl.DataFrame, after: pl.DataFrame) -> pl.Series:
     return pl.select(pl.any_horizontal(both)).to_series()
 
 
-def _people(kind: AccountKind, roster: Roster, rules: KindRules, as_of: date) -> pl.DataFrame:
-    """person_id, present, waits, role, school_ids, wanted (the user name) of everybody of a kind that the roster knows."""
-    known, places = _students(roster, rules, as_of) if kind == "student" else _staff(roster, as_of)
-    schools = places.drop_nulls("school_id").unique().sort("person_id", "school_id")
-    listed = schools.group_by("person_id", maintain_order=True).agg(
-        school_ids=pl.lit('["') + pl.col("school_id").str.join('", "') + '"]'
+def _placed(known: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """Everybody known, with `present` and `school_ids`. `places`: person_id, and school_id where it is one."""
+    placed = places.group_by("person_id").agg(
+        first=pl.col("school_id").min(), last=pl.col("school_id").max(), present=pl.lit(value=True)
     )
-    present = places.select("person_id").unique().with_columns(present=pl.lit(value=True))
-    wanted = wanted_names(known, rules, kind)
+    # nearly everybody is at one school, and joining texts group by group takes longer than all the rest
+    several = placed.filter(pl.col("first") != pl.col("last")).select("person_id")
+    listed = (
+        places.join(several, on="person_id", how="semi")
+        .group_by("person_id")
+        .agg(schools=pl.col("school_id").drop_nulls().unique().sort().str.join('", "'))
+    )
+    text = pl.lit('["') + pl.coalesce("schools", "first") + pl.lit('"]')
     return (
-        known.select("person_id", "waits", "role", wanted=wanted)
-        .join(present, on="person_id", how="left")
+        known.join(placed, on="person_id", how="left")
         .join(listed, on="person_id", how="left")
-        .with_columns(pl.col("present").fill_null(value=False), pl.col("school_ids").fill_null("[]"))
+        .with_columns(pl.col("present").fill_null(value=False), school_ids=text.fill_null("[]"))
     )
 
 
-def _students(roster: Roster, rules: KindRules, as_of: date) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _students(roster: Roster, rules: KindRules, as_of: date) -> pl.DataFrame:
     known = roster.students.rename({"student_id": "person_id"}).with_columns(
         waits=pl.col("near_match").fill_null(value=False), role=pl.lit("student")
     )
     come = pl.col("entry_date") <= as_of + timedelta(days=rules.lead_days)
     counts = pl.col("school_year").is_in(_counting(roster.years, as_of)) & come
-    return known, roster.stays.filter(counts).select("school_id", person_id="student_id")
+    return _placed(known, roster.stays.filter(counts).select("school_id", person_id="student_id"))
 
 
-def _staff(roster: Roster, as_of: date) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Whoever a system delivers, or has a section."""
+def _staff(roster: Roster, as_of: date) -> pl.DataFrame:
+    """Present is whoever a system delivers, or has a section."""
     known = roster.staff.rename({"staff_id": "person_id"}).with_columns(waits=pl.lit(value=False))
     posts = roster.posts.filter(pl.col("school_year").is_in(_counting(roster.years, as_of)))
     teaching = posts.select("school_id", person_id="staff_id")
     working = pl.concat([roster.links["staff_id"], teaching["person_id"]]).unique()
     main = known.filter(pl.col("person_id").is_in(working.implode())).select("school_id", "person_id")
-    return known, pl.concat([main, teaching])
+    return _placed(known.drop("school_id"), pl.concat([main, teaching]))
 
 
 def _counting(years: Mapping[str, date | None], as_of: date) -> list[str]:
@@ -202,7 +230,9 @@ def _made(
     district: str, asking: pl.DataFrame, accounts: pl.DataFrame, rules: AccountRules, spent: Collection[int]
 ) -> tuple[pl.DataFrame, int]:
     """The accounts of those who have none, and how many could not have the user name they would have alone."""
-    new = asking.filter(~pl.col("waits")).sort("wanted", "kind", "person_id")
+    if asking.is_empty():
+        return accounts.clear(), 0
+    new = asking.sort("wanted", "kind", "person_id")
     taken = set(accounts["username"])
     longest = {kind: rules.of_kind(kind).max_length for kind in KINDS}
     wanted = ((name, longest[kind]) for name, kind in new.select("wanted", "kind").iter_rows())

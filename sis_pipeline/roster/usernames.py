@@ -24,12 +24,11 @@ def wanted_names(people: pl.DataFrame, rules: KindRules, kind: AccountKind) -> p
         for literal, name in placeholders(rules.username or "", kind)
         for piece in (pl.lit(literal), *([_value(name, rules.characters)] if name else []))
     ]
-    joined = pl.concat_str(parts) if people.height else pl.lit("")
     marks = re.escape(PUNCTUATION)
-    tidy = joined.str.replace_all(rf"([{marks}])[{marks}]+", "$1").str.strip_chars(PUNCTUATION)
+    tidy = pl.concat_str(parts).str.replace_all(rf"([{marks}])[{marks}]+", "$1").str.strip_chars(PUNCTUATION)
     cut = tidy.str.slice(0, rules.max_length).str.strip_chars_end(PUNCTUATION)
     named = pl.when(cut.str.contains("[a-z]")).then(cut).otherwise(pl.lit(kind) + cut.str.slice(0, rules.max_length))
-    return people.select(username=named.str.slice(0, rules.max_length)).to_series()
+    return people.with_columns(wanted=named.str.slice(0, rules.max_length))["wanted"]
 
 
 def _value(name: str, characters: str) -> pl.Expr:

@@ -80,11 +80,6 @@ class Accounts:
         with self._engine.connect() as connection:
             return [RulesVersion(*row) for row in connection.execute(query.order_by(account_rules.c.version.desc()))]
 
-    def existing(self, district: str) -> pl.DataFrame:
-        """The accounts there are, as ACCOUNTS."""
-        with self._engine.connect() as connection:
-            return bulk.read(connection, ACCOUNTS, {"district": check_district(district)})
-
     def plan(self, district: str, values: Mapping[str, Value]) -> tuple[RulesVersion, Decision]:
         """What `set` would do; nothing is kept. Raises ConfigError as it does."""
         with self._engine.connect() as connection:
@@ -120,12 +115,21 @@ class Accounts:
 
     def follow_days(self) -> dict[str, int]:
         """Bring the accounts of every district to this day, where no publication did: a grace period is over, an entry
-        date has come. How many districts that were, and what changed."""
+        date has come. How many districts that were, and what changed. Raises ConfigError for the first district whose
+        rules are wrong, after the others were seen to."""
         with self._engine.connect() as connection:
             districts = connection.scalars(select(account_rules.c.district).distinct().order_by("district")).all()
-        found = [counts for one in districts if (counts := self._follow_day(one)) is not None]
-        names = Decision.CHANGES
-        return {"districts": len(found)} | {name: sum(one.get(name, 0) for one in found) for name in names}
+        found, wrong = [], []
+        for one in districts:
+            try:
+                counts = self._follow_day(one)
+            except ConfigError as error:  # its own trouble, and no other district's
+                wrong.append(error)
+            else:
+                found += [] if counts is None else [counts]
+        if wrong:
+            raise wrong[0]
+        return {"districts": len(found)} | {name: sum(one.get(name, 0) for one in found) for name in Decision.CHANGES}
 
     def _follow_day(self, district: str) -> Mapping[str, int] | None:
         with self._engine.begin() as connection:
@@ -150,8 +154,9 @@ def follow(connection: Connection, district: str) -> dict[str, int]:
         return {}
     today = today_of(connection)
     decision = _decided(connection, district, rules, today)
-    scope = {"district": district}
-    bulk.apply(connection, ACCOUNTS, decision.accounts, scope=scope, delete_absent=False)
+    written = pl.concat([decision.changed, decision.made])
+    if written.height:
+        bulk.apply(connection, ACCOUNTS, written, scope={"district": district}, delete_absent=False)
     this = (account_rules.c.district == district) & (account_rules.c.version == newest.version)
     differs = account_rules.c.followed_on.is_distinct_from(today)
     connection.execute(update(account_rules).where(this, differs).values(followed_on=today))
