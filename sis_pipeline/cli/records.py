@@ -8,8 +8,9 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, column, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, column, func, literal, or_, select
 from sqlalchemy import table as named_table
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from sis_pipeline.db.tables import SCHEMA, accounts, conflict_decisions, roster_tables, student_edits, sync_operations
 from sis_pipeline.roster import model
@@ -184,7 +185,7 @@ def list_accounts(
     """The accounts of a district with the names of their schools, and how many without the limit. `leaving` is the status
     of the active ones whose person the roster has no place for. `school` is a school's id, number or name."""
     names = (
-        select(func.string_agg(schools.c.name, ", ").label("schools"))
+        select(func.string_agg(schools.c.name, aggregate_order_by(literal(", "), schools.c.name)).label("schools"))
         .where(
             schools.c.district == accounts.c.district, accounts.c.school_ids.op("?")(cast(schools.c.school_id, Text))
         )

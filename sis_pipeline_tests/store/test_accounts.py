@@ -199,6 +199,27 @@ def test_a_student_in_a_near_match_waits_for_the_decision(database, snapshots, m
     assert accounts(database) == {"hopper": "active"}
 
 
+def test_two_who_are_one_keep_the_older_account_and_an_undo_gives_the_other_back(
+    database, snapshots, merges, store, day
+):
+    add_integration(database, "lincoln-ic", priority=200)
+    store.set("lincoln", {"student.username": "{first_name}"}, **BY)
+    other = delivery(0)
+    other["students"][0] |= {"ssid": None, "ssid_issuer": None, "birth_date": "2011-11-11"}
+    good_snapshot(snapshots, "lincoln-ic", **other)
+    day(0)
+    assert accounts(database) == {"first0": "active", "first02": "active"}
+    other["students"][0] |= {"birth_date": "2010-01-01"}
+    good_snapshot(snapshots, "lincoln-ic", **other)
+    joined = day(0)
+    assert joined.accounts["suspended"] == 1
+    [(name, note)] = rows(database, "select username, note from sis.accounts where status = 'suspended'")
+    older = "select 'merged into ' || student_id from sis.students"
+    assert [(note,)] == rows(database, older)
+    Undoing(database, merges).undo(joined.operation_id, "ada", "they are two")
+    assert accounts(database)[name] == "active"
+
+
 def test_what_downstream_reads_says_records_sections_and_who_teaches(database, store, day):
     second = {**TEACHER, "sis_id": "u", "first_name": "Alan", "last_name": "Kay"}
     rows_ = delivery(0)
@@ -210,6 +231,11 @@ def test_what_downstream_reads_says_records_sections_and_who_teaches(database, s
     day(0, staff=[TEACHER, second], section_enrollments=seats)
     seen = "select a.username, s.role from sis.account_sections s join sis.accounts a using (district, account_id)"
     assert sorted(rows(database, seen)) == [("first0", "student"), ("hopper", "teacher"), ("kay", "co_teacher")]
+    no_lead = {key: value for key, value in rows_["sections"][0].items() if key != "teacher_sis_id"}
+    for seat in seats:
+        seat.pop("is_primary", None)
+    day(0, staff=[TEACHER, second], section_enrollments=seats, sections=[no_lead])
+    assert sorted(role for _, role in rows(database, seen)) == ["co_teacher", "student", "teacher"]
     kept = "select a.username, integration, sis_id from sis.account_records r join sis.accounts a using (district, account_id)"
     assert sorted(rows(database, kept)) == [
         ("first0", "lincoln-ps", "0"), ("hopper", "lincoln-ps", "t"), ("kay", "lincoln-ps", "u"),
@@ -225,4 +251,9 @@ def test_broken_rules_of_one_district_are_its_own_trouble(database, store, day):
     with pytest.raises(ConfigError, match="account rules of lincoln are wrong"):
         day(*range(7))
     assert store.rules("franklin").rules.kinds == ()
+    with database.begin() as connection:
+        connection.execute(account_rules.insert().values(district="washington", version=1, **broken | {"rules": RULES}))
+    with pytest.raises(ConfigError, match="account rules of lincoln are wrong"):
+        store.follow_days()
+    assert store.rules("washington").followed_on is not None, "another district is seen to all the same"
     assert store.set("lincoln", {"student.shoe": "default"}, **BY).rules.values == {}

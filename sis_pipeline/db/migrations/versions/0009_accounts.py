@@ -23,11 +23,11 @@ from sis.accounts a join sis.staff_links l on l.district = a.district and l.staf
 where a.kind = 'staff'
 """
 
-# Who teaches beside the teacher of record is a co-teacher; the other roles are the systems' own.
+# Who teaches beside a teacher of record is a co-teacher; the other roles are the systems' own.
 ACCOUNT_SECTIONS = """
 create view sis.account_sections as
 select a.district, a.account_id, e.school_year, e.section_id, s.school_id,
-       case when e.role = 'teacher' and not (coalesce(e.is_primary, false) or s.teacher_id is not distinct from e.person_id)
+       case when e.role = 'teacher' and not coalesce(e.is_primary, false) and s.teacher_id <> e.person_id
             then 'co_teacher' else e.role end as role,
        e.begin_date, e.end_date
 from sis.accounts a
