@@ -24,7 +24,8 @@ from sis_pipeline.roster.usernames import mark
 from sis_pipeline.store import bulk, decisions
 from sis_pipeline.store.guarding import today_of
 from sis_pipeline.store.integrations import check_district
-from sis_pipeline.store.locks import lock_district
+from sis_pipeline.store.locks import begin_writing
+from sis_pipeline.store.merged import steady_view
 
 STUDENTS: Final = "select * from sis.students where district = %s"
 STAFF: Final = "select * from sis.staff where district = %s"
@@ -82,7 +83,7 @@ class Accounts:
 
     def plan(self, district: str, values: Mapping[str, Value]) -> tuple[RulesVersion, Decision]:
         """What `set` would do; nothing is kept. Raises ConfigError as it does."""
-        with self._engine.connect() as connection:
+        with steady_view(self._engine) as connection:
             old = _newest(connection, check_district(district))
             then = RulesVersion(district, old.version + 1, _changed(district, old.values, values))
             return then, _decided(connection, district, then.rules, today_of(connection))
@@ -101,7 +102,7 @@ class Accounts:
                 advice="Give both, and run it again.",
             )
         with self._engine.begin() as connection:
-            lock_district(connection, check_district(district))
+            begin_writing(connection, check_district(district))
             old = _newest(connection, district)
             changed = _changed(district, old.values, values)
             if changed == old.values:
@@ -133,7 +134,7 @@ class Accounts:
 
     def _follow_day(self, district: str) -> Mapping[str, int] | None:
         with self._engine.begin() as connection:
-            lock_district(connection, district)
+            begin_writing(connection, district)
             if _newest(connection, district).followed_on == today_of(connection):
                 return None
             counts = follow(connection, district)

@@ -36,9 +36,8 @@ from sis_pipeline.store import survivorship
 from sis_pipeline.store.accounts import spend_usernames
 from sis_pipeline.store.files import DataFolder
 from sis_pipeline.store.holds import without_students
-from sis_pipeline.store.locks import all_integrations_locked
+from sis_pipeline.store.locks import all_integrations_locked, begin_writing
 from sis_pipeline.store.merged import BEFORE
-from sis_pipeline.store.publish import begin_writing
 from sis_pipeline.store.snapshots import GOOD
 
 Record = tuple[str, str]

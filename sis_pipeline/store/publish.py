@@ -18,10 +18,8 @@ from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import accounts, bulk, decisions, holds, identity, survivorship
 from sis_pipeline.store.bulk import Applied
-from sis_pipeline.store.locks import lock_district
+from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
-
-TIMEOUTS = {"statement_timeout": "30min", "idle_in_transaction_session_timeout": "5min", "lock_timeout": "10min"}
 
 
 class SupersededError(TransientError):
@@ -94,13 +92,6 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         advice="Nothing was changed. Merge the district again; the next merge starts from what is published now.",
         operation_id=operation.operation_id,
     )
-
-
-def begin_writing(connection: Connection, district: str) -> None:
-    """The limits of a publication's transaction, and the district for itself."""
-    for name, value in TIMEOUTS.items():
-        connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
-    lock_district(connection, district)
 
 
 def _outdated(connection: Connection, operation: Operation, manifest: Mapping[str, Any]) -> str | None:
