@@ -247,6 +247,10 @@ CATALOGUE: dict[str, Entry] = {
     "data.erased": Entry(
         "Raw pages or frames were deleted because a student was erased.", "Sync again; see docs/erasure.md."
     ),
+    "data.expired": Entry(
+        "Pages, frames or rejected rows were deleted because they are older than what is kept.",
+        "Sync again; see docs/retention.md.",
+    ),
     "data.missing_file": Entry("A file of the data folder is missing.", "Restore it, or sync again."),
     "data.tampered": Entry("A file was changed after it was written; it was not used.", "Restore it, or sync again."),
     "data.unstorable": Entry("PostgreSQL can't hold some of the values."),

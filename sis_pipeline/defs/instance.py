@@ -54,6 +54,21 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(home))
 
 
+def is_there(settings: Settings) -> bool:
+    """Whether there is a history: nobody's is made only to find that it is empty. Of somebody else's Dagster we can't tell
+    without asking it."""
+    home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
+    other = os.environ.get(STORAGE_URL)
+    if not _is_own(home, settings) or (other and other != dagster_storage_url(settings)):
+        return True
+    engine = open_database(settings)
+    try:
+        with engine.connect() as connection:
+            return connection.scalar(text("select to_regclass(:t)"), {"t": f"{DAGSTER_SCHEMA}.runs"}) is not None
+    finally:
+        engine.dispose()
+
+
 def _is_own(home: Path, settings: Settings) -> bool:
     return home.resolve() == settings.dagster_home.resolve()
 

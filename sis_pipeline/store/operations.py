@@ -25,7 +25,8 @@ HOLDS = ("hold.opened", "hold.closed", "hold.applied")
 class Told:
     """An operation as a person is told of it. `applied`: table -> inserted, updated, deleted, unchanged. `changes`:
     ledger events by kind. `inputs`: integration -> snapshot, verdict, age. `withheld`: integrations whose newest snapshot
-    was undone and is left out. `actor`, `reason`: who published it, and why it was undone where it is an undo."""
+    was undone and is left out. `actor`, `reason`: who published it, and why it was undone where it is an undo.
+    `details_expired_at`: since when `applied` and `inputs` are no longer kept."""
 
     operation_id: str
     district: str
@@ -46,6 +47,7 @@ class Told:
     held: int
     inputs: Mapping[str, Mapping[str, Any]]
     withheld: Sequence[str]
+    details_expired_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,7 @@ def _one(row: Row[Any], history: History, publisher: Any) -> Told:
         held=summary.get("held", 0),
         inputs=row.inputs,
         withheld=sorted(row.withheld),
+        details_expired_at=row.details_expired_at,
     )
 
 

@@ -73,6 +73,7 @@ class Snapshot:
     `resumed`: how often it was gone on with; `api_calls` and `seconds` are then those of the last time.
     `base_snapshot_id`, `since`: of a reading of changes, what they are laid over and from when on they were asked for.
     `watermark`: the source's time when it began; None where nothing can be built on it. `drift`: see defs.deltas.
+    `raw_expired_at` and the like: since when that layer of it is given up, see `retention`.
     """
 
     integration: str
@@ -99,6 +100,9 @@ class Snapshot:
     resumed: int
     started_at: datetime
     finished_at: datetime | None
+    raw_expired_at: datetime | None
+    roster_expired_at: datetime | None
+    quarantine_expired_at: datetime | None
     age: timedelta
 
     @property
@@ -314,6 +318,7 @@ class SnapshotStore:
                 f"The reading of snapshot {snapshot_id} of {snapshot.integration} never came to its end.",
                 code="config.no_snapshot",
             )
+        _check_kept(snapshot, "raw pages", snapshot.raw_expired_at)
         manifest = self.files.read_json(f"{snapshot.path}/manifest.json")
         if manifest.get("erased"):
             raise DataError(
@@ -369,12 +374,14 @@ class SnapshotStore:
         """The good rows of an entity, typed; empty where the snapshot has none of it."""
         if entity not in snapshot.rows:
             return empty(ENTITIES[entity])
+        _check_kept(snapshot, "standard frames", snapshot.roster_expired_at)
         return self.files.read_frame(f"{snapshot.folder('roster')}/{entity}.parquet")
 
     def read_quarantine(self, snapshot: Snapshot, entity: str) -> pl.DataFrame:
         """The rejected rows of an entity as the provider delivered them, behind `row` and `reasons` (a JSON array)."""
         if entity not in snapshot.quarantined:
             return pl.DataFrame(schema={"row": pl.Int64, "reasons": pl.String})
+        _check_kept(snapshot, "rejected rows", snapshot.quarantine_expired_at)
         return self.files.read_frame(f"{snapshot.folder('quarantine')}/{entity}.parquet")
 
     def set_verdict(self, snapshot_id: str, verdict: Verdict) -> Snapshot:
@@ -844,6 +851,16 @@ def _taken_over(mine: Snapshot) -> AlreadyRunningError:
         integration=mine.integration,
         school_year=mine.school_year,
     )
+
+
+def _check_kept(snapshot: Snapshot, what: str, expired_at: datetime | None) -> None:
+    if expired_at is not None:
+        raise DataError(
+            f"The {what} of snapshot {snapshot.snapshot_id} of {snapshot.integration} are no longer kept, since "
+            f"{expired_at:%Y-%m-%d}.",
+            code="data.expired",
+            advice="Sync again; docs/retention.md says what is kept for how long.",
+        )
 
 
 def _tampered(snapshot: Snapshot, what: str) -> DataError:
