@@ -11,6 +11,7 @@ from sis_pipeline.cli import (
     audit,
     database,
     demo,
+    disclosing,
     doctor,
     enrollments,
     erasing,
@@ -75,6 +76,7 @@ app.command("backfill")(sync.backfill)
 app.command("maintenance")(maintenance.maintenance)
 app.command("undo")(operations.undo)
 app.command("erase")(erasing.erase)
+app.command("disclosure")(disclosing.disclosure)
 app.add_typer(health.app, name="health")
 app.add_typer(keys.app, name="keys")
 app.add_typer(integrations.app, name="integration")

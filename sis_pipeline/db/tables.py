@@ -604,3 +604,37 @@ erasures = Table(
     Index("ix_erasures_district", "district", "begun_at"),
     comment="Students that were erased: who asked and when, and nothing of the student but the id we had given.",
 )
+
+disclosures = Table(
+    "disclosures",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("disclosure", BigInteger, Identity(), primary_key=True, comment="running number"),
+    _stamp("disclosed_at", "when it left"),
+    SqlColumn("school_year", Text, nullable=False, comment="of which school year the roster is"),
+    SqlColumn("epoch", Integer, nullable=False, comment="the published epoch it was taken from"),
+    SqlColumn("form", Text, nullable=False, comment="format and version"),
+    SqlColumn("destination", Text, nullable=False, comment="where it was written to"),
+    SqlColumn("recipient", Text, comment="who receives it, as was said"),
+    SqlColumn("reason", Text, comment="why, as was said"),
+    SqlColumn("actor", Text, nullable=False, comment="who did it"),
+    SqlColumn("series", UUID(as_uuid=False), nullable=False, comment="the same for every time it goes there"),
+    SqlColumn("fields", JSONB, nullable=False, comment="file -> columns that hold anything"),
+    SqlColumn("rows", JSONB, nullable=False, comment="rows by file"),
+    SqlColumn("students", Integer, nullable=False, comment="how many students are in it"),
+    Index("ix_disclosures_district", "district", "disclosed_at"),
+    Index("ix_disclosures_series", "series"),
+    comment="What left this installation: who received which kinds of fields when and why. No values.",
+)
+
+disclosed_students = Table(
+    "disclosed_students",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("series", UUID(as_uuid=False), primary_key=True, comment="the series of disclosures"),
+    SqlColumn("student_id", UUID(as_uuid=False), primary_key=True, comment="the student, by the id it had then"),
+    SqlColumn("since", BigInteger, primary_key=True, comment="the first disclosure the student is in"),
+    SqlColumn("until", BigInteger, comment="the first one after that without; null while there is none"),
+    Index("ix_disclosed_students_student_id", "student_id"),
+    comment="Who was in which disclosures: all of the series from `since` on and before `until`.",
+)
