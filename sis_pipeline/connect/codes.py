@@ -81,6 +81,10 @@ CATALOGUE: dict[str, Entry] = {
     "config.certificate": Entry("The server's certificate could not be verified; nothing was sent."),
     "config.header": Entry("A header in the settings can't be sent, or is named like a credential."),
     "config.link_reason": Entry("A decision about who is who needs who decides and why."),
+    "config.erasure_key": Entry(
+        "Who was erased can't be told any more, so nothing is taken in that could bring them back.",
+        "Restore the database from a backup, or `sis erase STUDENT --lift` for each of them.",
+    ),
     "config.erasure_reason": Entry("An erasure needs who erases and why."),
     "config.no_student": Entry("No student has that id, or the student was erased.", "`sis students show` shows ids."),
     "config.still_delivered": Entry(

@@ -638,3 +638,14 @@ disclosed_students = Table(
     Index("ix_disclosed_students_student_id", "student_id"),
     comment="Who was in which disclosures: all of the series from `since` on and before `until`.",
 )
+
+erased_records = Table(
+    "erased_records",
+    metadata,
+    SqlColumn("integration", Text, primary_key=True, comment="the integration that may deliver it"),
+    SqlColumn("mark", Text, primary_key=True, comment="keyed hash of the record's id; the key is in the vault"),
+    SqlColumn("erasure_id", UUID(as_uuid=False), nullable=False, comment="the erasure"),
+    _stamp("kept_out_since", "since when it is kept out"),
+    Index("ix_erased_records_erasure_id", "erasure_id"),
+    comment="Records of erased students: what a system delivers of them is set aside, until a person lifts it.",
+)

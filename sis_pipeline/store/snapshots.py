@@ -39,6 +39,7 @@ GOOD: tuple[Verdict, ...] = ("complete", "partial", "delta")
 """Verdicts with which a snapshot is merged."""
 WHOLE_ROW = "*"
 """The column of a quarantine line that is about the whole row."""
+KEPT_OUT = "of a student who was erased"
 QUARANTINE: dict[str, Kind] = {
     "integration": "text", "snapshot_id": "uuid", "entity": "text", "row": "int", "column": "text", "reason": "text",
     "school_year": "text", "sis_id": "text",
@@ -339,10 +340,12 @@ class SnapshotStore:
         frames: Mapping[str, pd.DataFrame],
         rejected: Mapping[str, pd.DataFrame],
         standard: Mapping[str, pd.DataFrame],
+        kept_out: Mapping[str, int] | None = None,
     ) -> Snapshot:
         """Keep the validated frames of a snapshot, by entity, and the rejected rows, whole, with their reasons.
 
         `rejected`: row (position in `standard`), sis_id, column, reason. `standard`: the frames before validation.
+        `kept_out`: rows by entity that are in none of them, because their student was erased; only counted.
         The snapshot is pending until `set_verdict`. Writing it again replaces what was there.
         """
         self._set(snapshot.snapshot_id, verdict="pending", roster_hash=None)
@@ -357,7 +360,7 @@ class SnapshotStore:
             connection.execute(
                 text(f"delete from {SCHEMA}.quarantine where snapshot_id = :id"), {"id": snapshot.snapshot_id}
             )
-            for frame in lines.values():
+            for frame in (*lines.values(), *_unnamed_lines(snapshot, kept_out or {})):
                 bulk.copy_in(connection, f"{SCHEMA}.quarantine", QUARANTINE, frame)
             connection.execute(
                 update(snapshots)
@@ -803,6 +806,14 @@ def _lines(snapshot: Snapshot, entity: str, rejected: pd.DataFrame) -> pl.DataFr
         .unique(["row", "column", "reason"], maintain_order=True)
         .select(QUARANTINE.keys())
     )
+
+
+def _unnamed_lines(snapshot: Snapshot, kept_out: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+    """A line per row of an erased student, which says nothing of it: there is no such row, so its number is negative."""
+    for entity, rows in kept_out.items():
+        numbers = pd.RangeIndex(-1, -1 - rows, -1)
+        nothing = {"row": numbers, "sis_id": None, "column": WHOLE_ROW, "reason": KEPT_OUT}
+        yield _lines(snapshot, entity, pd.DataFrame(nothing))
 
 
 def _whole_rows(standard: pd.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:

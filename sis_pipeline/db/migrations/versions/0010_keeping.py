@@ -1,5 +1,5 @@
 """Retention: since when pages, frames, rejected rows and the details of operations are no longer kept. Disclosures: what
-left the installation, and who was in it."""
+left the installation, and who was in it. Erased records: by marks, what is kept out."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -30,6 +30,7 @@ def upgrade() -> None:
             op.add_column(table, sa.Column(column, kind, nullable=True, comment=about), schema="sis")
     _disclosures()
     _disclosed_students()
+    _erased_records()
 
 
 def _disclosures() -> None:
@@ -89,7 +90,28 @@ def _disclosed_students() -> None:
     op.create_index("ix_disclosed_students_student_id", "disclosed_students", ["student_id"], schema="sis")
 
 
+def _erased_records() -> None:
+    op.create_table(
+        "erased_records",
+        sa.Column("integration", sa.Text(), nullable=False, comment="the integration that may deliver it"),
+        sa.Column("mark", sa.Text(), nullable=False, comment="keyed hash of the record's id; the key is in the vault"),
+        sa.Column("erasure_id", sa.UUID(as_uuid=False), nullable=False, comment="the erasure"),
+        sa.Column(
+            "kept_out_since",
+            postgresql.TIMESTAMP(timezone=True),
+            server_default=sa.text("sis.clock()"),
+            nullable=False,
+            comment="since when it is kept out",
+        ),
+        sa.PrimaryKeyConstraint("integration", "mark", name=op.f("pk_erased_records")),
+        schema="sis",
+        comment="Records of erased students: what a system delivers of them is set aside, until a person lifts it.",
+    )
+    op.create_index("ix_erased_records_erasure_id", "erased_records", ["erasure_id"], schema="sis")
+
+
 def downgrade() -> None:
+    op.drop_table("erased_records", schema="sis")
     op.drop_table("disclosed_students", schema="sis")
     op.drop_table("disclosures", schema="sis")
     for table, columns in EXPIRED.items():
