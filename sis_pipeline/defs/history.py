@@ -10,7 +10,7 @@ import dagster as dg
 from sqlalchemy import Engine
 
 from sis_pipeline.db import audit
-from sis_pipeline.defs.instance import dagster_instance, is_there
+from sis_pipeline.defs.instance import dagster_instance, has_own_history
 from sis_pipeline.settings import Settings
 
 OVER = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
@@ -20,9 +20,9 @@ AT_ONCE = 500
 def forget(settings: Settings, engine: Engine, *, dry_run: bool = False) -> dict[str, int]:
     """Delete the runs that ended more than `runs_days` ago, with their events; how many, or with `dry_run` would be.
 
-    What last materialised a partition of an asset stays, so that Dagster goes on knowing what is there and since when.
+    Nothing is deleted of a Dagster that somebody else runs. What last materialised a partition of an asset stays, so that Dagster goes on knowing what is there and since when.
     """
-    if not is_there(settings):
+    if not has_own_history(settings):
         return {"runs": 0}
     before = datetime.now(UTC) - timedelta(days=settings.runs_days)
     filters = dg.RunsFilter(statuses=list(OVER), updated_before=before)

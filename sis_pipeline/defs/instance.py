@@ -54,13 +54,13 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(home))
 
 
-def is_there(settings: Settings) -> bool:
-    """Whether there is a history: nobody's is made only to find that it is empty. Of somebody else's Dagster we can't tell
-    without asking it."""
+def has_own_history(settings: Settings) -> bool:
+    """Whether Dagster's storage is this installation's own, and there: none is made only to find that it is empty, and
+    another one holds the runs of others."""
     home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
-    other = os.environ.get(STORAGE_URL)
-    if not _is_own(home, settings) or (other and other != dagster_storage_url(settings)):
-        return True
+    own_url = dagster_storage_url(settings)
+    if not _is_own(home, settings) or os.environ.get(STORAGE_URL, own_url) != own_url:
+        return False
     engine = open_database(settings)
     try:
         with engine.connect() as connection:

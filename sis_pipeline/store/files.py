@@ -107,12 +107,14 @@ class DataFolder:
                 shutil.rmtree(target)
 
     def age(self, path: str) -> timedelta | None:
-        """How long ago the newest file of a folder was written; None where it has none, or the storage does not say."""
+        """How long ago the newest file of a folder was written; None where there is none, or the storage does not say."""
         target = self._local / path if self._local else self._root / path
-        files = [file for file in target.rglob("*") if file.is_file()] if target.is_dir() else [target]
-        times = [getattr(file.stat(), "st_mtime", 0) for file in files]
-        newest = max(times, default=0)
-        return timedelta(seconds=time.time() - newest) if times and min(times) > 0 else None
+        try:
+            files = [file for file in target.rglob("*") if file.is_file()] if target.is_dir() else [target]
+            times = [getattr(file.stat(), "st_mtime", 0) for file in files]
+        except FileNotFoundError:
+            return None
+        return timedelta(seconds=time.time() - max(times)) if times and min(times) > 0 else None
 
     def write_json(self, path: str, content: Mapping[str, Any], *, replace: bool = False) -> None:
         self.write(path, json.dumps(content, indent=1, ensure_ascii=False).encode(), replace=replace)

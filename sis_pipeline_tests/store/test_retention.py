@@ -21,6 +21,7 @@ from sis_pipeline.db.tables import snapshots as snapshot_rows
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.settings import Settings
 from sis_pipeline.store import retention
+from sis_pipeline.store.files import DataFolder
 from sis_pipeline.store.locks import integration_lock
 from sis_pipeline.store.operations import Operations
 from sis_pipeline.store.publish import publish
@@ -338,3 +339,13 @@ def test_folders_that_no_row_knows_go_when_they_are_old(database, merges, snapsh
 def test_what_an_undo_needs_can_not_be_set_to_go_earlier():
     with pytest.raises(ValueError, match="holds_days is less than undo_days"):
         Settings(undo_days=400, holds_days=300)
+
+
+def test_folders_of_a_bucket_are_deleted_like_those_of_a_disk():
+    bucket = DataFolder(f"memory://{uuid.uuid4()}")
+    for name in ("s", "t"):
+        bucket.write(f"raw/a/{YEAR}/{name}/students/1.json", b"[]")
+    assert bucket.age(f"raw/a/{YEAR}/nothing") is None
+    bucket.delete_folder(f"raw/a/{YEAR}/s")
+    bucket.delete_folder(f"raw/a/{YEAR}/s")  # by another night's run that was killed
+    assert bucket.names(f"raw/a/{YEAR}") == ["t"]
