@@ -18,8 +18,8 @@ def maintenance(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what each would do, in counts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Do the nightly chores now: close dead readings, delete half-written files, clean tokens, delete what is older than
-    it is kept (docs/retention.md), verify the audit log and keep its heads.
+    """Do the nightly chores now: close dead readings, delete half-written files, clean tokens, suspend and make
+    accounts that are due, delete what is older than it is kept (docs/retention.md), verify the audit log and keep its heads.
 
     One that fails leaves the others alone; exit code 1 then. The schedule `nightly_maintenance` does the same.
     """

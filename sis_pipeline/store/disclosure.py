@@ -17,7 +17,15 @@ import polars as pl
 from sqlalchemy import ColumnElement, Connection, Engine, Table, func, or_, select, text
 
 from sis_pipeline.connect.errors import ConfigError
-from sis_pipeline.db.tables import SCHEMA, audit_log, disclosed_students, disclosures, roster_tables, student_aliases
+from sis_pipeline.db.tables import (
+    SCHEMA,
+    accounts,
+    audit_log,
+    disclosed_students,
+    disclosures,
+    roster_tables,
+    student_aliases,
+)
 from sis_pipeline.store import bulk
 from sis_pipeline.store.erasure import PERSON
 from sis_pipeline.store.locks import lock_key
@@ -227,7 +235,7 @@ another system) is added here."""
 
 
 def _published(connection: Connection, district: str, ids: Sequence[str]) -> list[InTable]:
-    return [one for table in roster_tables.values() for one in _in_table(connection, table, district, ids)]
+    return [one for table in (*roster_tables.values(), accounts) for one in _in_table(connection, table, district, ids)]
 
 
 def _in_table(connection: Connection, table: Table, district: str, ids: Sequence[str]) -> list[InTable]:

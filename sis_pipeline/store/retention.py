@@ -118,7 +118,7 @@ where status in ('superseded', 'failed') and coalesce(finished_at, started_at) <
 OLD_DETAILS = f"""
 with {KEPT} update {SCHEMA}.sync_operations
 set details_expired_at = {SCHEMA}.clock(), inputs = '{{}}',
-    summary = jsonb_strip_nulls(jsonb_build_object('changes', summary -> 'changes', 'held', summary -> 'held'))
+    summary = jsonb_strip_nulls(jsonb_build_object('changes', summary -> 'changes', 'held', summary -> 'held', 'accounts', summary -> 'accounts'))
 where details_expired_at is null and status = 'published' and operation_id not in (select operation_id from kept)
   and finished_at < {SCHEMA}.clock() - make_interval(days => :days)
 """
