@@ -40,6 +40,7 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.validate import Referenced, UnknownColumns, Validated, quarantine_dangling, validate
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, in_words
+from sis_pipeline.store.keeping_out import without_erased
 from sis_pipeline.store.locks import AlreadyRunningError, integration_lock
 from sis_pipeline.store.snapshots import Snapshot, SnapshotWriter
 
@@ -367,7 +368,11 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
             code="config.no_snapshot",
             advice=f"Materialise {provider.name}/raw_roster first.",
         )
-    standard = _standard(provider, roster, snapshot)
+    remaining = without_erased(roster.engine, lambda: roster.vault, key, _standard(provider, roster, snapshot))
+    standard = remaining.frames
+    if remaining.taken_out:
+        rows = ", ".join(f"{count:,} {name}" for name, count in remaining.taken_out.items())
+        say(f"{key}: set aside, as of students who were erased: {rows}.")
     say(f"{key}: " + ", ".join(f"{len(frame):,} {name}" for name, frame in standard.items()) + " to validate.")
 
     validated = {name: _validated(provider, name, frame, snapshot) for name, frame in standard.items()}
@@ -377,7 +382,7 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
     delta = snapshot.completeness == "delta" and snapshot.base_snapshot_id is None
     referenced = Referenced(good, {}, ()) if delta else quarantine_dangling(good)
     rejected = {name: _rejected(one, referenced, standard[name], name) for name, one in validated.items()}
-    snapshot = roster.snapshots.write_roster(snapshot, referenced.frames, rejected, standard)
+    snapshot = roster.snapshots.write_roster(snapshot, referenced.frames, rejected, standard, remaining.taken_out)
 
     promised = frozenset[str]() if delta else provider.capabilities.entities
     entities = {

@@ -115,17 +115,19 @@ class Undoing:
         """Raises ConfigError where the operation can't be undone."""
         found = read_operation(connection, operation_id_of(operation_id))
         before, last = _around(connection, found)
-        if BEFORE not in (found.summary or {}):
+        if found.frames_expired_at is None and BEFORE not in (found.summary or {}):
             raise _refused(
                 found,
                 "it was published by an earlier version, which did not keep what was there before",
                 "The next sync publishes what the systems say by then.",
             )
-        if not (self._merges.kept(before) and self._merges.kept(found)):
+        gone = next((one for one in (found, before) if not self._merges.kept(one)), None)
+        if gone is not None:
             raise _refused(
                 found,
-                f"the merge of operation {before.operation_id}, which it would go back to, was deleted",
-                "What was there before a student was erased, or is older than the retention, can't be brought back; correct it in the SIS, and sync.",
+                f"the merge of operation {gone.operation_id}, which that needs, was deleted",
+                "What was there before a student was erased, or is older than SIS_UNDO_DAYS, can't be brought back; correct "
+                "it in the SIS, and sync.",
             )
         return Step(found, before, last)
 
