@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from sis_pipeline.cli import (
+    accounts,
     audit,
     database,
     demo,
+    disclosing,
     doctor,
     enrollments,
     erasing,
@@ -75,6 +77,7 @@ app.command("backfill")(sync.backfill)
 app.command("maintenance")(maintenance.maintenance)
 app.command("undo")(operations.undo)
 app.command("erase")(erasing.erase)
+app.command("disclosure")(disclosing.disclosure)
 app.add_typer(health.app, name="health")
 app.add_typer(keys.app, name="keys")
 app.add_typer(integrations.app, name="integration")
@@ -84,6 +87,7 @@ app.add_typer(students.app, name="students")
 app.add_typer(enrollments.app, name="enrollments")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
+app.add_typer(accounts.app, name="accounts")
 app.add_typer(holds.app, name="holds")
 app.add_typer(operations.app, name="operations")
 app.add_typer(exports.app, name="export")

@@ -73,6 +73,10 @@ CATALOGUE: dict[str, Entry] = {
     "auth_revoked.refused": Entry("A newly fetched access token was refused as well: access was withdrawn."),
     # --- config: connections -----------------------------------------------------------------------------------------
     "config.access_denied": Entry("The system answered 403: these credentials may not read this.", ASK_DISTRICT),
+    "config.account_reason": Entry("A change of the account rules needs who makes it and why."),
+    "config.account_rule": Entry(
+        "An account rule is unknown, or set to what it does not take.", "`sis accounts rules show DISTRICT` lists them."
+    ),
     "config.address": Entry("An address in the settings is not one that may be called.", CORRECT_ADDRESS),
     "config.authorization": Entry(
         "A person's grant can't be asked for, or the request for it was wrong, used up or too old.",
@@ -81,6 +85,10 @@ CATALOGUE: dict[str, Entry] = {
     "config.certificate": Entry("The server's certificate could not be verified; nothing was sent."),
     "config.header": Entry("A header in the settings can't be sent, or is named like a credential."),
     "config.link_reason": Entry("A decision about who is who needs who decides and why."),
+    "config.erasure_key": Entry(
+        "Who was erased can't be told any more, so nothing is taken in that could bring them back.",
+        "Restore the database from a backup, or `sis erase STUDENT --lift` for each of them.",
+    ),
     "config.erasure_reason": Entry("An erasure needs who erases and why."),
     "config.no_student": Entry("No student has that id, or the student was erased.", "`sis students show` shows ids."),
     "config.still_delivered": Entry(
@@ -202,6 +210,11 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.setting": Entry("A setting of the integration is missing or not valid."),
     "config.syncing": Entry("The integration is being synced right now.", "Wait for the sync to end."),
+    "config.withdrawal": Entry(
+        "A withdrawal is unknown, names nobody, or a day that is still to come.",
+        "`sis enrollments withdraw … --dry-run` says whom it would withdraw.",
+    ),
+    "config.withdrawal_reason": Entry("A withdrawal needs who withdraws and why."),
     # --- config: files -----------------------------------------------------------------------------------------------
     "config.csv_missing": Entry(
         "There is no CSV set where the setting says.",
@@ -246,6 +259,10 @@ CATALOGUE: dict[str, Entry] = {
     "data.rejected": Entry("The snapshot fails a blocking check; it is kept, and not merged."),
     "data.erased": Entry(
         "Raw pages or frames were deleted because a student was erased.", "Sync again; see docs/erasure.md."
+    ),
+    "data.expired": Entry(
+        "Pages, frames or rejected rows were deleted because they are older than what is kept.",
+        "Sync again; see docs/retention.md.",
     ),
     "data.missing_file": Entry("A file of the data folder is missing.", "Restore it, or sync again."),
     "data.tampered": Entry("A file was changed after it was written; it was not used.", "Restore it, or sync again."),

@@ -53,7 +53,7 @@ SQL_TYPES: dict[model.Kind, TypeEngine[Any]] = {
 }
 
 
-def _roster_table(table: model.Table, *extra: SqlColumn[Any] | Index) -> Table:
+def _roster_table(table: model.Table, *extra: SqlColumn[Any] | Index | UniqueConstraint) -> Table:
     columns = [
         SqlColumn(
             column.name,
@@ -234,6 +234,9 @@ snapshots = Table(
     ),
     _stamp("started_at", "when the reading started"),
     SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the reading ended"),
+    SqlColumn("raw_expired_at", TIMESTAMP(timezone=True), comment="when its pages were given up as too old"),
+    SqlColumn("roster_expired_at", TIMESTAMP(timezone=True), comment="when its standard frames were given up"),
+    SqlColumn("quarantine_expired_at", TIMESTAMP(timezone=True), comment="when its rejected rows were given up"),
     CheckConstraint("verdict in ('pending','complete','partial','delta','rejected')", name="verdict"),
     Index("ix_snapshots_latest", "integration", "school_year", "started_at"),
     Index("ix_snapshots_under_way", "integration", postgresql_where=text("finished_at is null")),
@@ -327,6 +330,8 @@ sync_operations = Table(
         server_default=text("'{}'"),
         comment="integration -> fingerprints of snapshots that were undone and are not merged again as they are",
     ),
+    SqlColumn("frames_expired_at", TIMESTAMP(timezone=True), comment="when its frames were given up as too old"),
+    SqlColumn("details_expired_at", TIMESTAMP(timezone=True), comment="when inputs and most of the summary were"),
     UniqueConstraint("district", "school_year", "epoch"),
     CheckConstraint("status in ('merging','merged','published','superseded','failed')", name="status"),
     comment="Every merge of a district and school year, and what it did.",
@@ -467,6 +472,35 @@ survivorship_policies = Table(
     comment="Whose value of an attribute a district publishes; what is not set is as by default.",
 )
 
+account_rules = Table(
+    "account_rules",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("version", Integer, primary_key=True, comment="rising from 1; the newest holds"),
+    SqlColumn("rules", JSONB, nullable=False, comment="setting, as student.username -> value"),
+    SqlColumn("set_by", Text, nullable=False, comment="who set it"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("set_at", "when it was set"),
+    SqlColumn("followed_on", Date, comment="the last day on which the accounts were brought to what the roster says"),
+    comment="How a district makes accounts; a district without a row has none.",
+)
+
+accounts = _roster_table(
+    model.ACCOUNTS,
+    _stamp("created_at", "when the account was made"),
+    _stamp(),
+    UniqueConstraint("district", "username"),
+    Index("ix_accounts_person_id", "person_id"),
+)
+
+spent_usernames = Table(
+    "spent_usernames",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("mark", Integer, primary_key=True, comment="a number that one in 65,536 user names has"),
+    comment="Marks of the user names of people who were erased: nobody else gets such a name.",
+)
+
 student_edits = Table(
     "student_edits",
     metadata,
@@ -506,6 +540,35 @@ conflict_decisions = Table(
     _stamp("decided_at", "when it was decided"),
     Index("ix_conflict_decisions_student_id", "district", "student_id", "attribute"),
     comment="Which of several values people chose, append-only.",
+)
+
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("withdrawal_id", UUID(as_uuid=False), primary_key=True, comment="the withdrawal"),
+    SqlColumn("school_id", UUID(as_uuid=False), nullable=False, comment="the school"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year"),
+    SqlColumn("effective_date", Date, nullable=False, comment="first day no longer enrolled"),
+    SqlColumn("exit_code", Text, comment="exit code that the enrollments get"),
+    SqlColumn("withdrawn_by", Text, nullable=False, comment="who withdrew them"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("withdrawn_at", "when that was said"),
+    SqlColumn("taken_back_by", Text, comment="who took it back; null while it stands"),
+    SqlColumn("taken_back_at", TIMESTAMP(timezone=True), comment="when it was taken back"),
+    Index("ix_withdrawals_standing", "district", "school_year", postgresql_where=text("taken_back_at is null")),
+    comment="Bulk withdrawals: all who were enrolled at a school, ended by a person on a day.",
+)
+
+withdrawn_enrollments = Table(
+    "withdrawn_enrollments",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("withdrawal_id", UUID(as_uuid=False), primary_key=True, comment="the withdrawal"),
+    SqlColumn("student_id", UUID(as_uuid=False), primary_key=True, comment="the student, by the id it had then"),
+    SqlColumn("entry_date", Date, primary_key=True, comment="first day of the enrollment, as it was then"),
+    Index("ix_withdrawn_enrollments_student_id", "student_id"),
+    comment="The enrollments of each withdrawal; inputs of every merge while it stands.",
 )
 
 school_declarations = Table(
@@ -616,4 +679,49 @@ erasures = Table(
     SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the files were, too"),
     Index("ix_erasures_district", "district", "begun_at"),
     comment="Students that were erased: who asked and when, and nothing of the student but the id we had given.",
+)
+
+disclosures = Table(
+    "disclosures",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("disclosure", BigInteger, Identity(), primary_key=True, comment="running number"),
+    _stamp("disclosed_at", "when it left"),
+    SqlColumn("school_year", Text, nullable=False, comment="of which school year the roster is"),
+    SqlColumn("epoch", Integer, nullable=False, comment="the published epoch it was taken from"),
+    SqlColumn("form", Text, nullable=False, comment="format and version"),
+    SqlColumn("destination", Text, nullable=False, comment="where it was written to"),
+    SqlColumn("recipient", Text, comment="who receives it, as was said"),
+    SqlColumn("reason", Text, comment="why, as was said"),
+    SqlColumn("actor", Text, nullable=False, comment="who did it"),
+    SqlColumn("series", UUID(as_uuid=False), nullable=False, comment="the same for every time it goes there"),
+    SqlColumn("fields", JSONB, nullable=False, comment="file -> columns that hold anything"),
+    SqlColumn("rows", JSONB, nullable=False, comment="rows by file"),
+    SqlColumn("students", Integer, nullable=False, comment="how many students are in it"),
+    Index("ix_disclosures_district", "district", "disclosed_at"),
+    Index("ix_disclosures_series", "series"),
+    comment="What left this installation: who received which kinds of fields when and why. No values.",
+)
+
+disclosed_students = Table(
+    "disclosed_students",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("series", UUID(as_uuid=False), primary_key=True, comment="the series of disclosures"),
+    SqlColumn("student_id", UUID(as_uuid=False), primary_key=True, comment="the student, by the id it had then"),
+    SqlColumn("since", BigInteger, primary_key=True, comment="the first disclosure the student is in"),
+    SqlColumn("until", BigInteger, comment="the first one after that without; null while there is none"),
+    Index("ix_disclosed_students_student_id", "student_id"),
+    comment="Who was in which disclosures: all of the series from `since` on and before `until`.",
+)
+
+erased_records = Table(
+    "erased_records",
+    metadata,
+    SqlColumn("integration", Text, primary_key=True, comment="the integration that may deliver it"),
+    SqlColumn("mark", Text, primary_key=True, comment="keyed hash of the record's id; the key is in the vault"),
+    SqlColumn("erasure_id", UUID(as_uuid=False), nullable=False, comment="the erasure"),
+    _stamp("kept_out_since", "since when it is kept out"),
+    Index("ix_erased_records_erasure_id", "erasure_id"),
+    comment="Records of erased students: what a system delivers of them is set aside, until a person lifts it.",
 )

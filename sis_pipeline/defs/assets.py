@@ -237,6 +237,7 @@ def _roster_result(key: dg.AssetKey, loaded: RosterLoad) -> dg.MaterializeResult
         "problems": sentences(loaded.failed),
         "unknown_codes": sum(sum(codes.values()) for codes in loaded.unknown_codes.values()),
         "unknown_codes_per_column": dg.MetadataValue.json(loaded.unknown_codes),
+        "placeholders_left_out": sum(loaded.placeholders.values()),
         "entities": counts_table(
             "entity",
             {
@@ -421,6 +422,7 @@ def _published_metadata(districts: Sequence[merging.DistrictPublication]) -> dic
         **numbers("rows", {"inserted": total.inserted, "updated": total.updated, "deleted": total.deleted}),
         **numbers("total", _total(list(summaries.values()), "students", "matched", "conflicts", "held", "open_holds")),
         **numbers("changes", changes),
+        **numbers("accounts", _summed([summary["accounts"] for summary in summaries.values()])),
         "districts": dg.MetadataValue.json(summaries),
         "by_district": counts_table(
             "district", {name: {column: summary[column] for column in columns} for name, summary in summaries.items()}

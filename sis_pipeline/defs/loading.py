@@ -40,6 +40,7 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.validate import Referenced, UnknownColumns, Validated, quarantine_dangling, validate
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, in_words
+from sis_pipeline.store.keeping_out import without_erased
 from sis_pipeline.store.locks import AlreadyRunningError, integration_lock
 from sis_pipeline.store.snapshots import Snapshot, SnapshotWriter
 
@@ -76,13 +77,15 @@ class RawLoad:
 class RosterLoad:
     """What a snapshot is worth: its findings by entity, and the verdict they lead to.
 
-    `unknown_codes`: see checks.unknown_codes. What deltas had missed is with the snapshot.
+    `unknown_codes`: see checks.unknown_codes. `placeholders`: by entity, rows that the vendor keeps for nobody, which the
+    provider left out. What deltas had missed is with the snapshot.
     """
 
     snapshot: Snapshot
     entities: Mapping[str, EntityFinding]
     references: ReferenceFinding
     unknown_codes: Mapping[str, Mapping[str, int]]
+    placeholders: Mapping[str, int]
 
     @property
     def failed(self) -> list[str]:
@@ -365,7 +368,11 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
             code="config.no_snapshot",
             advice=f"Materialise {provider.name}/raw_roster first.",
         )
-    standard = _standard(provider, roster, snapshot)
+    remaining = without_erased(roster.engine, lambda: roster.vault, key, _standard(provider, roster, snapshot))
+    standard = remaining.frames
+    if remaining.taken_out:
+        rows = ", ".join(f"{count:,} {name}" for name, count in remaining.taken_out.items())
+        say(f"{key}: set aside, as of students who were erased: {rows}.")
     say(f"{key}: " + ", ".join(f"{len(frame):,} {name}" for name, frame in standard.items()) + " to validate.")
 
     validated = {name: _validated(provider, name, frame, snapshot) for name, frame in standard.items()}
@@ -375,7 +382,7 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
     delta = snapshot.completeness == "delta" and snapshot.base_snapshot_id is None
     referenced = Referenced(good, {}, ()) if delta else quarantine_dangling(good)
     rejected = {name: _rejected(one, referenced, standard[name], name) for name, one in validated.items()}
-    snapshot = roster.snapshots.write_roster(snapshot, referenced.frames, rejected, standard)
+    snapshot = roster.snapshots.write_roster(snapshot, referenced.frames, rejected, standard, remaining.taken_out)
 
     promised = frozenset[str]() if delta else provider.capabilities.entities
     entities = {
@@ -388,7 +395,11 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
     if snapshot.verdict == "complete" and (missed := measure(roster.snapshots, snapshot)):
         snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
         say(f"{key}: {drift_in_words(missed)}")
-    return RosterLoad(snapshot, entities, references, unknown_codes(standard))
+    placeholders = {name: count for name, frame in standard.items() if (count := frame.attrs.get("placeholders", 0))}
+    if placeholders:
+        left_out = ", ".join(f"{count:,} {name}" for name, count in placeholders.items())
+        say(f"{key}: left out as the vendor's placeholders: {left_out}.")
+    return RosterLoad(snapshot, entities, references, unknown_codes(standard), placeholders)
 
 
 def _standard(provider: Provider, roster: Roster, snapshot: Snapshot) -> dict[str, pd.DataFrame]:

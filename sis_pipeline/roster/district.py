@@ -54,6 +54,7 @@ from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.thresholds import Thresholds
+from sis_pipeline.roster.withdrawals import WITHDRAWALS, end_seats, was_withdrawn, withdraw
 
 Completeness = Literal["complete", "partial", "delta"]
 PublicationScope = Literal["year", "upsert", "append"]
@@ -111,7 +112,8 @@ class DistrictInputs:
     `decisions.DECISIONS`. `aliases`: ids that merges of any school year retired -> the student they are now; the
     published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
-    school years that are published for other years, as freeze.CALENDAR.
+    school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
+    that people withdrew, as withdrawals.WITHDRAWALS.
     """
 
     district: str
@@ -130,6 +132,7 @@ class DistrictInputs:
     decided: tuple[Decided, ...] = ()
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
+    withdrawals: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WITHDRAWALS))
 
     @property
     def released(self) -> frozenset[str]:
@@ -419,7 +422,7 @@ def _before(now: _Delivery, people: _People, school_ids: pl.DataFrame) -> State:
     sections = now.existing("sections")
     if people.moved.height:
         at_school = refer(now.of_year("enrollments"), "school_sis_id", school_ids, "school_id")
-        in_section = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+        in_section = refer(now.records("section_enrollments"), "section_sis_id", _newest_runs(sections), "section_id")
         stays = _divided(stays, people, at_school.select("integration", "school_id", sis_id="student_sis_id"))
         taken = in_section.filter(pl.col("role") == "student")
         taken = taken.select("integration", "section_id", sis_id="person_sis_id")
@@ -479,6 +482,7 @@ def _stays(
     target = reconcile(
         stays, before.enrollments, presence, vouched, closings=closings, day_after_year=now.year.day_after
     )
+    target = withdraw(target, _repointed(now.inputs.withdrawals, people.renamed))
     target, holds = _guarded_stays(now, before.enrollments, target, frozen)
     return choose_primary(mark_transfers(target), now.priorities), holds
 
@@ -528,7 +532,7 @@ def _guarded_stays(
             change=pl.col("became").replace_strict(CHANGE_OF_EXIT, default="withdraw"),
         )
     )
-    asked = _undeclared(now, removals, "student_id", target)
+    asked = _undeclared(now, removals.filter(~was_withdrawn()), "student_id", target)
     question = Question("enrollments", STAY, asked, _open_stays(existing), _open_stays(target), frozen)
     holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
     held = removals.join(held_keys(holds, STAY, existing), on=STAY, how="semi")
@@ -555,6 +559,7 @@ def _catalog(
         references,
         now.records("academic_sessions"),
         now.records("section_enrollments"),
+        before.sections,
         district=inputs.district,
         school_year=inputs.school_year,
     )
@@ -563,6 +568,12 @@ def _catalog(
         "courses": known,
         "sections": pl.concat([sections, before.sections]).unique("section_id", keep="first", maintain_order=True),
     }
+
+
+def _newest_runs(sections: pl.DataFrame) -> pl.DataFrame:
+    """Of sections that had one id of a SIS one after the other, the last."""
+    ordered = sections.sort("start_date", descending=True, nulls_last=True, maintain_order=True)
+    return ordered.unique(RECORD, keep="first", maintain_order=True)
 
 
 def _without_unused(
@@ -580,6 +591,7 @@ def _without_unused(
         waiting = existing.join(held_keys(found, [key], existing), on=key, how="semi")
         return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
 
+    catalog = {**catalog, "sections": _newest_runs(catalog["sections"])}
     sections = current("sections", "section_id", before.sections, [seats["section_id"]])
     return {
         "sections": sections,
@@ -609,7 +621,8 @@ def _seats(
 ) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     """Who sits in and teaches the sections, and the removals that wait."""
     inputs, table = now.inputs, MERGED["section_enrollments"]
-    records = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+    running = _newest_runs(sections)
+    records = refer(now.records("section_enrollments"), "section_sis_id", running, "section_id")
     records = refer(records, "person_sis_id", people.ids, "student_id")
     records = refer(records, "person_sis_id", staff_ids, "staff_id")
     is_student = pl.col("role") == "student"
@@ -622,6 +635,7 @@ def _seats(
     carried = presence.fates(before.section_enrollments).filter(pl.col("fate") == CARRIED)
     seats = combine_seats(pl.concat([fit(placed, table), carried.select(table.names)]))
     target = reconcile_seats(seats, before.section_enrollments, presence, inputs.as_of)
+    target = end_seats(target, stays, sections)
     return _guarded_seats(now, before, target, stays=stays, sections=sections, frozen=frozen)
 
 

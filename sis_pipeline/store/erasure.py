@@ -1,11 +1,11 @@
 """Erasing a student: every row of ours in one transaction, then every file in the data folder, until nothing is left.
-What a source delivers afterwards is not kept out here; exports and backups are outside of what this can reach."""
+What a source delivers afterwards is the business of `keeping_out`; exports and backups are outside of what this can reach."""
 
 from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, f
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from sis_pipeline.connect.errors import ConfigError, InternalError
+from sis_pipeline.connect.vault import Vault
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import (
@@ -32,12 +33,12 @@ from sis_pipeline.db.tables import (
     sync_operations,
 )
 from sis_pipeline.roster.model import ENTITIES
-from sis_pipeline.store import survivorship
+from sis_pipeline.store import keeping_out, survivorship
+from sis_pipeline.store.accounts import spend_usernames
 from sis_pipeline.store.files import DataFolder
 from sis_pipeline.store.holds import without_students
-from sis_pipeline.store.locks import all_integrations_locked
+from sis_pipeline.store.locks import all_integrations_locked, begin_writing
 from sis_pipeline.store.merged import BEFORE
-from sis_pipeline.store.publish import begin_writing
 from sis_pipeline.store.snapshots import GOOD
 
 Record = tuple[str, str]
@@ -84,9 +85,11 @@ class Found:
 class Erasing:
     """Erases students of this installation."""
 
-    def __init__(self, engine: Engine, files: DataFolder) -> None:
+    def __init__(self, engine: Engine, files: DataFolder, vault: Callable[[], Vault]) -> None:
+        """`vault` is asked for when something is erased: it has the key by which records are kept out."""
         self._engine = engine
         self._files = files
+        self._vault = vault
 
     def plan(self, student_id: str) -> Found:
         """What `erase` would erase; nothing is changed. Raises ConfigError for an id that no student has."""
@@ -114,11 +117,12 @@ class Erasing:
             raise ConfigError(
                 f"Student {subject.student_id} is still delivered by {', '.join(found.delivered_by)}.",
                 code="config.still_delivered",
-                advice="Delete the record in that system and sync first: a system that still has it brings the student "
-                "back. --force erases all the same.",
+                advice="Delete the record in that system and sync first: what it delivers would be set aside each time, and "
+                "its raw pages hold the student. --force erases all the same.",
             )
+        vault = self._vault()
         with self._nobody_reading(subject):
-            erasure_id = self._erase_rows(subject, actor, reason)
+            erasure_id = self._erase_rows(subject, actor, reason, vault)
             crash_point("erase.rows_gone")
             with self._engine.connect() as connection:  # what was linked while this waited for its turn is in there
                 subject = _under_way(connection, subject.student_id) or subject
@@ -169,7 +173,7 @@ class Erasing:
         with all_integrations_locked(self._engine, readings):
             yield
 
-    def _erase_rows(self, known: Subject, actor: str, reason: str) -> str:
+    def _erase_rows(self, known: Subject, actor: str, reason: str, vault: Vault) -> str:
         """Every row, in one transaction with the note of what is left to do; the erasure's id.
 
         An erasure under way is gone on with: a sync since may have brought rows back from files that it had not reached.
@@ -179,6 +183,7 @@ class Erasing:
             begun = _row_under_way(connection, known.student_id)
             subject = _subject(connection, known.student_id)
             others = _doubted_with(connection, subject)
+            spend_usernames(connection, subject.district, subject.ids)
             deleted = {table.name: _delete(connection, table, subject) for table in _tables()}
             deleted[holds.name] = without_students(connection, subject.district, frozenset(subject.ids))
             _no_doubt_left(connection, subject.district, others)
@@ -190,6 +195,7 @@ class Erasing:
             if begun is not None:
                 again = update(erasures).where(erasures.c.erasure_id == begun.erasure_id).values(begun_at=NOW)
                 connection.execute(again)
+                keeping_out.remember(connection, vault, str(begun.erasure_id), subject.records)
                 return str(begun.erasure_id)
             erasure_id = str(uuid.uuid4())
             connection.execute(
@@ -203,6 +209,7 @@ class Erasing:
                     reason=reason,
                 )
             )
+            keeping_out.remember(connection, vault, erasure_id, subject.records)
             details = {"erasure_id": erasure_id, "reason": reason, "rows": {k: n for k, n in deleted.items() if n}}
             audit.append(
                 connection, "student.erase", subject.student_id, district=subject.district, actor=actor, details=details

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Literal
 
 import polars as pl
@@ -23,7 +23,7 @@ from sis_pipeline.roster.guard import Hold, Part
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, conflicts, decisions, guarding, survivorship
+from sis_pipeline.store import bulk, conflicts, decisions, guarding, survivorship, withdrawals
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -46,6 +46,7 @@ class Operation:
     `published_before`: school year -> epoch that the whole district had published when the merge read it. The merge
     may be published only on top of exactly that. `undoes`: see `undo`. `withheld`: integration -> fingerprints of its
     snapshots that were undone, where the newest is one of them and what was published before was taken instead.
+    `frames_expired_at`: since when its frames are given up, see `retention`.
     """
 
     operation_id: str
@@ -61,6 +62,7 @@ class Operation:
     path: str
     undoes: str | None
     withheld: Mapping[str, Sequence[str]]
+    frames_expired_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,7 @@ class MergeStore:
             chosen = conflicts.decided(connection, district)
             edited = survivorship.edited(connection, district, school_year)
             calendar = guarding.calendar(connection, district, school_year)
+            withdrawn = withdrawals.standing(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
             decided, standing = decisions.mark(connection, district), decisions.standing(connection, district)
@@ -236,6 +239,7 @@ class MergeStore:
             decided=chosen,
             rulings=rulings,
             calendar=calendar,
+            withdrawals=withdrawn,
         )
         terms = _terms(integrations.values(), [decided, *rules])
         mark = _fingerprint(found, released, terms)
@@ -300,7 +304,14 @@ class MergeStore:
         )
 
     def read_merged(self, operation: Operation) -> MergedRoster:
-        """What the merge decided. Raises DataError for a file that was changed since."""
+        """What the merge decided. Raises DataError for a file that was changed since, and where it is no longer kept."""
+        if operation.frames_expired_at is not None:
+            raise DataError(
+                f"The frames of operation {operation.operation_id} are no longer kept, since "
+                f"{operation.frames_expired_at:%Y-%m-%d}.",
+                code="data.expired",
+                advice="Merge the district again; the next merge starts from what is published now.",
+            )
         manifest = self.manifest(operation)
         if manifest.get("erased"):
             raise DataError(
@@ -330,7 +341,11 @@ class MergeStore:
     def kept(self, operation: Operation) -> bool:
         """Whether what an operation decided is still in the data folder."""
         path = f"{operation.path}/manifest.json"
-        return self.files.exists(path) and not self.files.read_json(path).get("erased")
+        return (
+            operation.frames_expired_at is None
+            and self.files.exists(path)
+            and not self.files.read_json(path).get("erased")
+        )
 
     def write_before(self, operation: Operation, before: Mapping[str, pl.DataFrame]) -> dict[str, str]:
         """Keep the rows that an operation is about to change, as `bulk.apply` tells them; the hash of each table's."""
@@ -503,6 +518,7 @@ def _rules(connection: Connection, district: str, school_year: str) -> list[obje
         *guarding.rules(connection, district, school_year),
         *survivorship.rules(connection, district, school_year),
         *conflicts.rules(connection, district, school_year),
+        *withdrawals.rules(connection, district, school_year),
     ]
 
 

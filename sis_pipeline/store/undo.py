@@ -21,6 +21,7 @@ from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import polars_schema
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.store import bulk, holds, survivorship
+from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
 from sis_pipeline.store.operations import History, Place, operation_id_of
 from sis_pipeline.store.parting import holders
@@ -28,7 +29,6 @@ from sis_pipeline.store.publish import (
     Published,
     SupersededError,
     Written,
-    begin_writing,
     mark_published,
     with_holds,
     write,
@@ -76,7 +76,8 @@ class Undoing:
             merged = self._roster_before(connection, tried, step)
             written = write(connection, tried, merged, edited=edited, whole=True)
             never_committed.rollback()
-        published = Published(tried.operation_id, written.applied, written.changes, merged.stats.held)
+        held, accounts = merged.stats.held, written.accounts
+        published = Published(tried.operation_id, written.applied, written.changes, held, accounts)
         return Undone(step, published, tuple(sorted(self._withheld(step))))
 
     def undo(self, operation_id: str, actor: str, reason: str) -> Undone:
@@ -117,17 +118,19 @@ class Undoing:
         """Raises ConfigError where the operation can't be undone."""
         found = read_operation(connection, operation_id_of(operation_id))
         before, last = _around(connection, found)
-        if BEFORE not in (found.summary or {}):
+        if found.frames_expired_at is None and BEFORE not in (found.summary or {}):
             raise _refused(
                 found,
                 "it was published by an earlier version, which did not keep what was there before",
                 "The next sync publishes what the systems say by then.",
             )
-        if not (self._merges.kept(before) and self._merges.kept(found)):
+        gone = next((one for one in (found, before) if not self._merges.kept(one)), None)
+        if gone is not None:
             raise _refused(
                 found,
-                f"the merge of operation {before.operation_id}, which it would go back to, was deleted",
-                "What was there before a student was erased, or is older than the retention, can't be brought back; correct it in the SIS, and sync.",
+                f"the merge of operation {gone.operation_id}, which that needs, was deleted",
+                "What was there before a student was erased, or is older than SIS_UNDO_DAYS, can't be brought back; correct "
+                "it in the SIS, and sync.",
             )
         return Step(found, before, last)
 
