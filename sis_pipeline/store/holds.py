@@ -461,7 +461,8 @@ def _give_back(
         rows = [tuple(key) for key in was.rows if tuple(key) in there or tuple(key) not in left]
         if not rows:
             continue
-        removals = _counted(was, [row for row in was.held() if tuple(row.key) in set(rows)], rows)
+        again = set(rows)
+        removals = _counted(was, [row for row in was.held() if tuple(row.key) in again], rows)
         is_as_it_was = len(rows) == len(was.rows)
         other = guard.fingerprint(removals["entity"], removals["kind"], None, rows)
         named, removals = one["fingerprint"] if is_as_it_was else other, {**removals, "pinned": one["waits"]}

@@ -172,7 +172,7 @@ class Undoing:
         )
         written = with_holds(written, moved)
         published = mark_published(connection, self._merges, operation, merged, written)
-        if terms:
+        if terms:  # else it rests on nothing that is known, and the next merge is due
             _rest_on(connection, operation, self._merges.resting_on(operation, terms))
         about = {"undoes": step.undone.operation_id, "reason": reason, "withheld": sorted(operation.withheld)}
         details = {"school_year": operation.school_year, **about, **published.counts}
