@@ -18,6 +18,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sis_pipeline.connect.errors import ConfigError, DataError, ErrorClass, InternalError, SisError, source_status
 from sis_pipeline.connect.log import about
 from sis_pipeline.connect.source import Report
+from sis_pipeline.defs import unchanged
 from sis_pipeline.defs.checks import (
     EntityFinding,
     ReferenceFinding,
@@ -32,6 +33,7 @@ from sis_pipeline.defs.progress import tell
 from sis_pipeline.defs.resources import Connection, ProviderResource, Roster, Traffic
 from sis_pipeline.providers import registry
 from sis_pipeline.providers.base import Page, Plan, Provider, RawSnapshot, Resource
+from sis_pipeline.providers.decoding import without_collecting
 from sis_pipeline.providers.deltas import REFUSED, DeltaRefusedError, ServerClock, Unheeded
 from sis_pipeline.providers.layers import Layered
 from sis_pipeline.providers.reading import Reading, read, verdict
@@ -365,8 +367,27 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
             code="config.no_snapshot",
             advice=f"Materialise {provider.name}/raw_roster first.",
         )
+    before = unchanged.taken_over(roster.snapshots, provider, snapshot)
+    if before is not None:
+        snapshot, found = before
+        say(f"{key}: the pages are those of the last good snapshot; what was made of them is taken over.")
+    else:
+        snapshot, found = _examined(provider, roster, snapshot, say)
+        unchanged.keep(roster.snapshots, provider, snapshot, found)
+    failed = any(one.problem for one in found.entities.values()) or bool(found.references.problems)
+    proven = snapshot.completeness or "partial"
+    snapshot = roster.snapshots.set_verdict(snapshot.snapshot_id, "rejected" if failed else proven)
+    if snapshot.verdict == "complete" and (missed := measure(roster.snapshots, snapshot)):
+        snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
+        say(f"{key}: {drift_in_words(missed)}")
+    return RosterLoad(snapshot, found.entities, found.references, found.unknown_codes)
+
+
+def _examined(provider: Provider, roster: Roster, snapshot: Snapshot, say: Say) -> tuple[Snapshot, unchanged.Findings]:
+    """Decode and validate the pages of a snapshot, and keep what they are made of."""
     standard = _standard(provider, roster, snapshot)
-    say(f"{key}: " + ", ".join(f"{len(frame):,} {name}" for name, frame in standard.items()) + " to validate.")
+    delivered = ", ".join(f"{len(frame):,} {name}" for name, frame in standard.items())
+    say(f"{snapshot.integration}: {delivered} to validate.")
 
     validated = {name: _validated(provider, name, frame, snapshot) for name, frame in standard.items()}
     good = {name: one.frame for name, one in validated.items()}
@@ -382,18 +403,13 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
         name: entity_finding(name, promised, validated.get(name), referenced.frames.get(name)) for name in ENTITIES
     }
     references = reference_finding(validated, referenced)
-    failed = any(one.problem for one in entities.values()) or bool(references.problems)
-    proven = snapshot.completeness or "partial"
-    snapshot = roster.snapshots.set_verdict(snapshot.snapshot_id, "rejected" if failed else proven)
-    if snapshot.verdict == "complete" and (missed := measure(roster.snapshots, snapshot)):
-        snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
-        say(f"{key}: {drift_in_words(missed)}")
-    return RosterLoad(snapshot, entities, references, unknown_codes(standard))
+    return snapshot, unchanged.Findings(entities, references, unknown_codes(standard))
 
 
 def _standard(provider: Provider, roster: Roster, snapshot: Snapshot) -> dict[str, pd.DataFrame]:
     try:
-        frames = provider.standardise(_raw(provider, roster, snapshot))
+        with without_collecting():
+            frames = provider.standardise(_raw(provider, roster, snapshot))
     except DataError:
         roster.snapshots.build_no_more(roster.snapshots.chain(snapshot)[0].snapshot_id)
         raise
