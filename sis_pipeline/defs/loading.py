@@ -373,7 +373,7 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
         say(f"{key}: the pages are those of the last good snapshot; what was made of them is taken over.")
     else:
         snapshot, found = _examined(provider, roster, snapshot, say)
-        unchanged.keep(roster.snapshots, provider, snapshot, found)
+    unchanged.keep(roster.snapshots, provider, snapshot, found)
     failed = any(one.problem for one in found.entities.values()) or bool(found.references.problems)
     proven = snapshot.completeness or "partial"
     snapshot = roster.snapshots.set_verdict(snapshot.snapshot_id, "rejected" if failed else proven)
