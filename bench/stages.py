@@ -25,7 +25,9 @@ from sis_pipeline.defs.loading import load_roster
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline.roster.thresholds import MAXIMUM
 from sis_pipeline.store import bulk
+from sis_pipeline.store.guarding import Guarding
 from sis_pipeline.store.integrations import Integration
 from sis_pipeline.store.merged import MergeStore
 from sis_pipeline.store.snapshots import SnapshotStore
@@ -91,6 +93,8 @@ def run(students: int, home: str, pages: Path) -> Measured:
     roster = Roster()
     for system in generate.SYSTEMS:
         roster.integrations.add(Integration(system, "oneroster", DISTRICT, settings=SETTINGS))
+    # the day's transfers are more absences than the guard lets go of a large district unasked
+    Guarding(roster.engine).set(DISTRICT, {"district_cap": MAXIMUM}, actor="bench", reason="nobody is there to release")
     first = _day(roster, pages, 0)
     floors = _floors(roster, pages, Path(home))
     changed, same = _day(roster, pages, 1), _day(roster, pages, 1)
