@@ -33,11 +33,13 @@ def _print_days(measured: stages.Measured) -> None:
     for stage in [stages.RAW, *stages.WATCHED, stages.REST]:
         laps = [day.stages.get(stage) for day in measured.days.values()]
         table.add_row(stage, *(_shown(lap) for lap in laps))
-    first = measured.days["first load"].seconds
+    first = measured.days["first load"]
     table.add_section()
     facts: dict[str, Callable[[stages.Day], str]] = {
         "raw pages to published tables": lambda day: f"{day.seconds:.2f} ({day.peak:,.0f})",
-        "share of the first load": lambda day: f"{day.seconds / first:.1%}",
+        "share of the first load": lambda day: f"{day.seconds / first.seconds:.1%}",
+        "processor, without PostgreSQL": lambda day: f"{day.cpu:.2f}",
+        "share of the first load's": lambda day: f"{day.cpu / first.cpu:.1%}",
         "ratio to the sum of the floors": lambda day: f"{day.seconds / measured.floor:.2f} x",
         "rows written to the roster's tables": lambda day: f"{day.written:,}",
         "events in the ledger": lambda day: f"{day.changes:,}",

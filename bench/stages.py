@@ -60,10 +60,12 @@ class Lap:
 
 @dataclass
 class Day:
-    """One day, from raw pages to published tables. `wal`: bytes; `written`: rows of the roster's tables."""
+    """One day, from raw pages to published tables. `cpu`: seconds of the processor without PostgreSQL's, which a busy machine
+    does not draw out; `wal`: bytes; `written`: rows of the roster's tables."""
 
     stages: dict[str, Lap] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu: float = 0.0
     wal: int = 0
     written: int = 0
     changes: int = 0
@@ -110,7 +112,7 @@ def _day(roster: Roster, pages: Path, day: int) -> Day:
     done = Day()
     _vacuum(roster.engine)
     position = _position(roster.engine)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     with _watched(done.stages):
         for system in generate.SYSTEMS:
             with _lap(done.stages, RAW):
@@ -118,7 +120,7 @@ def _day(roster: Roster, pages: Path, day: int) -> Day:
             load_roster(roster, system, YEAR, f"{day}", _unheard)
         merging.merge_districts(roster, YEAR.key, f"{day}", _unheard)
         [published] = merging.publish_districts(roster, YEAR.key, f"{day}", _unheard)
-    done.seconds = time.perf_counter() - began
+    done.seconds, done.cpu = time.perf_counter() - began, time.process_time() - used
     done.stages[REST] = Lap(done.seconds - sum(lap.seconds for lap in done.stages.values()))
     done.wal = _position(roster.engine) - position
     if published.trouble:
