@@ -108,7 +108,7 @@ def read_named(
     named = (
         f'select t.*, true as existed from {_target(table)} t where t."{column}" = any(%s::uuid[]) and {_where(scope)}'
     )
-    return _copy_out(connection, named, _kinds_kept(table), [list(values), *scope.values()])
+    return copy_out(connection, named, _kinds_kept(table), [list(values), *scope.values()])
 
 
 def delete(connection: Connection, table: model.Table, column: str, values: Sequence[str], *, scope: Scope) -> int:
@@ -130,13 +130,13 @@ def read(
     """
     kinds = _kinds(table) | dict(beside or {})
     rows = f"select * from {_target(table)} t where {_where(where)}"
-    return _copy_out(connection, rows, kinds, list(where.values()))
+    return copy_out(connection, rows, kinds, list(where.values()))
 
 
-def _copy_out(
+def copy_out(
     connection: Connection, query: str, kinds: Mapping[str, model.Kind], parameters: Sequence[object]
 ) -> pl.DataFrame:
-    """The columns of `kinds` of a query's rows, typed."""
+    """The columns of `kinds` of a query's rows, typed; the query has `%s` for its parameters."""
     shown = ", ".join(_out(name, kind) for name, kind in kinds.items())
     parts, rows = [_parse(b"", kinds)], bytearray()
     with (
@@ -261,7 +261,7 @@ def _differing(connection: Connection, table: model.Table, stage: str) -> pl.Dat
         f"select {columns}, {known} as existed from {stage} s left join {_target(table)} t on {_same_key(table)} "
         f"where not ({known}) or row({_of('t', rest)}) is distinct from row({_of('s', rest)})"
     )
-    return _copy_out(connection, query, _kinds_kept(table), [])
+    return copy_out(connection, query, _kinds_kept(table), [])
 
 
 def _update(table: model.Table, stage: str) -> str:
