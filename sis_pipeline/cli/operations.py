@@ -51,6 +51,8 @@ def list_(
         ]  # fmt: skip
         title = counted(total, "operation") + (f", {len(told):,} shown (--limit)" if len(told) < total else "")
         shown.print(table(title, columns, rows, right=("held",)))
+        if told:
+            shown.print("More: sis operations show OPERATION. Put back: sis undo OPERATION --reason … --dry-run")
 
     emit(as_json, {"operations": [asdict(it) for it in told], "total": total}, render)
 

@@ -77,13 +77,15 @@ class RawLoad:
 class RosterLoad:
     """What a snapshot is worth: its findings by entity, and the verdict they lead to.
 
-    `unknown_codes`: see checks.unknown_codes. What deltas had missed is with the snapshot.
+    `unknown_codes`: see checks.unknown_codes. `placeholders`: by entity, rows that the vendor keeps for nobody, which the
+    provider left out. What deltas had missed is with the snapshot.
     """
 
     snapshot: Snapshot
     entities: Mapping[str, EntityFinding]
     references: ReferenceFinding
     unknown_codes: Mapping[str, Mapping[str, int]]
+    placeholders: Mapping[str, int]
 
     @property
     def failed(self) -> list[str]:
@@ -393,7 +395,11 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
     if snapshot.verdict == "complete" and (missed := measure(roster.snapshots, snapshot)):
         snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
         say(f"{key}: {drift_in_words(missed)}")
-    return RosterLoad(snapshot, entities, references, unknown_codes(standard))
+    placeholders = {name: count for name, frame in standard.items() if (count := frame.attrs.get("placeholders", 0))}
+    if placeholders:
+        left_out = ", ".join(f"{count:,} {name}" for name, count in placeholders.items())
+        say(f"{key}: left out as the vendor's placeholders: {left_out}.")
+    return RosterLoad(snapshot, entities, references, unknown_codes(standard), placeholders)
 
 
 def _standard(provider: Provider, roster: Roster, snapshot: Snapshot) -> dict[str, pd.DataFrame]:

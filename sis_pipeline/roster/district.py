@@ -422,7 +422,7 @@ def _before(now: _Delivery, people: _People, school_ids: pl.DataFrame) -> State:
     sections = now.existing("sections")
     if people.moved.height:
         at_school = refer(now.of_year("enrollments"), "school_sis_id", school_ids, "school_id")
-        in_section = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+        in_section = refer(now.records("section_enrollments"), "section_sis_id", _newest_runs(sections), "section_id")
         stays = _divided(stays, people, at_school.select("integration", "school_id", sis_id="student_sis_id"))
         taken = in_section.filter(pl.col("role") == "student")
         taken = taken.select("integration", "section_id", sis_id="person_sis_id")
@@ -559,6 +559,7 @@ def _catalog(
         references,
         now.records("academic_sessions"),
         now.records("section_enrollments"),
+        before.sections,
         district=inputs.district,
         school_year=inputs.school_year,
     )
@@ -567,6 +568,12 @@ def _catalog(
         "courses": known,
         "sections": pl.concat([sections, before.sections]).unique("section_id", keep="first", maintain_order=True),
     }
+
+
+def _newest_runs(sections: pl.DataFrame) -> pl.DataFrame:
+    """Of sections that had one id of a SIS one after the other, the last."""
+    ordered = sections.sort("start_date", descending=True, nulls_last=True, maintain_order=True)
+    return ordered.unique(RECORD, keep="first", maintain_order=True)
 
 
 def _without_unused(
@@ -584,6 +591,7 @@ def _without_unused(
         waiting = existing.join(held_keys(found, [key], existing), on=key, how="semi")
         return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
 
+    catalog = {**catalog, "sections": _newest_runs(catalog["sections"])}
     sections = current("sections", "section_id", before.sections, [seats["section_id"]])
     return {
         "sections": sections,
@@ -613,7 +621,8 @@ def _seats(
 ) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     """Who sits in and teaches the sections, and the removals that wait."""
     inputs, table = now.inputs, MERGED["section_enrollments"]
-    records = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+    running = _newest_runs(sections)
+    records = refer(now.records("section_enrollments"), "section_sis_id", running, "section_id")
     records = refer(records, "person_sis_id", people.ids, "student_id")
     records = refer(records, "person_sis_id", staff_ids, "staff_id")
     is_student = pl.col("role") == "student"

@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -282,8 +282,10 @@ class Batch:
         truth, touched = self.flavor.truth.rows, self.flavor.touched(changed, outcome)
         sent = {one for _, record in changed for one in scalars(record)}
         spoilt_ids = {self.flavor.identity(*one) for one in changed}
-        # Who belongs to an organisation that nobody calls a district any more is taken for a student of the year.
-        explained = sent | {name for name, words in self.flavor.words.items() if words & spoilt_ids}
+        # Who belongs to an organisation that nobody calls a district any more is taken for a student of the year, and so
+        # is who sits in a class of a term of which nobody says any more that it is another year's.
+        near = self._naming(spoilt_ids)
+        explained = sent | near | self._naming(near)
         known = explained.union(*self.flavor.words.values(), *(_parts(name) for _, name in truth))
         for key, values in outcome.rows.items():
             if key in touched:
@@ -296,6 +298,10 @@ class Batch:
                 assert key[1] in explained or composed, f"a row of {key[0]} that nobody sent: {key[1]!r}"
         lost = [key for key in truth if key[0] == "students" and key not in outcome.rows and key not in touched]
         assert not lost, f"{len(lost)} students are gone although nothing of them was changed"
+
+    def _naming(self, ids: Set[str | None]) -> set[str]:
+        """Those whose records name one of these."""
+        return {name for name, words in self.flavor.words.items() if words & ids}
 
 
 def _splits(name: str) -> tuple[list[str], list[str]]:
