@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Literal
 
 import polars as pl
@@ -142,7 +142,11 @@ class DistrictInputs:
 
 @dataclass(frozen=True, slots=True)
 class MergeStats:
-    """Numbers for people and plots. `matched`: students with records in two or more integrations this year."""
+    """Numbers for people and plots. `matched`: students with records in two or more integrations this year.
+
+    `due`: the ISO day from which on the same inputs are to be merged again, because a date in them has come; None where
+    no day changes anything.
+    """
 
     students: int
     matched: int
@@ -156,6 +160,7 @@ class MergeStats:
     other_year_rows: int
     integrations: Mapping[str, Mapping[str, int]]
     """By integration: `records`, `carried` (kept from before), `absent`, `tombstones`, `students`."""
+    due: str | None = None
 
 
 @dataclass(frozen=True)
@@ -815,7 +820,18 @@ def _stats(
         recycled=people.resolution.recycled.height,
         other_year_rows=all_years - now.of_year("enrollments").height,
         integrations={key: _counts(now, people, sources, key) for key in sorted(now.inputs.integrations)},
+        due=_due(now.inputs.as_of, frames["enrollments"], holds),
     )
+
+
+def _due(as_of: date, stays: pl.DataFrame, holds: Sequence[Hold]) -> str | None:
+    """The next day on which an enrollment begins or ends; tomorrow where something is held, as the days count in which
+    it was removed."""
+    open_ones = stays.filter(pl.col("status").is_in(OPEN))
+    days = pl.concat([open_ones["entry_date"], open_ones["exit_date"]])
+    to_come = [days.filter(days > as_of).min(), as_of + timedelta(days=1) if holds else None]
+    first = min((day for day in to_come if isinstance(day, date)), default=None)
+    return first.isoformat() if first else None
 
 
 def _counts(now: _Delivery, people: _People, sources: pl.DataFrame, integration: str) -> dict[str, int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -43,18 +43,22 @@ def remember(connection: Connection, vault: Vault, erasure_id: str, records: Ite
         connection.execute(insert(erased_records).on_conflict_do_nothing(), rows)
 
 
+def marks(engine: Engine, integration: str) -> frozenset[str]:
+    """Those of the records that an integration may deliver and that are kept out."""
+    with engine.connect() as connection:
+        query = select(erased_records.c.mark).where(erased_records.c.integration == integration)
+        return frozenset(connection.scalars(query))
+
+
 def without_erased(
-    engine: Engine, vault: Callable[[], Vault], integration: str, frames: Mapping[str, pd.DataFrame]
+    vault: Callable[[], Vault], integration: str, kept_out: Collection[str], frames: Mapping[str, pd.DataFrame]
 ) -> Remaining:
     """The standard frames, not validated yet, without the rows of erased students.
 
-    `vault` is asked for only where somebody was erased. Raises ConfigError where the marks can't be read any more:
+    `kept_out`: `marks` of the integration. `vault` is asked for only where somebody was erased. Raises ConfigError where the marks can't be read any more:
     otherwise who was erased would be published again.
     """
-    with engine.connect() as connection:
-        query = select(erased_records.c.mark).where(erased_records.c.integration == integration)
-        marks = set(connection.scalars(query))
-    if not marks:
+    if not kept_out:
         return Remaining(frames, {})
     key = vault().get(INSTALLATION, KEY)
     if key is None:
@@ -65,7 +69,7 @@ def without_erased(
         )
     left = {}
     for entity, frame in frames.items():
-        erased = _of_erased(entity, frame, lambda sis_id: _mark(key, integration, sis_id) in marks)
+        erased = _of_erased(entity, frame, lambda sis_id: _mark(key, integration, sis_id) in kept_out)
         left[entity] = frame.loc[~erased].reset_index(drop=True) if erased.any() else frame
     counts = {entity: len(frame) - len(left[entity]) for entity, frame in frames.items()}
     return Remaining(left, {entity: count for entity, count in counts.items() if count})

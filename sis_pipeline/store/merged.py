@@ -125,14 +125,17 @@ class MergeStore:
 
     def stale_districts(self, school_year: str) -> list[str]:
         """The districts whose newest snapshots, holds, decisions, settings, edits or integrations are not those of the last
-        published merge, or whose roster names a student that another year's merge found to be another one."""
+        published merge, in which a date has come since, or whose roster names a student that another year's merge found
+        to be another one."""
         with self._engine.connect() as connection:
-            last = {row.district: row.fingerprint for row in connection.execute(_last_published(school_year))}
+            last = {row.district: row for row in connection.execute(_last_published(school_year))}
             outrun = decisions.naming_aliases(connection, school_year)
+            today = guarding.today_of(connection).isoformat()
+        due = {district for district, row in last.items() if row.due is not None and row.due <= today}
         return [
             one
             for one in self.districts_of(school_year)
-            if one in outrun or self.fingerprint(one, school_year) != last.get(one)
+            if one in outrun | due or one not in last or self.fingerprint(one, school_year) != last[one].fingerprint
         ]
 
     def fingerprint(self, district: str, school_year: str, rules: Sequence[object] = ()) -> str:
@@ -559,7 +562,8 @@ def _last_published(school_year: str) -> Any:
         .group_by(sync_operations.c.district)
         .subquery()
     )
-    return select(sync_operations.c.district, sync_operations.c.fingerprint).where(
+    due = sync_operations.c.summary["due"].as_string().label("due")
+    return select(sync_operations.c.district, sync_operations.c.fingerprint, due).where(
         sync_operations.c.school_year == school_year,
         sync_operations.c.district == newest.c.district,
         sync_operations.c.epoch == newest.c.epoch,

@@ -37,6 +37,8 @@ Completeness = Literal["complete", "partial", "delta"]
 Verdict = Literal["pending", "complete", "partial", "delta", "rejected"]
 GOOD: tuple[Verdict, ...] = ("complete", "partial", "delta")
 """Verdicts with which a snapshot is merged."""
+FINDINGS = "findings.json"
+"""Beside a snapshot's manifest: what judging it found, for the next one with the same pages."""
 WHOLE_ROW = "*"
 """The column of a quarantine line that is about the whole row."""
 KEPT_OUT = "of a student who was erased"
@@ -44,6 +46,11 @@ QUARANTINE: dict[str, Kind] = {
     "integration": "text", "snapshot_id": "uuid", "entity": "text", "row": "int", "column": "text", "reason": "text",
     "school_year": "text", "sis_id": "text",
 }  # fmt: skip
+TAKE_OVER = text(f"""
+insert into {SCHEMA}.quarantine ({", ".join(f'"{name}"' for name in QUARANTINE)})
+select {", ".join(":id" if name == "snapshot_id" else f'"{name}"' for name in QUARANTINE)}
+from {SCHEMA}.quarantine where snapshot_id = :before
+""")
 REJECTED = pa.schema({"row": pa.int64(), "sis_id": pa.string(), "column": pa.string(), "reason": pa.string()})
 AGED = [*snapshots.c, text(f"{SCHEMA}.clock() - snapshots.started_at as age")]
 LAST_READINGS = f"""
@@ -372,6 +379,42 @@ class SnapshotStore:
                 )
             )
         return self.get(snapshot.snapshot_id)
+
+    def keep_findings(self, snapshot: Snapshot, findings: Mapping[str, Any]) -> None:
+        """Keep what judging a snapshot found: counts, reasons and codes, no student's values."""
+        self.files.write_json(f"{snapshot.path}/{FINDINGS}", findings, replace=True)
+
+    def findings(self, snapshot: Snapshot) -> dict[str, Any] | None:
+        """What `keep_findings` kept; None where it kept nothing, and once a student was erased from the snapshot."""
+        manifest, path = f"{snapshot.path}/manifest.json", f"{snapshot.path}/{FINDINGS}"
+        if not (self.files.exists(path) and self.files.exists(manifest)) or self.files.read_json(manifest).get(
+            "erased"
+        ):
+            return None
+        return self.files.read_json(path)
+
+    def with_same_pages(self, snapshot: Snapshot) -> Snapshot | None:
+        """The newest other good snapshot, of a full reading, that has exactly the pages of this one."""
+        same = _of(snapshot.integration, snapshot.school_year) & snapshots.c.verdict.in_(GOOD)
+        same &= (snapshots.c.content_hash == snapshot.content_hash) & snapshots.c.base_snapshot_id.is_(None)
+        return self._newest(same & (snapshots.c.snapshot_id != snapshot.snapshot_id))
+
+    def take_over(self, snapshot: Snapshot, before: Snapshot) -> Snapshot:
+        """Give a snapshot the standard frames and the rejected rows of another one, without looking into them. It is
+        pending until `set_verdict`."""
+        mine = snapshot.snapshot_id
+        self._set(mine, verdict="pending", roster_hash=None)
+        folders = [(before.folder("roster"), snapshot.folder("roster"), before.rows)]
+        folders += [(before.folder("quarantine"), snapshot.folder("quarantine"), before.quarantined)]
+        for old, new, entities in folders:
+            for entity in entities:
+                self.files.write(f"{new}/{entity}.parquet", self.files.read(f"{old}/{entity}.parquet"), replace=True)
+        with self.engine.begin() as connection:
+            connection.execute(text(f"delete from {SCHEMA}.quarantine where snapshot_id = :id"), {"id": mine})
+            connection.execute(TAKE_OVER, {"id": mine, "before": before.snapshot_id})
+            same = {name: getattr(before, name) for name in ("rows", "quarantined", "roster_hash")}
+            connection.execute(update(snapshots).where(snapshots.c.snapshot_id == mine).values(**same))
+        return self.get(mine)
 
     def read_roster(self, snapshot: Snapshot, entity: str) -> pl.DataFrame:
         """The good rows of an entity, typed; empty where the snapshot has none of it."""

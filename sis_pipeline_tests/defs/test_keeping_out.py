@@ -6,6 +6,7 @@ import csv
 import os
 import uuid
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,7 @@ from sis_pipeline.sandbox.systems import System
 from sis_pipeline.sandbox.world import World
 from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.integrations import Integration
-from sis_pipeline.store.keeping_out import lift, remember, without_erased
+from sis_pipeline.store.keeping_out import Remaining, lift, marks, remember, without_erased
 from sis_pipeline.store.publish import publish
 from sis_pipeline_tests.defs.conftest import THIS_YEAR, YEAR, Installation
 from sis_pipeline_tests.truth import chain
@@ -134,12 +135,18 @@ def keep_out(roster: Roster, *records: tuple[str, str]) -> None:
         remember(connection, roster.vault, str(uuid.uuid4()), records)
 
 
+def _without_erased(
+    roster: Roster, vault: Callable[[], Vault], key: str, frames: Mapping[str, pd.DataFrame]
+) -> Remaining:
+    return without_erased(vault, key, marks(roster.engine, key), frames)
+
+
 def test_the_mark_says_nothing_and_its_key_is_kept_and_rotated_like_a_secret(installation):
     roster, frames = installation.roster, {"students": pd.DataFrame({"sis_id": ["77431990", "8"]})}
     keep_out(roster, ("lincoln-ps", "77431990"), ("other-ps", "77431990"))
-    marks = [mark for (mark,) in installation.rows("select mark from sis.erased_records")]
-    assert len(set(marks)) == 2
-    assert not any("7743" in mark for mark in marks)
+    kept = [mark for (mark,) in installation.rows("select mark from sis.erased_records")]
+    assert len(set(kept)) == 2
+    assert not any("7743" in mark for mark in kept)
     age = "update sis.oauth_tokens set updated_at = updated_at - interval '2 days'"
     with roster.engine.begin() as connection:
         connection.execute(text(age))
@@ -150,7 +157,7 @@ def test_the_mark_says_nothing_and_its_key_is_kept_and_rotated_like_a_secret(ins
     newer = Keys([Fernet.generate_key().decode(), os.environ["SIS_ENCRYPTION_KEYS"]])
     assert rotate_keys(roster.engine, newer).failed == ()
     only_newer = Vault(roster.engine, newer)
-    left = without_erased(roster.engine, lambda: only_newer, "lincoln-ps", frames)
+    left = _without_erased(roster, lambda: only_newer, "lincoln-ps", frames)
     assert left.frames["students"]["sis_id"].tolist() == ["8"]
 
 
@@ -160,7 +167,7 @@ def test_nothing_is_taken_in_where_the_key_is_gone(installation):
     with roster.engine.begin() as connection:
         connection.execute(text("delete from sis.oauth_tokens where kind = 'erasure_key'"))
     with pytest.raises(ConfigError, match="key of their marks is gone") as refused:
-        without_erased(roster.engine, lambda: roster.vault, "lincoln-ps", {})
+        _without_erased(roster, lambda: roster.vault, "lincoln-ps", {})
     assert refused.value.code == "config.erasure_key"
 
 
@@ -177,12 +184,12 @@ def test_only_rows_of_the_student_go(installation):
         ),
         "schools": pd.DataFrame({"sis_id": ["7"]}),
     }
-    left = without_erased(roster.engine, lambda: roster.vault, "lincoln-ps", frames)
+    left = _without_erased(roster, lambda: roster.vault, "lincoln-ps", frames)
     assert left.taken_out == {"students": 2, "enrollments": 1, "section_enrollments": 1}
     assert left.frames["students"]["last_name"].tolist() == ["C", "D"]
     assert left.frames["enrollments"]["sis_id"].tolist() == ["7"]
     assert left.frames["section_enrollments"]["sis_id"].tolist() == ["2", "3"]
-    assert without_erased(roster.engine, _no_vault, "third-ps", frames).taken_out == {}
+    assert _without_erased(roster, _no_vault, "third-ps", frames).taken_out == {}
 
 
 def _no_vault() -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL
 
+from sis_pipeline.connect.keys import Keys
+from sis_pipeline.connect.vault import Vault
 from sis_pipeline.db.engine import engine_for
 from sis_pipeline.db.tables import integrations, metadata
 from sis_pipeline.roster.district import MergedRoster, MergeStats
@@ -23,6 +26,12 @@ from sis_pipeline.store.merged import MergeStore
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
 
 YEAR = "2025-2026"
+
+
+@pytest.fixture
+def vault(database: Engine) -> Vault:
+    """The database's own, with a new key."""
+    return Vault.open(database, Keys([Fernet.generate_key().decode()]))
 
 
 @dataclass(frozen=True)

@@ -162,12 +162,12 @@ def test_an_undo_takes_accounts_along_and_deletes_none(database, merges, store, 
     assert accounts(database) == before
 
 
-def test_an_erased_student_leaves_no_account_and_the_name_goes_to_nobody(database, merges, store, day):
+def test_an_erased_student_leaves_no_account_and_the_name_goes_to_nobody(database, merges, store, day, vault):
     store.set("lincoln", RULES, **BY)
     day()
     day(*range(1, 6))
     who = rows(database, "select person_id::text from sis.accounts where username = 'first0'")[0][0]
-    erasing = Erasing(database, merges.files)
+    erasing = Erasing(database, merges.files, lambda: vault)
     assert erasing.plan(who).tables["accounts"] == 1
     erasing.erase(who, "ada", "the family asked")
     assert "first0" not in accounts(database)

@@ -227,7 +227,8 @@ def test_a_walk_of_merges_and_undos_always_leads_back(database, snapshots, merge
         if step == "u" and len(stood) > 1:
             undoing.undo(stood.pop()[0], "ada", WHY)
             assert roster(database) == stood[-1][1]
-            assert merges.stale_districts(YEAR) == []
+            # what is held is due again by now: the merges are judged on a day that is long gone
+            assert merges.newest("lincoln", YEAR, "published").fingerprint == merges.fingerprint("lincoln", YEAR)
         else:
             rows = delivery(*sorted(draw.sample(range(9), draw.randint(3, 9))))
             rows["students"][0]["first_name"] = f"Once{len(stood)}"
