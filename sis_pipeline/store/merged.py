@@ -23,7 +23,7 @@ from sis_pipeline.roster.guard import Hold, Part
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, conflicts, decisions, guarding, survivorship
+from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -66,12 +66,14 @@ class Operation:
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """An operation that was opened, and what its merge takes. `decided`: the mark of the decisions it honours; `edited`:
-    the number of the last edit of `students` that it knows."""
+    the number of the last edit of `students` that it knows; `known_erasures`: the mark
+    of the erasures that were begun when it read."""
 
     operation: Operation
     inputs: DistrictInputs
     decided: str
     edited: int | None = None
+    known_erasures: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class _Basis:
     fingerprint: str
     decided: str
     edited: int | None
+    known_erasures: str | None
     withheld: Mapping[str, Sequence[str]]
 
 
@@ -160,7 +163,9 @@ class MergeStore:
             run_id=run_id,
             withheld=basis.withheld,
         )
-        return Gathered(operation, self._inputs(basis, operation.operation_id), basis.decided, basis.edited)
+        return Gathered(
+            operation, self._inputs(basis, operation.operation_id), basis.decided, basis.edited, basis.known_erasures
+        )
 
     def preview(self, district: str, school_year: str) -> Preview:
         """What a merge would take now; nothing is written. Raises as `gather`."""
@@ -191,6 +196,7 @@ class MergeStore:
         rules: list[object] = [rule for rule in (policies, thresholds) if rule is not None]
         with steady_view(self._engine) as connection:
             before = published_epochs(connection, district)
+            known = erased.mark(connection, district)
             today = as_of or guarding.today_of(connection)
             rulings = guarding.rulings(connection, district, school_year, today)
             rules += _rules(connection, district, school_year)
@@ -225,7 +231,7 @@ class MergeStore:
             calendar=calendar,
         )
         mark = self._fingerprint(district, found, released, [decided, *rules])
-        return _Basis(found, integrations, inputs, before, mark, decided, edited, withheld)
+        return _Basis(found, integrations, inputs, before, mark, decided, edited, known, withheld)
 
     def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
         records = self._records(basis.integrations, basis.found, basis.inputs.district)
@@ -242,6 +248,7 @@ class MergeStore:
             waiting=waiting,
             decided=gathered.decided,
             edited=gathered.edited,
+            known_erasures=gathered.known_erasures,
         )
         crash_point("merge.frames_written")
         self._mark(operation, "merged", merged.stats)
@@ -256,8 +263,9 @@ class MergeStore:
         waiting: Collection[str],
         decided: str,
         edited: int | None,
+        known_erasures: str | None,
     ) -> None:
-        """Write the frames of an operation and, last, what the decisions are that it goes by."""
+        """Write the frames of an operation and, last, what the decisions and erasures are that it knows."""
         extra = {name: getattr(merged, name) for name in EXTRA_FRAMES}
         hashes = {
             name: self.files.write_frame(f"{operation.path}/{name}.parquet", frame)
@@ -274,6 +282,7 @@ class MergeStore:
                 "waiting": sorted(waiting),
                 "decided": decided,
                 "edited": edited,
+                "known_erasures": known_erasures,
                 "settled": list(merged.settled),
                 "held": [asdict(hold) for hold in merged.held],
                 "retired": dict(merged.retired),
@@ -327,8 +336,8 @@ class MergeStore:
         }
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows`, `released`, `waiting`, `decided`, `edited`, `settled`, `held`, `retired`,
-        `retired_staff`, `stats`."""
+        """`files` (table -> hash), `rows`, `released`, `waiting`, `decided`, `edited`, `known_erasures`, `settled`, `held`,
+        `retired`, `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 
     def resting_on(self, connection: Connection, operation: Operation) -> str:

@@ -20,7 +20,7 @@ from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import polars_schema
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.roster.presence import RECORD
-from sis_pipeline.store import bulk, decisions, holds, survivorship
+from sis_pipeline.store import bulk, decisions, erased, holds, survivorship
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
 from sis_pipeline.store.operations import History, operation_id_of
 from sis_pipeline.store.publish import (
@@ -120,13 +120,24 @@ class Undoing:
                 "it was published by an earlier version, which did not keep what was there before",
                 "The next sync publishes what the systems say by then.",
             )
-        if not (self._merges.kept(before) and self._merges.kept(found)):
+        self._refuse_erased(connection, found, before)
+        return Step(found, before, last)
+
+    def _refuse_erased(self, connection: Connection, found: Operation, before: Operation) -> None:
+        """Raises ConfigError where going back to `before` could bring a student back who was erased since."""
+        for one in erased.unfinished(connection, found.district):
             raise _refused(
                 found,
-                f"the merge of operation {before.operation_id}, which it would go back to, was deleted",
-                "What was there before a student was erased, or is older than the retention, can't be brought back; correct it in the SIS, and sync.",
+                f"the erasure of student {one.student_id} is not finished",
+                f"Wait for it or, where it was broken off, finish it: `sis erase {one.student_id} --reason …`.",
             )
-        return Step(found, before, last)
+        gone = "What was there before a student was erased, or is older than the retention, can't be brought back; correct it in the SIS, and sync."
+        if not (self._merges.kept(before) and self._merges.kept(found)):
+            why = f"the merge of operation {before.operation_id}, which it would go back to, was deleted"
+            raise _refused(found, why, gone)
+        if erased.mark(connection, found.district) != self._merges.manifest(before).get("known_erasures"):
+            why = f"a student was erased since operation {before.operation_id}, which it would go back to"
+            raise _refused(found, why, gone)
 
     def _withheld(self, step: Step) -> dict[str, Sequence[str]]:
         """What was withheld before, and what the undone operation had taken in; an undo took in nothing."""
@@ -144,12 +155,21 @@ class Undoing:
                 advice="Nothing was changed. Look at `sis operations list`, and undo that one first.",
                 operation_id=operation.operation_id,
             )
+        self._refuse_erased(connection, step.undone, step.before)
         merged = self._roster_before(connection, operation, step)
         let_through = _let_through(self._merges, step.undone)
         again = _let_through(self._merges, step.before) if step.undone.undoes else []
         decided = decisions.mark(connection, operation.district)
         edited = survivorship.last_edit(connection, operation.district, operation.school_year)
-        self._merges.keep(operation, merged, released=again, waiting=(), decided=decided, edited=edited)
+        self._merges.keep(
+            operation,
+            merged,
+            released=again,
+            waiting=(),
+            decided=decided,
+            edited=edited,
+            known_erasures=erased.mark(connection, operation.district),
+        )
         if not step.undone.undoes:
             survivorship.unsettle(connection, self._merges.manifest(step.undone)["settled"])
         written: Written = write(connection, operation, merged, whole=True)
