@@ -1,22 +1,29 @@
-"""`sis enrollments`: who was enrolled on a day, as it was known at a moment; also what `sis students show --as-of` shows.
-How the ledger is read is the database's function `sis.enrolled_as_of`; the query on it is in `records`."""
+"""`sis enrollments`: who was enrolled on a day, as it was known at a moment, and withdrawing all of a school.
+The ledger is read by the database's function `sis.enrolled_as_of`, with a query in `records`; withdrawals are kept by
+store.withdrawals."""
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, date, datetime, time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sis_pipeline.cli.installation import Installation
 from sis_pipeline.cli.listings import Limit
-from sis_pipeline.cli.output import AsJson, RefusalError, counted, emit, table
+from sis_pipeline.cli.output import AsJson, RefusalError, console, counted, emit, table
 
 if TYPE_CHECKING:
     from rich.console import Console
     from sqlalchemy import Connection
 
-app = typer.Typer(help="School enrollments as of any day.", no_args_is_help=True)
+    from sis_pipeline.store.withdrawals import Plan, Withdrawal, Withdrawals
+
+app = typer.Typer(help="School enrollments as of any day, and withdrawing all of a school.", no_args_is_help=True)
+
+District = Annotated[str, typer.Option(help="The district.")]
+Reason = Annotated[str, typer.Option(help="Why, without students' values; it goes into the audit log.")]
 
 KNOWN_AT_HELP = "As it was known then: DATE (the end of that day) or a time, in UTC. Now where not given."
 KnownAt = Annotated[str | None, typer.Option("--known-at", metavar="DATE|TIME", help=KNOWN_AT_HELP)]
@@ -25,7 +32,7 @@ COLUMNS = ("school", "entry_date", "entry_code", "exit_date", "exit_code")
 
 @app.callback()
 def enrollments() -> None:
-    """School enrollments as of any day."""
+    """School enrollments as of any day, and withdrawing all of a school."""
 
 
 @app.command("list")
@@ -64,12 +71,110 @@ def list_enrollments(
     emit(as_json, {**about, "enrollments": rows, "total": total}, render)
 
 
-def a_day(text: str) -> date:
-    """The day of --as-of. Raises RefusalError for anything else."""
+@app.command()
+def withdraw(
+    *,
+    district: District,
+    school: Annotated[str, typer.Option(help="The school: its id, number or name.")],
+    effective: Annotated[str, typer.Option(metavar="DATE", help="The first day on which nobody is enrolled any more.")],
+    reason: Reason,
+    code: Annotated[str | None, typer.Option(help="The exit code that the enrollments get.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say who would be withdrawn.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Withdraw everybody who is enrolled at a school, from a day on. The next merge does it.
+
+    It counts whom first and asks. The enrollments, and the students' classes there, end on that day, whatever the systems
+    go on saying about them: a later sync does not bring them back. A new entry on that day or later is a new enrollment,
+    and an end that a system says itself is believed. `sis enrollments reinstate` takes it back.
+    """
+    from sis_pipeline.db.audit import current_actor
+
+    if dry_run and yes:
+        raise RefusalError("--dry-run changes nothing; --yes does.", "Leave one of them out.")
+    day, store = a_day(effective, "--effective"), _withdrawals()
+    if dry_run or not yes:
+        plan = store.plan(district, school, day)
+        if dry_run:
+            emit(as_json, {"withdrawn": False, "plan": plan}, lambda shown: _said(shown, plan))
+            return
+        if not as_json:
+            _said(console(), plan)
+        _confirm()
+    done, plan = store.withdraw(district, school, day, actor=current_actor(), reason=reason, code=code)
+    emit(as_json, {"withdrawn": True, "plan": plan, "withdrawal": done}, lambda shown: _said(shown, plan, done))
+
+
+@app.command()
+def withdrawals(*, district: District, as_json: AsJson = False) -> None:
+    """List the bulk withdrawals of a district, the newest first."""
+    found = _withdrawals().list(district)
+    columns = ("school", "effective", "enrollments", "code", "by", "at", "because", "taken back", "withdrawal")
+
+    def render(shown: Console) -> None:
+        cells = [
+            (it.school, it.effective_date, it.enrollments, it.exit_code, it.withdrawn_by, it.withdrawn_at, it.reason,
+             it.taken_back_at, it.withdrawal_id)
+            for it in found
+        ]  # fmt: skip
+        shown.print(table(counted(len(found), "withdrawal"), columns, cells, right=("enrollments",)))
+
+    emit(as_json, {"district": district, "withdrawals": found}, render)
+
+
+@app.command()
+def reinstate(
+    withdrawal: Annotated[
+        str, typer.Argument(metavar="WITHDRAWAL", help="Its id, as `sis enrollments withdrawals` shows it.")
+    ],
+    *,
+    reason: Reason,
+    as_json: AsJson = False,
+) -> None:
+    """Take a bulk withdrawal back: from the next merge on the systems are believed again about those enrollments."""
+    from sis_pipeline.cli.records import is_uuid
+    from sis_pipeline.db.audit import current_actor
+
+    if not is_uuid(withdrawal):
+        raise RefusalError("The withdrawal's id is not a UUID.", "`sis enrollments withdrawals` shows ids.")
+    done = _withdrawals().take_back(withdrawal.lower(), actor=current_actor(), reason=reason)
+    words = f"Withdrawal {done.withdrawal_id} is taken back: the next merge believes the systems again about {counted(done.enrollments, 'enrollment')}."
+    emit(as_json, {"withdrawal": done}, lambda shown: shown.print(words, markup=False))
+
+
+def _withdrawals() -> Withdrawals:
+    from sis_pipeline.store.withdrawals import Withdrawals
+
+    return Withdrawals(Installation().engine)
+
+
+def _confirm() -> None:
+    if not sys.stdin.isatty():
+        raise RefusalError("Nobody was withdrawn: that needs a confirmation.", "Add --yes, or --dry-run to only look.")
+    typer.confirm("Withdraw them?", abort=True, err=True)
+
+
+def _said(shown: Console, plan: Plan, done: Withdrawal | None = None) -> None:
+    end = "end with the next merge" if done else "would end"
+    words = f"{counted(plan.enrollments, 'enrollment')} at {plan.school} in {plan.school_year} {end}, effective {plan.effective}."
+    shown.print(words, style="bold", markup=False)
+    for title, counts in (("status", plan.statuses), ("grade level", plan.grades)):
+        rows: list[tuple[Any, ...]] = list(counts.items())
+        shown.print(table(f"By {title}", (title, "enrollments"), rows, right=("enrollments",)))
+    if plan.elsewhere:
+        stay = f"{counted(plan.elsewhere, 'student')} of them are enrolled at another school too, and stay so."
+        shown.print(stay, markup=False)
+    if done:
+        shown.print(f"Withdrawal {done.withdrawal_id}; `sis enrollments reinstate` takes it back.", markup=False)
+
+
+def a_day(text: str, option: str = "--as-of") -> date:
+    """The day of an option. Raises RefusalError for anything else."""
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise RefusalError(f"--as-of: {text!r} is not a day.", "Write it as 2026-10-01.") from None
+        raise RefusalError(f"{option}: {text!r} is not a day.", "Write it as 2026-10-01.") from None
 
 
 def a_moment(text: str) -> datetime:

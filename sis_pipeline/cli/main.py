@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sis_pipeline.cli import (
+    accounts,
     audit,
     database,
     demo,
@@ -84,6 +85,7 @@ app.add_typer(students.app, name="students")
 app.add_typer(enrollments.app, name="enrollments")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
+app.add_typer(accounts.app, name="accounts")
 app.add_typer(holds.app, name="holds")
 app.add_typer(operations.app, name="operations")
 app.add_typer(exports.app, name="export")

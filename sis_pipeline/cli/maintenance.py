@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 def maintenance(*, as_json: AsJson = False) -> None:
-    """Do the nightly chores now: close dead readings, delete half-written files, clean tokens, purge what is old, verify
-    the audit log and keep its heads.
+    """Do the nightly chores now: close dead readings, delete half-written files, clean tokens, suspend and
+    make accounts that are due, purge what is old, verify the audit log and keep its heads.
 
     One that fails leaves the others alone; exit code 1 then. The schedule `nightly_maintenance` does the same.
     """

@@ -124,6 +124,8 @@ def _said(shown: Console, undone: Undone) -> None:
     )
     shown.print(_tables({name: asdict(one) for name, one in published.applied.items()}))
     shown.print(_counts("Ledger events", "kind", published.changes))
+    if published.accounts:
+        shown.print(_counts("Accounts", "what", published.accounts, "accounts"))
     held = f"{counted(published.held, 'removal')} {'wait' if done else 'would wait'} for a person."
     shown.print(held, markup=False)
     if undone.withheld:
@@ -142,6 +144,7 @@ def _undone(undone: Undone) -> dict[str, Any]:
         "school_year": undone.step.undone.school_year,
         "applied": {name: asdict(one) for name, one in undone.published.applied.items()},
         "changes": undone.published.changes,
+        "accounts": undone.published.accounts,
         "held": undone.published.held,
         "withheld": undone.withheld,
     }
@@ -160,7 +163,7 @@ def _render(shown: Console, detail: Detail) -> None:
     facts = [
         ("started", it.started_at), ("published", it.published_at), ("by", it.actor), ("because", it.reason),
         ("Dagster run", it.run_id), ("epoch", it.epoch), ("superseded by", it.superseded_by), ("because", it.why_superseded),
-        ("held back removals", it.held), ("left out, as undone", list(it.withheld) or None),
+        ("held back removals", it.held), ("accounts", it.accounts or None), ("left out, as undone", list(it.withheld) or None),
         *((f"holds {what}", list(ids)) for what, ids in detail.holds.items() if ids),
         *((f"conflicts {what}", count) for what, count in detail.conflicts.items() if count),
     ]  # fmt: skip
@@ -180,8 +183,8 @@ def _tables(applied: Mapping[str, Mapping[str, int]]) -> Any:
     return table("Rows", ("table", *columns), rows, right=columns)
 
 
-def _counts(title: str, what: str, counts: Mapping[str, int]) -> Any:
-    return table(title, (what, "events"), list(counts.items()), right=("events",))
+def _counts(title: str, what: str, counts: Mapping[str, int], noun: str = "events") -> Any:
+    return table(title, (what, noun), list(counts.items()), right=(noun,))
 
 
 def _rows(applied: Mapping[str, Mapping[str, int]]) -> dict[str, int]:

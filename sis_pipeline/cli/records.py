@@ -8,9 +8,11 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, cast, column, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, column, func, literal, or_, select
+from sqlalchemy import table as named_table
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from sis_pipeline.db.tables import conflict_decisions, roster_tables, student_edits, sync_operations
+from sis_pipeline.db.tables import SCHEMA, accounts, conflict_decisions, roster_tables, student_edits, sync_operations
 from sis_pipeline.roster import model
 from sis_pipeline.roster.changes import OTHER_STAY
 from sis_pipeline.roster.school_year import SchoolYear
@@ -29,6 +31,27 @@ ENROLLED = tuple(
     for name in ("student_id", "school_id", "school_year", "entry_date", "entry_code", "exit_date", "exit_code")
 )
 """What the SQL function `enrolled_as_of` gives."""
+
+
+def _view(name: str, *columns: str) -> Any:
+    ids = accounts.c.account_id.type
+    return named_table(
+        name, *(column(one, ids if one.endswith("_id") and one != "sis_id" else None) for one in columns), schema=SCHEMA
+    )
+
+
+ACCOUNT_RECORDS = _view("account_records", "district", "account_id", "integration", "sis_id", "active")
+ACCOUNT_SECTIONS = _view(
+    "account_sections",
+    "district",
+    "account_id",
+    "school_year",
+    "section_id",
+    "school_id",
+    "role",
+    "begin_date",
+    "end_date",
+)
 
 Row = dict[str, Any]
 
@@ -147,6 +170,69 @@ def first_known(connection: Connection, district: str, as_of: date) -> datetime 
     mine = and_(table.district == district, table.school_year == SchoolYear.on(as_of).key, table.status == "published")
     first: datetime | None = connection.execute(select(func.min(table.finished_at)).where(mine)).scalar_one()
     return first
+
+
+def list_accounts(
+    connection: Connection,
+    district: str,
+    *,
+    kind: str | None,
+    status: str | None,
+    school: str | None,
+    limit: int,
+    reveal: bool = False,
+) -> tuple[list[Row], int]:
+    """The accounts of a district with the names of their schools, and how many without the limit. `leaving` is the status
+    of the active ones whose person the roster has no place for. `school` is a school's id, number or name."""
+    names = (
+        select(func.string_agg(schools.c.name, aggregate_order_by(literal(", "), schools.c.name)).label("schools"))
+        .where(
+            schools.c.district == accounts.c.district, accounts.c.school_ids.op("?")(cast(schools.c.school_id, Text))
+        )
+        .scalar_subquery()
+    )
+    query = _filtered(select(accounts, names.label("schools")), accounts, district=district, kind=kind)
+    if status == "leaving":
+        query = query.where(accounts.c.status == "active", accounts.c.missing_since.is_not(None))
+    elif status is not None:
+        query = query.where(accounts.c.status == status)
+    if school is not None:
+        at = and_(schools.c.district == district, _is_school(school))
+        query = query.where(accounts.c.school_ids.op("?|")(select(func.array_agg(cast(schools.c.school_id, Text))).where(at).scalar_subquery()))  # fmt: skip
+    ordered = query.order_by(accounts.c.kind, accounts.c.username).limit(limit)
+    return [mask_account(row, reveal=reveal) for row in _rows(connection, ordered)], _count(connection, query)
+
+
+def account_file(connection: Connection, person: str, *, reveal: bool = False) -> Row | None:
+    """One account, by its own id or its person's: `account`, the SIS `records` it stands for, and its `sections`."""
+    named = or_(accounts.c.account_id == person, accounts.c.person_id == person)
+    found = _rows(connection, select(accounts).where(named))
+    if not found:
+        return None
+    [account] = found
+    own = {"district": account["district"], "account_id": account["account_id"]}
+    sections = roster_tables["sections"]
+    seen = select(ACCOUNT_SECTIONS, sections.c.title, schools.c.name.label("school")).join_from(
+        ACCOUNT_SECTIONS,
+        sections,
+        and_(
+            sections.c.district == ACCOUNT_SECTIONS.c.district, sections.c.section_id == ACCOUNT_SECTIONS.c.section_id
+        ),
+    )
+    at = and_(schools.c.district == ACCOUNT_SECTIONS.c.district, schools.c.school_id == ACCOUNT_SECTIONS.c.school_id)
+    seen = _filtered(seen.join(schools, at, isouter=True), ACCOUNT_SECTIONS, **own)
+    by = (ACCOUNT_SECTIONS.c.school_year.desc(), sections.c.title, ACCOUNT_SECTIONS.c.section_id)
+    kept = _filtered(select(ACCOUNT_RECORDS), ACCOUNT_RECORDS, **own).order_by("integration", "sis_id")
+    return {
+        "account": mask_account(account, reveal=reveal),
+        "records": _rows(connection, kept),
+        "sections": _rows(connection, seen.order_by(*by)),
+    }
+
+
+def mask_account(row: Row, *, reveal: bool) -> Row:
+    hidden = () if reveal else ("username", "email")
+    return {name: MASK if name in hidden and value is not None else value for name, value in row.items()}
 
 
 def origin_of(origins: Mapping[str, str], attribute: str) -> tuple[str, str]:

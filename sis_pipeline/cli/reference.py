@@ -223,6 +223,8 @@ def roster_model_page() -> str:
         "## What is published",
         "The tables of the schema `sis` in PostgreSQL, per district.",
         *(_model_table(table) for table in model.MERGED.values()),
+        _model_table(model.ACCOUNTS),
+        "Written by the district's account rules: [accounts](accounts.md), which also names the views beside it.",
         "### As of a day",
         (
             "`sis.enrolled_as_of(district, day)` gives who is enrolled where on a day, "

@@ -73,6 +73,10 @@ CATALOGUE: dict[str, Entry] = {
     "auth_revoked.refused": Entry("A newly fetched access token was refused as well: access was withdrawn."),
     # --- config: connections -----------------------------------------------------------------------------------------
     "config.access_denied": Entry("The system answered 403: these credentials may not read this.", ASK_DISTRICT),
+    "config.account_reason": Entry("A change of the account rules needs who makes it and why."),
+    "config.account_rule": Entry(
+        "An account rule is unknown, or set to what it does not take.", "`sis accounts rules show DISTRICT` lists them."
+    ),
     "config.address": Entry("An address in the settings is not one that may be called.", CORRECT_ADDRESS),
     "config.authorization": Entry(
         "A person's grant can't be asked for, or the request for it was wrong, used up or too old.",
@@ -202,6 +206,11 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.setting": Entry("A setting of the integration is missing or not valid."),
     "config.syncing": Entry("The integration is being synced right now.", "Wait for the sync to end."),
+    "config.withdrawal": Entry(
+        "A withdrawal is unknown, names nobody, or a day that is still to come.",
+        "`sis enrollments withdraw … --dry-run` says whom it would withdraw.",
+    ),
+    "config.withdrawal_reason": Entry("A withdrawal needs who withdraws and why."),
     # --- config: files -----------------------------------------------------------------------------------------------
     "config.csv_missing": Entry(
         "There is no CSV set where the setting says.",

@@ -53,7 +53,7 @@ SQL_TYPES: dict[model.Kind, TypeEngine[Any]] = {
 }
 
 
-def _roster_table(table: model.Table, *extra: SqlColumn[Any] | Index) -> Table:
+def _roster_table(table: model.Table, *extra: SqlColumn[Any] | Index | UniqueConstraint) -> Table:
     columns = [
         SqlColumn(
             column.name,
@@ -449,6 +449,35 @@ survivorship_policies = Table(
     comment="Whose value of an attribute a district publishes; what is not set is as by default.",
 )
 
+account_rules = Table(
+    "account_rules",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("version", Integer, primary_key=True, comment="rising from 1; the newest holds"),
+    SqlColumn("rules", JSONB, nullable=False, comment="setting, as student.username -> value"),
+    SqlColumn("set_by", Text, nullable=False, comment="who set it"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("set_at", "when it was set"),
+    SqlColumn("followed_on", Date, comment="the last day on which the accounts were brought to what the roster says"),
+    comment="How a district makes accounts; a district without a row has none.",
+)
+
+accounts = _roster_table(
+    model.ACCOUNTS,
+    _stamp("created_at", "when the account was made"),
+    _stamp(),
+    UniqueConstraint("district", "username"),
+    Index("ix_accounts_person_id", "person_id"),
+)
+
+spent_usernames = Table(
+    "spent_usernames",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="the district"),
+    SqlColumn("mark", Integer, primary_key=True, comment="a number that one in 65,536 user names has"),
+    comment="Marks of the user names of people who were erased: nobody else gets such a name.",
+)
+
 student_edits = Table(
     "student_edits",
     metadata,
@@ -488,6 +517,35 @@ conflict_decisions = Table(
     _stamp("decided_at", "when it was decided"),
     Index("ix_conflict_decisions_student_id", "district", "student_id", "attribute"),
     comment="Which of several values people chose, append-only.",
+)
+
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("withdrawal_id", UUID(as_uuid=False), primary_key=True, comment="the withdrawal"),
+    SqlColumn("school_id", UUID(as_uuid=False), nullable=False, comment="the school"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year"),
+    SqlColumn("effective_date", Date, nullable=False, comment="first day no longer enrolled"),
+    SqlColumn("exit_code", Text, comment="exit code that the enrollments get"),
+    SqlColumn("withdrawn_by", Text, nullable=False, comment="who withdrew them"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("withdrawn_at", "when that was said"),
+    SqlColumn("taken_back_by", Text, comment="who took it back; null while it stands"),
+    SqlColumn("taken_back_at", TIMESTAMP(timezone=True), comment="when it was taken back"),
+    Index("ix_withdrawals_standing", "district", "school_year", postgresql_where=text("taken_back_at is null")),
+    comment="Bulk withdrawals: all who were enrolled at a school, ended by a person on a day.",
+)
+
+withdrawn_enrollments = Table(
+    "withdrawn_enrollments",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("withdrawal_id", UUID(as_uuid=False), primary_key=True, comment="the withdrawal"),
+    SqlColumn("student_id", UUID(as_uuid=False), primary_key=True, comment="the student, by the id it had then"),
+    SqlColumn("entry_date", Date, primary_key=True, comment="first day of the enrollment, as it was then"),
+    Index("ix_withdrawn_enrollments_student_id", "student_id"),
+    comment="The enrollments of each withdrawal; inputs of every merge while it stands.",
 )
 
 school_declarations = Table(

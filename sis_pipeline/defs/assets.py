@@ -421,6 +421,7 @@ def _published_metadata(districts: Sequence[merging.DistrictPublication]) -> dic
         **numbers("rows", {"inserted": total.inserted, "updated": total.updated, "deleted": total.deleted}),
         **numbers("total", _total(list(summaries.values()), "students", "matched", "conflicts", "held", "open_holds")),
         **numbers("changes", changes),
+        **numbers("accounts", _summed([summary["accounts"] for summary in summaries.values()])),
         "districts": dg.MetadataValue.json(summaries),
         "by_district": counts_table(
             "district", {name: {column: summary[column] for column in columns} for name, summary in summaries.items()}

@@ -20,6 +20,7 @@ from sis_pipeline.defs.failures import Trouble, failure, trouble
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.settings import Settings
 from sis_pipeline.store import audit_heads
+from sis_pipeline.store.accounts import Accounts
 from sis_pipeline.store.locks import AlreadyRunningError, integration_lock
 from sis_pipeline.store.snapshots import SnapshotWriter
 
@@ -95,10 +96,16 @@ def clean_tokens(roster: Roster) -> Facts:
     return {"emptied": cleaned.emptied, "deleted": sum(cleaned.deleted.values())}
 
 
+def follow_accounts(roster: Roster) -> Facts:
+    """A grace period that is over needs no news from a system."""
+    return Accounts(roster.engine).follow_days()
+
+
 CHORES = (
     Chore("readings", "Close interrupted readings that are too old to be gone on with.", give_up_readings),
     Chore("files", "Delete files that killed processes left half written.", drop_parts),
     Chore("tokens", "Empty tokens that are over, and delete those of integrations that are gone.", clean_tokens),
+    Chore("accounts", "Suspend accounts whose grace period is over, and make those that are due.", follow_accounts),
     Chore("api_calls", "Delete the record of calls that are older than SIS_API_CALLS_DAYS.", purge_calls),
     Chore(
         "audit_log",

@@ -65,6 +65,7 @@ class DistrictPublication:
             "integrations": self.stats.get("integrations", {}),
             "changes": dict(self.published.changes) if self.published else {},
             "applied": {table: asdict(counts) for table, counts in applied.items()},
+            "accounts": dict(self.published.accounts) if self.published else {},
             "held": self.published.held if self.published else self.stats.get("held", 0),
             "open_holds": self.open_holds,
             "left_out": sorted(self.operation.withheld) if self.operation else [],

@@ -54,6 +54,7 @@ from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.thresholds import Thresholds
+from sis_pipeline.roster.withdrawals import WITHDRAWALS, end_seats, was_withdrawn, withdraw
 
 Completeness = Literal["complete", "partial", "delta"]
 PublicationScope = Literal["year", "upsert", "append"]
@@ -111,7 +112,8 @@ class DistrictInputs:
     `decisions.DECISIONS`. `aliases`: ids that merges of any school year retired -> the student they are now; the
     published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
-    school years that are published for other years, as freeze.CALENDAR.
+    school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
+    that people withdrew, as withdrawals.WITHDRAWALS.
     """
 
     district: str
@@ -130,6 +132,7 @@ class DistrictInputs:
     decided: tuple[Decided, ...] = ()
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
+    withdrawals: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WITHDRAWALS))
 
     @property
     def released(self) -> frozenset[str]:
@@ -479,6 +482,7 @@ def _stays(
     target = reconcile(
         stays, before.enrollments, presence, vouched, closings=closings, day_after_year=now.year.day_after
     )
+    target = withdraw(target, _repointed(now.inputs.withdrawals, people.renamed))
     target, holds = _guarded_stays(now, before.enrollments, target, frozen)
     return choose_primary(mark_transfers(target), now.priorities), holds
 
@@ -528,7 +532,7 @@ def _guarded_stays(
             change=pl.col("became").replace_strict(CHANGE_OF_EXIT, default="withdraw"),
         )
     )
-    asked = _undeclared(now, removals, "student_id", target)
+    asked = _undeclared(now, removals.filter(~was_withdrawn()), "student_id", target)
     question = Question("enrollments", STAY, asked, _open_stays(existing), _open_stays(target), frozen)
     holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
     held = removals.join(held_keys(holds, STAY, existing), on=STAY, how="semi")
@@ -622,6 +626,7 @@ def _seats(
     carried = presence.fates(before.section_enrollments).filter(pl.col("fate") == CARRIED)
     seats = combine_seats(pl.concat([fit(placed, table), carried.select(table.names)]))
     target = reconcile_seats(seats, before.section_enrollments, presence, inputs.as_of)
+    target = end_seats(target, stays, sections)
     return _guarded_seats(now, before, target, stays=stays, sections=sections, frozen=frozen)
 
 

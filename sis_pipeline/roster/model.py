@@ -35,6 +35,8 @@ CHANGE_KINDS = (
     "enroll", "withdraw", "transfer", "no_show", "re_enter", "graduate", "amend", "grade_change",
     "section_add", "section_drop",
 )  # fmt: skip
+ACCOUNT_KINDS = ("student", "staff")
+ACCOUNT_STATUSES = ("active", "suspended")
 CONFLICT_STATUSES = ("open", "auto", "resolved", "stale")
 
 SCHOOL_YEAR_PATTERN = r"^\d{4}-\d{4}$"
@@ -598,7 +600,8 @@ ENROLLMENT_CHANGES = Table(
         Column("after", "json", "what holds now"),
         _text(
             "evidence",
-            "what shows it: first_load, new_record, explicit_exit, absence, tombstone, field_change, undo:OPERATION",
+            "what shows it: first_load, new_record, explicit_exit, absence, tombstone, field_change, "
+            "withdrawal:WITHDRAWAL, undo:OPERATION",
             required=True,
         ),
         _text("integration", "the integration that showed it"),
@@ -626,3 +629,30 @@ MERGED: dict[str, Table] = {
     )
 }
 """What is published to PostgreSQL, in the order in which it is written."""
+
+ACCOUNTS = Table(
+    "accounts",
+    "Accounts of students and staff, as the published roster and the district's account rules say. Never deleted.",
+    (
+        _district(),
+        _uuid("account_id", "the account's permanent id, always the same for a person", key=True),
+        _text("kind", "whose account it is", required=True, codes=ACCOUNT_KINDS),
+        _uuid("person_id", "the student or staff member"),
+        _text(
+            "username", "user name; given once, kept, and never given to another person", required=True, personal=True
+        ),
+        _text(
+            "email", "the user name at the domain of now; null where the rules name none", personal=True, longest=320
+        ),
+        _text("status", "active or suspended", required=True, codes=ACCOUNT_STATUSES),
+        Column(
+            "missing_since",
+            "date",
+            "the day on which the roster was first found to have no place for the person; the grace period runs from it",
+        ),
+        _text("note", "why it is suspended"),
+        _text("role", "student, or the role of the staff member", required=True),
+        Column("school_ids", "list", "the schools: enrolled at, or working at; of someone missing, the last ones"),
+    ),
+)
+"""Written with what is published, but by the account rules and not by the merge."""

@@ -15,8 +15,12 @@ def blank_to_null(text: pl.Expr) -> pl.Expr:
 
 def name_key(text: pl.Expr) -> pl.Expr:
     """Case, accents, punctuation and spaces do not count: O'Brien = OBRIEN, Zoë = zoe. Null where nothing is left."""
-    folded = text.str.to_lowercase().str.normalize("NFKD").str.replace_many(_LETTERS)
-    return blank_to_null(folded.str.replace_all(r"[^\p{L}\p{N}]", ""))
+    return blank_to_null(plain_letters(text).str.replace_all(r"[^\p{L}\p{N}]", ""))
+
+
+def plain_letters(text: pl.Expr) -> pl.Expr:
+    """Lower case, with accents as characters of their own: what is not a letter can be left out."""
+    return text.str.to_lowercase().str.normalize("NFKD").str.replace_many(_LETTERS)
 
 
 def first_word_key(text: pl.Expr) -> pl.Expr:

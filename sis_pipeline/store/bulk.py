@@ -94,7 +94,7 @@ def read_named(
     named = (
         f'select t.*, true as existed from {_target(table)} t where t."{column}" = any(%s::uuid[]) and {_where(scope)}'
     )
-    return _copy_out(connection, named, _kinds_kept(table), [list(values), *scope.values()])
+    return copy_out(connection, named, _kinds_kept(table), [list(values), *scope.values()])
 
 
 def delete(connection: Connection, table: model.Table, column: str, values: Sequence[str], *, scope: Scope) -> int:
@@ -116,13 +116,13 @@ def read(
     """
     kinds: dict[str, model.Kind] = {column.name: column.kind for column in table} | dict(beside or {})
     rows = f"select * from {_target(table)} t where {_where(where)}"
-    return _copy_out(connection, rows, kinds, list(where.values()))
+    return copy_out(connection, rows, kinds, list(where.values()))
 
 
-def _copy_out(
+def copy_out(
     connection: Connection, query: str, kinds: Mapping[str, model.Kind], parameters: Sequence[object]
 ) -> pl.DataFrame:
-    """The columns of `kinds` of a query's rows, typed."""
+    """The columns of `kinds` of a query's rows, typed; the query has `%s` for its parameters."""
     shown = ", ".join(_out(name, kind) for name, kind in kinds.items())
     out = io.BytesIO()
     with (
@@ -224,12 +224,12 @@ def _differing(
         f"where not ({known}) or row({_of('t', rest)}) is distinct from row({_of('s', rest)})"
     )
     if not delete_absent:
-        return _copy_out(connection, query, _kinds_kept(table), [])
+        return copy_out(connection, query, _kinds_kept(table), [])
     gone = (
         f"select {_of('t', table.names)}, true from {_target(table)} t where {_where(scope)} "
         f"and not exists (select from {stage} s where {_same_key(table)})"
     )
-    return _copy_out(connection, f"{query} union all {gone}", _kinds_kept(table), list(scope.values()))
+    return copy_out(connection, f"{query} union all {gone}", _kinds_kept(table), list(scope.values()))
 
 
 def _update(table: model.Table, stage: str) -> str:

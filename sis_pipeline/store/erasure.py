@@ -48,11 +48,11 @@ from sis_pipeline.db.tables import (
 )
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.store import survivorship
+from sis_pipeline.store.accounts import spend_usernames
 from sis_pipeline.store.files import DataFolder, is_part
 from sis_pipeline.store.holds import without_students
-from sis_pipeline.store.locks import all_integrations_locked
+from sis_pipeline.store.locks import all_integrations_locked, begin_writing
 from sis_pipeline.store.merged import BEFORE
-from sis_pipeline.store.publish import begin_writing
 from sis_pipeline.store.snapshots import GOOD
 
 Record = tuple[str, str]
@@ -215,6 +215,7 @@ class Erasing:
             begun = _row_under_way(connection, known.student_id)
             subject = _subject(connection, known.student_id)
             others = _doubted_with(connection, subject)
+            spend_usernames(connection, subject.district, subject.ids)
             deleted = {table.name: _delete(connection, table, subject) for table in _tables()}
             _name_no_more(connection, subject)
             deleted[holds.name] = without_students(connection, subject.district, frozenset(subject.ids))

@@ -25,6 +25,8 @@ where l.locktype = 'advisory' and l.granted and l.objsubid = 1
   and l.database = (select oid from pg_database where datname = current_database())
   and (l.classid::bigint << 32 | l.objid::bigint) = :key
 """
+TIMEOUTS = {"statement_timeout": "30min", "idle_in_transaction_session_timeout": "5min", "lock_timeout": "10min"}
+"""Of a transaction that writes a district's roster."""
 SETTINGS = """
 select set_config('application_name', :name, true), set_config('idle_in_transaction_session_timeout', '0', true),
        set_config('statement_timeout', '0', true), set_config('tcp_keepalives_idle', '60', true),
@@ -93,6 +95,13 @@ def lock_district(connection: Connection, district: str) -> None:
     """Wait for, and hold until the transaction ends, the only publication of a district."""
     connection.execute(text("select set_config('client_connection_check_interval', '5s', true)"))
     connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": lock_key("publish", district)})
+
+
+def begin_writing(connection: Connection, district: str) -> None:
+    """The limits of a publication's transaction, and the district for itself."""
+    for name, value in TIMEOUTS.items():
+        connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
+    lock_district(connection, district)
 
 
 def _sync_key(integration: str, school_year: str) -> int:

@@ -23,7 +23,7 @@ from sis_pipeline.roster.guard import Hold, Part
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship
+from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship, withdrawals
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -206,6 +206,7 @@ class MergeStore:
             chosen = conflicts.decided(connection, district)
             edited = survivorship.last_edit(connection, district, school_year)
             calendar = guarding.calendar(connection, district, school_year)
+            withdrawn = withdrawals.standing(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
             decided, standing = decisions.mark(connection, district), decisions.standing(connection, district)
@@ -229,6 +230,7 @@ class MergeStore:
             decided=chosen,
             rulings=rulings,
             calendar=calendar,
+            withdrawals=withdrawn,
         )
         mark = self._fingerprint(district, found, released, [decided, *rules])
         return _Basis(found, integrations, inputs, before, mark, decided, edited, known, withheld)
@@ -489,6 +491,7 @@ def _rules(connection: Connection, district: str, school_year: str) -> list[obje
         *guarding.rules(connection, district, school_year),
         *survivorship.rules(connection, district, school_year),
         *conflicts.rules(connection, district, school_year),
+        *withdrawals.rules(connection, district, school_year),
     ]
 
 

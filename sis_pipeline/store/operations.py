@@ -24,7 +24,7 @@ HOLDS = ("hold.opened", "hold.closed", "hold.applied")
 @dataclass(frozen=True, slots=True)
 class Told:
     """An operation as a person is told of it. `applied`: table -> inserted, updated, deleted, unchanged. `changes`:
-    ledger events by kind. `inputs`: integration -> snapshot, verdict, age. `withheld`: integrations whose newest snapshot
+    ledger events by kind. `accounts`: what became of accounts. `inputs`: integration -> snapshot, verdict, age. `withheld`: integrations whose newest snapshot
     was undone and is left out. `actor`, `reason`: who published it, and why it was undone where it is an undo."""
 
     operation_id: str
@@ -44,6 +44,7 @@ class Told:
     applied: Mapping[str, Counts]
     changes: Counts
     held: int
+    accounts: Counts
     inputs: Mapping[str, Mapping[str, Any]]
     withheld: Sequence[str]
 
@@ -208,6 +209,7 @@ def _one(row: Row[Any], history: History, publisher: Any) -> Told:
         applied=summary.get("applied", {}),
         changes=summary.get("changes", {}) if row.status == "published" else {},
         held=summary.get("held", 0),
+        accounts=summary.get("accounts", {}),
         inputs=row.inputs,
         withheld=sorted(row.withheld),
     )

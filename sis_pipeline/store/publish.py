@@ -4,7 +4,7 @@ What is applied was decided by the merge; how frames become rows is in `bulk`.""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import polars as pl
@@ -16,12 +16,10 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
-from sis_pipeline.store import bulk, decisions, erased, holds, identity, survivorship
+from sis_pipeline.store import accounts, bulk, decisions, erased, holds, identity, survivorship
 from sis_pipeline.store.bulk import Applied
-from sis_pipeline.store.locks import lock_district
+from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
-
-TIMEOUTS = {"statement_timeout": "30min", "idle_in_transaction_session_timeout": "5min", "lock_timeout": "10min"}
 
 
 class SupersededError(TransientError):
@@ -32,12 +30,14 @@ class SupersededError(TransientError):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a publication did. `applied`: by table. `changes`: new ledger rows by kind. `held`: removals that wait."""
+    """What a publication did. `applied`: by table. `changes`: new ledger rows by kind. `held`: removals that wait.
+    `accounts`: what became of accounts, where the district has any, as Decision.counts."""
 
     operation_id: str
     applied: Mapping[str, Applied]
     changes: Mapping[str, int]
     held: int
+    accounts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def written(self) -> int:
@@ -46,7 +46,8 @@ class Published:
     @property
     def counts(self) -> dict[str, object]:
         """What the audit log says of it."""
-        return {"changes": self.changes, "held": self.held, "written": self.written}
+        counts = {"changes": self.changes, "held": self.held, "written": self.written}
+        return counts | ({"accounts": dict(self.accounts)} if self.accounts else {})
 
     @property
     def unchanged(self) -> bool:
@@ -94,13 +95,6 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
     )
 
 
-def begin_writing(connection: Connection, district: str) -> None:
-    """The limits of a publication's transaction, and the district for itself."""
-    for name, value in TIMEOUTS.items():
-        connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
-    lock_district(connection, district)
-
-
 def _outdated(connection: Connection, operation: Operation, manifest: Mapping[str, Any]) -> str | None:
     """Why an operation may not be published, None where it may."""
     released = frozenset(manifest["released"])
@@ -134,12 +128,14 @@ def _erased_since(connection: Connection, operation: Operation, manifest: Mappin
 @dataclass(frozen=True, slots=True)
 class Written:
     """What was written to the tables of a district. `before`: by table, the rows that every school year shares as they
-    were, where the operation can be undone. `who`: what was done to students, for the audit log."""
+    were, where the operation can be undone. `who`: what was done to students, for the audit log. `accounts`: what became
+    of accounts."""
 
     applied: Mapping[str, Applied]
     changes: Mapping[str, int]
     before: Mapping[str, pl.DataFrame]
     who: Sequence[audit.Entry]
+    accounts: Mapping[str, int]
 
 
 def _publish(
@@ -173,7 +169,8 @@ def write(connection: Connection, operation: Operation, merged: MergedRoster, *,
         if name in merged.frames
     }
     survivorship.settle(connection, merged.settled)
-    return Written(applied, _new_changes(connection, operation, started), before, who)
+    changes = _new_changes(connection, operation, started)
+    return Written(applied, changes, before, who, accounts.follow(connection, operation.district))
 
 
 def mark_published(
@@ -186,12 +183,13 @@ def mark_published(
         "applied": {name: asdict(one) for name, one in written.applied.items()},
         "changes": written.changes,
         "held": held,
+        "accounts": dict(written.accounts),
     }
     if operation.base_epoch:
         summary[BEFORE] = store.write_before(operation, written.before)
     _mark(connection, operation, "published", summary)
     _supersede_earlier(connection, operation)
-    return Published(operation.operation_id, written.applied, written.changes, held)
+    return Published(operation.operation_id, written.applied, written.changes, held, written.accounts)
 
 
 def _apply(
@@ -257,4 +255,4 @@ def _already(operation: Operation) -> Published:
     """What was applied then, as the operation's summary says."""
     summary = operation.summary or {}
     applied = {name: Applied(**counts) for name, counts in summary["applied"].items()}
-    return Published(operation.operation_id, applied, summary["changes"], summary["held"])
+    return Published(operation.operation_id, applied, summary["changes"], summary["held"], summary.get("accounts", {}))

@@ -21,13 +21,13 @@ from sis_pipeline.roster.frames import polars_schema
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.store import bulk, decisions, erased, holds, survivorship
+from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
 from sis_pipeline.store.operations import History, operation_id_of
 from sis_pipeline.store.publish import (
     Published,
     SupersededError,
     Written,
-    begin_writing,
     mark_published,
     write,
 )
@@ -73,7 +73,8 @@ class Undoing:
             merged = self._roster_before(connection, tried, step)
             written = write(connection, tried, merged, whole=True)
             never_committed.rollback()
-        published = Published(tried.operation_id, written.applied, written.changes, merged.stats.held)
+        held, accounts = merged.stats.held, written.accounts
+        published = Published(tried.operation_id, written.applied, written.changes, held, accounts)
         return Undone(step, published, tuple(sorted(self._withheld(step))))
 
     def undo(self, operation_id: str, actor: str, reason: str) -> Undone:

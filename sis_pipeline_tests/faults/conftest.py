@@ -13,7 +13,13 @@ from sis_pipeline_tests.faults.rows import FULL, PROPERTY, Count, Recorder
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "alone: measures time, so the runner lets only others of its kind run beside it")
+    about = "alone(minutes=1): measures time, so the runner lets only others of its kind run beside it"
+    config.addinivalue_line("markers", about)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that run alone, the longest last: two workers begin with two tests each, and one may be free of a second."""
+    items.sort(key=lambda item: max((mark.kwargs.get("minutes", 1) for mark in item.iter_markers("alone")), default=0))
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ DONE = "done"
 Place = tuple[str, float]
 """A phase of a sync, and seconds into it."""
 LEFT_OUT = (
+    "change_id",
     "changed_at",
     "detected_at",
     "first_seen",
@@ -167,16 +168,10 @@ def left(engine: Engine) -> Left:
                 ids=ids,
             )
         ]
-        events = Counter(
-            row.line
-            for row in rows(
-                "select (to_jsonb(t) - cast(:left_out as text[]) - 'change_id')::text as line from sis.enrollment_changes t"
-            )
-        )
         return Left(
             tables=tables,
             snapshots={row.integration: {**row._mapping, "snapshot_id": None} for row in newest},
-            events=events,
+            events=Counter(tables["enrollment_changes"]),
             integrations=[
                 tuple(row)
                 for row in rows("select key, status, status_reason, failures from sis.integrations order by 1")

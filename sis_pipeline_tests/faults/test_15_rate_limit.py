@@ -52,7 +52,7 @@ def call_all(database: str, urls: dict[str, str], zone: str, faster: int, until:
     return made
 
 
-@pytest.mark.alone
+@pytest.mark.alone(minutes=3)
 def test_no_minute_has_too_many_calls(database_url: URL, count: Count, row: Recorder) -> None:
     """In `make test` ten times as fast and for seconds, where the machine's own delays need some room."""
     faster, seconds = count(full=1, part=10), count(full=130, part=8)
