@@ -250,7 +250,7 @@ class Erasing:
     def _finish(self, subject: Subject, erasure_id: str, swept: Folders, actor: str) -> None:
         """Prove that nothing is left, and forget the ids. Raises InternalError where something is.
 
-        Folders that were swept are not looked at again: nobody publishes meanwhile, and PostgreSQL ends a transaction
+        Folders that were swept are not looked at again: the district waits for this, and PostgreSQL ends a transaction
         that does nothing for long.
         """
         with self._engine.begin() as connection:
@@ -482,9 +482,7 @@ def _condition(table: Table, subject: Subject) -> ColumnElement[bool]:
     if table.name in BY_RECORD:
         sides = [side for side in ("", "other_") if f"{side}sis_id" in table.c]
         found += [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
-    if (
-        table.name == "conflicts"
-    ):  # of another student, from before a record was given to this one; the next merge has it
+    if table.name == "conflicts":  # another student's, from before a record became this one's; a merge writes it anew
         found += [table.c.candidates.contains([{"integration": one, "sis_id": two}]) for one, two in subject.records]
     mine = or_(*found)
     return and_(table.c.district == subject.district, mine)

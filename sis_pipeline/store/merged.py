@@ -66,8 +66,7 @@ class Operation:
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """An operation that was opened, and what its merge takes. `decided`: the mark of the decisions it honours; `edited`:
-    the number of the last edit of `students` that it knows; `known_erasures`: the mark
-    of the erasures that were begun when it read."""
+    the number of the last edit of `students` that it knows; `known_erasures`: the mark of the erasures that it knows."""
 
     operation: Operation
     inputs: DistrictInputs
