@@ -1,12 +1,12 @@
-"""Runs one roster through all stages at each size, asks `sis health`, and prints each stage beside its floor.
-Quote the ratios, not the seconds: both sides of a ratio were measured in the same run on the same machine."""
+"""Takes a roster of two days through the whole pipeline at each size, asks `sis health`, and prints each stage beside floors
+that were measured in the same run: quote the ratios, not the seconds."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,57 +15,83 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import health, stages
+from bench import generate, health, stages
 from sis_pipeline.db import embedded
-from sis_pipeline.roster.model import ENTITIES
 
-FLOORS = {
-    "decode": "floor: json",
-    "publish": "floor: copy",
-    "write merged": "floor: parquet",
-    "snapshots": "floor: parquet",
-}
+SPAWN = multiprocessing.get_context("spawn")
 
 
-def _print(students: int, timed: Mapping[str, tuple[float, float]]) -> None:
-    table = Table(title=f"{students:,} student rows, three systems, {len(ENTITIES)} entities")
-    for heading in ("stage", "seconds", "peak MiB", "ratio to its floor"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage, (seconds, peak) in timed.items():
-        floor = FLOORS.get(stage)
-        ratio = f"{seconds / timed[floor][0]:.1f} x {floor.removeprefix('floor: ')}" if floor else ""
-        table.add_row(stage, f"{seconds:.2f}", f"{peak:,.0f}", ratio)
-    own = {stage: seconds for stage, (seconds, _) in timed.items() if not stage.startswith("floor")}
-    first = sum(seconds for stage, seconds in own.items() if "again" not in stage)
-    again = own["merge again"] + own["publish again"]
-    table.add_row(
-        "first load",
-        f"{first:.2f}",
-        "",
-        f"{first / sum(timed[floor][0] for floor in set(FLOORS.values())):.1f} x the floors",
-    )
-    table.add_row("nothing changed", f"{again:.2f}", "", f"{again / first:.0%} of the first load")
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=title)
+    for place, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if place else "left")
+    return table
+
+
+def _print_days(measured: stages.Measured) -> None:
+    table = _table(f"{measured.students:,} student rows, three systems: seconds (peak MiB)", "stage", *measured.days)
+    for stage in [stages.RAW, *stages.WATCHED, stages.REST]:
+        laps = [day.stages.get(stage) for day in measured.days.values()]
+        table.add_row(stage, *(_shown(lap) for lap in laps))
+    first = measured.days["first load"]
+    table.add_section()
+    facts: dict[str, Callable[[stages.Day], str]] = {
+        "raw pages to published tables": lambda day: f"{day.seconds:.2f} ({day.peak:,.0f})",
+        "share of the first load": lambda day: f"{day.seconds / first.seconds:.1%}",
+        "processor, without PostgreSQL": lambda day: f"{day.cpu:.2f}",
+        "share of the first load's": lambda day: f"{day.cpu / first.cpu:.1%}",
+        "ratio to the sum of the floors": lambda day: f"{day.seconds / measured.floor:.2f} x",
+        "rows written to the roster's tables": lambda day: f"{day.written:,}",
+        "events in the ledger": lambda day: f"{day.changes:,}",
+        "WAL, MB": lambda day: f"{day.wal / 1e6:,.2f}",
+    }
+    for name, fact in facts.items():
+        table.add_row(name, *map(fact, measured.days.values()))
+    table.add_section()
+    for name, lap in measured.floors.items():
+        table.add_row(f"floor: {name}", f"{lap.seconds:.2f}")
+    table.add_row("sum of the floors", f"{measured.floor:.2f}")
+    Console().print(table)
+
+
+def _shown(lap: stages.Lap | None) -> str:
+    if lap is None:
+        return ""
+    return f"{lap.seconds:.2f} ({lap.peak:,.0f})" if lap.peak else f"{lap.seconds:.2f}"
+
+
+def _print_linearity(found: Sequence[stages.Measured]) -> None:
+    table = _table("seconds for 100,000 rows, by size", "size", *found[0].days, "sum of the floors")
+    for one in found:
+        each = [*(day.seconds for day in one.days.values()), one.floor]
+        table.add_row(f"{one.students:,}", *(f"{seconds * 100_000 / one.students:.2f}" for seconds in each))
     Console().print(table)
 
 
 def _print_health(answers: Sequence[health.Answered]) -> None:
-    table = Table(title=f"sis health, {health.INTEGRATIONS} integrations (median of {health.ROUNDS})")
-    for heading in ("calls in 24 hours", "seconds", "floor: python and its imports", "ratio to its floor"):
-        table.add_column(heading, justify="right")
+    table = _table(
+        f"sis health, {health.INTEGRATIONS} integrations (median of {health.ROUNDS})",
+        "calls in 24 hours", "seconds", "floor: python and its imports", "ratio to its floor",
+    )  # fmt: skip
     for one in answers:
-        row = (f"{one.calls:,}", f"{one.seconds:.2f}", f"{one.floor:.2f}", f"{one.seconds / one.floor:.1f} x")
-        table.add_row(*row)
+        table.add_row(f"{one.calls:,}", f"{one.seconds:.2f}", f"{one.floor:.2f}", f"{one.seconds / one.floor:.1f} x")
     Console().print(table)
 
 
 @contextmanager
-def _home() -> Any:
+def _home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sis-bench-", ignore_cleanup_errors=True) as home:
         Path(home).chmod(0o755)
         try:
-            yield home
+            yield Path(home)
         finally:
             embedded.stop(Path(home) / "postgres")
+
+
+def _alone(work: Callable[..., Any], *given: Any) -> Any:
+    """The result of work in a process of its own."""
+    with ProcessPoolExecutor(1, SPAWN) as pool:
+        return pool.submit(work, *given).result()
 
 
 def main() -> None:
@@ -77,14 +103,20 @@ def main() -> None:
         "--calls", type=int, nargs="*", default=[500_000, 2_000_000], help="calls of a day that `sis health` looks at"
     )
     asked = parser.parse_args()
+    found = []
     for students in asked.students:
-        with _home() as home, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            _print(students, pool.submit(stages.run, students, home).result())
+        with _home() as home:
+            _alone(generate.write, students, stages.YEAR, home / "pages")
+            found.append(_alone(stages.run, students, str(home), home / "pages"))
+            _print_days(found[-1])
+    if len(found) > 1:
+        _print_linearity(found)
     answers = []
     for calls in asked.calls:
         with _home() as home:
-            answers.append(health.run(calls, home))
-    _print_health(answers)
+            answers.append(health.run(calls, str(home)))
+    if answers:
+        _print_health(answers)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -42,6 +42,25 @@ class Settings(BaseSettings):
     """The time zone of the schedules and of the day on which a school year begins, as America/Chicago."""
     api_calls_days: int = Field(30, ge=1, le=3650)
     """For how many days every call to a system is kept in `api_calls`."""
+    raw_days: int = Field(30, ge=1, le=3650)
+    """For how many days the pages of a reading are kept as the system sent them; see docs/retention.md for this and the
+    following."""
+    frames_days: int = Field(90, ge=1, le=3650)
+    """For how many days the standard frames of a snapshot are kept."""
+    quarantine_days: int = Field(90, ge=1, le=3650)
+    """For how many days rejected rows are kept, with their reasons."""
+    undo_days: int = Field(30, ge=7, le=3650)
+    """For how many days what was published can be undone: so long the frames of merges are kept."""
+    operations_days: int = Field(730, ge=7, le=3650)
+    """For how many days operations are kept in detail, and merges that were never published at all; at least `undo_days`."""
+    holds_days: int = Field(365, ge=7, le=3650)
+    """For how many days holds are kept after they were applied or closed; at least `undo_days`."""
+    decisions_days: int = Field(365, ge=1, le=3650)
+    """For how many days decisions about conflicts are kept that a later one replaced; the newest stays."""
+    runs_days: int = Field(90, ge=1, le=3650)
+    """For how many days Dagster's finished runs and their events are kept; the newest of every partition stays."""
+    unknown_files_days: int = Field(30, ge=1, le=3650)
+    """How old a snapshot's or merge's folder must be to be deleted where the database does not know it."""
     merge_wait_minutes: float = 30
     """How long a merge waits, at most, for other syncs of its school year that are queued or running."""
     fresh_hours: float = Field(36, gt=0)
@@ -69,6 +88,13 @@ class Settings(BaseSettings):
         except (KeyError, ValueError, OSError):
             raise ValueError("this is not a time zone of the IANA database, as America/Chicago") from None
         return name
+
+    @model_validator(mode="after")
+    def _what_an_undo_needs_is_kept_as_long(self) -> Settings:
+        for name in ("operations_days", "holds_days"):
+            if getattr(self, name) < self.undo_days:
+                raise ValueError(f"{name} is less than undo_days; what can be undone must be kept as long")
+        return self
 
     @cached_property
     def root(self) -> Path:

@@ -36,13 +36,16 @@ def oneroster(
     preferred_names: Annotated[
         bool, typer.Option("--preferred-names", help="Give preferred names and pronouns too; only 1.2 has columns for them.")
     ] = False,
-    reason: Annotated[str | None, typer.Option(help="For whom or why; it goes into the audit log.")] = None,
+    recipient: Annotated[str | None, typer.Option(help="Who receives it; it goes into the record of disclosures.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why it is given; it goes into that record and the audit log.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Write a district's published roster as a OneRoster CSV set (bulk).
 
     The same published state gives the same bytes, whoever runs it and when. 1.1 has no dates for school enrollments, so
     it holds only the students who are enrolled; 1.2 also those who left this year. docs/exports.md says what is left out.
+
+    Who is in it, and who receives it why, is recorded: `sis disclosure STUDENT` tells it.
     """
     from sis_pipeline.cli.syncing import known_year
     from sis_pipeline.roster.oneroster_export import VERSIONS
@@ -63,6 +66,7 @@ def oneroster(
         zipped=zipped,
         preferred_names=preferred_names,
         reason=reason,
+        recipient=recipient,
     )
 
     def render(console: Console) -> None:

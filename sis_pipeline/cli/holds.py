@@ -3,6 +3,7 @@ What is held is decided by roster.guard, what a decision does by store.holds."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,27 +38,39 @@ def list_(
     """List holds: what is held, why, and since when."""
     one_of("--status", status, (*STATUSES, "all"))
     found = _holds().list(district, None if status == "all" else status)  # type: ignore[arg-type]
+    schools = {it.district: _school_names(it.district) for it in found}
 
     def render(console: Console) -> None:
-        columns = ("hold", "district", "year", "status", "reason", "removals", "since", "decided by", "because")
+        decided = ("decided by", "because") if any(it.decided_by for it in found) else ()
+        columns = ("hold", "district", "year", "status", "removals", "of", "schools", "reason", "since", *decided)
         rows = [
-            (it.hold_id, it.district, it.school_year, it.status, it.reason, len(it.rows), it.opened_at, it.decided_by, it.decided_reason)
+            (it.hold_id, it.district, it.school_year, it.status, len(it.rows), it.removals.get("entity"),
+             _where(it, schools[it.district]), it.reason, it.opened_at, it.decided_by, it.decided_reason)[: len(columns)]
             for it in found
         ]  # fmt: skip
         console.print(table(counted(len(found), "hold"), columns, rows, right=("removals",)))
+        if found:
+            console.print("Who is held: sis holds show HOLD", markup=False)
 
     emit(as_json, {"holds": [_plain(it) for it in found]}, render)
 
 
 @app.command()
 def show(hold: HoldId, *, limit: Limit = 20, as_json: AsJson = False) -> None:
-    """Show what a hold holds: how many removals per school and kind, and the first of them by their ids."""
+    """Show what a hold holds: how many removals per school and kind, and whom the first of them are of."""
     found = _holds().get(hold)
     names = _school_names(found.district)
     parts = [{**asdict(part), "school": names.get(part.school_id or "")} for part in found.parts]
+    first = list(islice(found.held(), limit))
+    people = _students(found.district, [part for row in first for part in row.key])
     rows = [
-        {"school": names.get(row.school_id or "", row.school_id), "kind": row.change, "ids": row.key}
-        for row in islice(found.held(), limit)
+        {
+            "school": names.get(row.school_id or "", row.school_id),
+            "kind": row.change,
+            "student": next((people[part] for part in row.key if part in people), None),
+            "ids": row.key,
+        }
+        for row in first
     ]
 
     def render(console: Console) -> None:
@@ -72,10 +85,12 @@ def show(hold: HoldId, *, limit: Limit = 20, as_json: AsJson = False) -> None:
         cells = [(part["school"], part["change"], part["removals"], part["school_id"]) for part in parts]
         console.print(table("By school and kind", columns, cells, right=("removals",)))
         title = "Removals" if len(rows) == len(found.rows) else f"The first {len(rows):,} removals (--limit)"
-        console.print(table(title, ("school", "kind", "ids"), [tuple(row.values()) for row in rows]))
+        shown = ("school", "kind", "student", "ids")
+        console.print(table(title, shown, [tuple(row[name] for name in shown) for row in rows]))
         console.print(
             f"Let it through: sis holds release {found.hold_id} [--school S] [--kind K] --reason …", markup=False
         )
+        console.print(f"Keep what is published: sis holds discard {found.hold_id} --reason …", markup=False)
 
     emit(as_json, {"hold": _plain(found), "parts": parts, "rows": rows}, render)
 
@@ -121,6 +136,33 @@ def _school_names(district: str) -> dict[str, str]:
     with Installation().engine.connect() as connection:
         found = connection.execute(select(schools.school_id, schools.name).where(schools.district == district))
         return {row.school_id: row.name for row in found}
+
+
+def _where(hold: StoredHold, names: dict[str, str]) -> str:
+    """The schools of a hold, each with how many removals; the largest number first."""
+    counts: Counter[str] = Counter()
+    for part in hold.parts:
+        counts[names.get(part.school_id or "", part.school_id or "")] += part.removals
+    return ", ".join(f"{school} {count:,}".strip() for school, count in counts.most_common())
+
+
+def _students(district: str, ids: list[str]) -> dict[str, str]:
+    """Name and local id of the students among some ids."""
+    from sqlalchemy import select
+
+    from sis_pipeline.cli.records import is_uuid
+    from sis_pipeline.db.tables import roster_tables
+
+    who = roster_tables["students"].c
+    named = select(who.student_id, who.first_name, who.last_name, who.local_id).where(
+        who.district == district, who.student_id.in_([one for one in ids if is_uuid(one)])
+    )
+    with Installation().engine.connect() as connection:
+        return {
+            str(row.student_id): " ".join(filter(None, (row.first_name, row.last_name)))
+            + (f" ({row.local_id})" if row.local_id else "")
+            for row in connection.execute(named)
+        }
 
 
 def _decided(hold: StoredHold, consequence: str, as_json: bool) -> None:

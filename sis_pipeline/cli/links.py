@@ -53,6 +53,12 @@ def review(
             _print_pair(console, it, rows)
         words = "1 near match" if len(found) == 1 else f"{len(found):,} near matches"
         console.print(words + (f", the first {len(shown):,} shown." if len(shown) < len(found) else "."))
+        if shown:
+            console.print(
+                "Decide: sis links confirm NEAR_MATCH, or sis links distinct NEAR_MATCH, with --reason …", markup=False
+            )
+            if not values:
+                console.print("The values: --values", markup=False)
 
     document = [_plain(it, rows, values) for it, rows in zip(shown, compared, strict=True)]
     emit(as_json, {"near_matches": document, "total": len(found)}, render)
@@ -91,7 +97,11 @@ def show(
             (it.decided_at, it.verdict, *(side.words for side in it.sides), it.decided_by, it.reason, it.superseded_by is None)
             for it in decisions
         ]  # fmt: skip
-        console.print(table(counted(len(decisions), "decision"), columns, cells))
+        if decisions:
+            console.print(table(counted(len(decisions), "decision"), columns, cells))
+        if student and len(student["records"]) > 1:
+            told = f"sis links split {student['student_id']} --record INTEGRATION/SIS_ID --reason …"
+            console.print(f"Where a record is another child's: {told}", markup=False)
 
     emit(as_json, document, render)
 

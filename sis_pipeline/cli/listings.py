@@ -78,6 +78,9 @@ def list_conflicts(
             for row in rows
         ]
         console.print(table(_title("conflict", len(rows), total), columns, cells))
+        if rows:
+            told = "Decide one: sis conflicts decide STUDENT ATTRIBUTE --from INTEGRATION --reason …"
+            console.print(told, markup=False)
 
     emit(as_json, {"conflicts": rows, "total": total}, render)
 

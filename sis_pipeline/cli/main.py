@@ -12,6 +12,7 @@ from sis_pipeline.cli import (
     audit,
     database,
     demo,
+    disclosing,
     doctor,
     enrollments,
     erasing,
@@ -76,6 +77,7 @@ app.command("backfill")(sync.backfill)
 app.command("maintenance")(maintenance.maintenance)
 app.command("undo")(operations.undo)
 app.command("erase")(erasing.erase)
+app.command("disclosure")(disclosing.disclosure)
 app.add_typer(health.app, name="health")
 app.add_typer(keys.app, name="keys")
 app.add_typer(integrations.app, name="integration")

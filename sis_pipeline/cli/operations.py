@@ -51,6 +51,8 @@ def list_(
         ]  # fmt: skip
         title = counted(total, "operation") + (f", {len(told):,} shown (--limit)" if len(told) < total else "")
         shown.print(table(title, columns, rows, right=("held",)))
+        if told:
+            shown.print("More: sis operations show OPERATION. Put back: sis undo OPERATION --reason … --dry-run")
 
     emit(as_json, {"operations": [asdict(it) for it in told], "total": total}, render)
 
@@ -168,6 +170,11 @@ def _render(shown: Console, detail: Detail) -> None:
         *((f"conflicts {what}", count) for what, count in detail.conflicts.items() if count),
     ]  # fmt: skip
     shown.print(table(None, ("fact", ""), [fact for fact in facts if fact[1] is not None]))
+    if it.details_expired_at:
+        since = f"{it.details_expired_at:%Y-%m-%d}"
+        shown.print(
+            f"Which rows it wrote, and what it was merged from, is no longer kept, since {since}.", markup=False
+        )
     shown.print(_tables(it.applied))
     events = [(one.kind, one.school, one.events, one.school_id) for one in detail.ledger]
     shown.print(table("Ledger events", ("kind", "school", "events", "school id"), events, right=("events",)))

@@ -4,6 +4,7 @@ What is said is decided by the commands."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -115,13 +116,18 @@ def table(
         pad_edge=False,
         collapse_padding=True,
     )
-    for column in columns:
+    shown = [[cell if isinstance(cell, Text) else Text(as_text(cell)) for cell in row] for row in rows]
+    for place, column in enumerate(columns):
         number = column in right
-        whole = number or column in {"year", "school_year"}
+        ids = all(_UUID.fullmatch(row[place].plain) for row in shown if row[place].plain)  # to be copied in one piece
+        whole = number or ids or column in {"year", "school_year"}
         built.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=whole)
-    for row in rows:
-        built.add_row(*(cell if isinstance(cell, Text) else Text(as_text(cell)) for cell in row))
+    for row in shown:
+        built.add_row(*row)
     return built
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def as_text(value: object) -> str:

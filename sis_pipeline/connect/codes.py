@@ -85,6 +85,10 @@ CATALOGUE: dict[str, Entry] = {
     "config.certificate": Entry("The server's certificate could not be verified; nothing was sent."),
     "config.header": Entry("A header in the settings can't be sent, or is named like a credential."),
     "config.link_reason": Entry("A decision about who is who needs who decides and why."),
+    "config.erasure_key": Entry(
+        "Who was erased can't be told any more, so nothing is taken in that could bring them back.",
+        "Restore the database from a backup, or `sis erase STUDENT --lift` for each of them.",
+    ),
     "config.erasure_reason": Entry("An erasure needs who erases and why."),
     "config.no_student": Entry("No student has that id, or the student was erased.", "`sis students show` shows ids."),
     "config.still_delivered": Entry(
@@ -255,6 +259,10 @@ CATALOGUE: dict[str, Entry] = {
     "data.rejected": Entry("The snapshot fails a blocking check; it is kept, and not merged."),
     "data.erased": Entry(
         "Raw pages or frames were deleted because a student was erased.", "Sync again; see docs/erasure.md."
+    ),
+    "data.expired": Entry(
+        "Pages, frames or rejected rows were deleted because they are older than what is kept.",
+        "Sync again; see docs/retention.md.",
     ),
     "data.missing_file": Entry("A file of the data folder is missing.", "Restore it, or sync again."),
     "data.tampered": Entry("A file was changed after it was written; it was not used.", "Restore it, or sync again."),

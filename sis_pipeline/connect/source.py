@@ -48,6 +48,7 @@ from sis_pipeline.connect.retry import Backoff, Patience, RetryBudget, attempts
 from sis_pipeline.connect.tokens import Tokens
 from sis_pipeline.connect.vault import Vault
 from sis_pipeline.connect.wire import Timeouts
+from sis_pipeline.db import audit
 
 log = structlog.get_logger(__name__)
 
@@ -671,11 +672,15 @@ class CallLog:
         self._pending.clear()
 
 
-def purge_api_calls(engine: Engine, days: float) -> int:
-    """Delete the records of calls that ended more than `days` ago; how many there were."""
+def purge_api_calls(engine: Engine, days: float, *, dry_run: bool = False) -> int:
+    """Delete the records of calls that ended more than `days` ago; how many there were, or with `dry_run` are."""
+    what = "select from" if dry_run else "delete from"
     with engine.begin() as connection:
         before = connection.scalar(text("select sis.clock() - make_interval(secs => :s)"), {"s": days * 86_400})
-        return connection.execute(text("delete from sis.api_calls where at < :before"), {"before": before}).rowcount
+        old = connection.execute(text(f"{what} sis.api_calls where at < :before"), {"before": before}).rowcount
+        if old and not dry_run:
+            audit.append(connection, "retention.delete", "api_calls", details={"deleted": old})
+    return old
 
 
 _INSERT_CALLS = text("""

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, or_, select, text
 
 from sis_pipeline.connect.tokens import OF_LIFE, TABLE, WINDOW
-from sis_pipeline.connect.vault import NOTHING, TOKENS, Vault, advice_for, seconds
+from sis_pipeline.connect.vault import INSTALLATION, NOTHING, TOKENS, Vault, advice_for, seconds
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import integrations, oauth_tokens
 
@@ -183,4 +183,4 @@ def cleanup(vault: Vault, *, dry_run: bool = False, actor: str | None = None) ->
 
 
 def _has_integration() -> ColumnElement[bool]:
-    return exists().where(integrations.c.key == TABLE.integration)
+    return or_(TABLE.integration == INSTALLATION, exists().where(integrations.c.key == TABLE.integration))

@@ -18,7 +18,9 @@ from sis_pipeline.connect.log import mask
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import oauth_tokens
 
-Kind = Literal["client_secret", "access", "refresh"]
+Kind = Literal["client_secret", "access", "refresh", "erasure_key"]
+INSTALLATION = "*"
+"""What stands for the integration in a secret of the whole installation."""
 
 TOKENS: tuple[Kind, ...] = ("access", "refresh")
 NOTHING = text("'epoch'::timestamptz")
@@ -95,6 +97,16 @@ class Vault:
         }
         connection.execute(update(oauth_tokens).where(*_is(integration, kind)).values(values | columns))
         return version
+
+    def made_once(self, connection: Connection, integration: str, kind: Kind, secret: str) -> str:
+        """The stored secret, `secret` where there was none; whoever comes at the same time waits and gets the same."""
+        self._ensured(connection, integration, kind)
+        query = select(oauth_tokens, (oauth_tokens.c.expires_at == NOTHING).label("empty"))
+        row = connection.execute(query.where(*_is(integration, kind)).with_for_update()).one()
+        if not row.empty:
+            return self.unseal(row)
+        self.write(connection, integration, kind, secret)
+        return secret
 
     def empty(self, connection: Connection, integration: str, kind: str, **columns: object) -> None:
         """Overwrite a secret with nothing, and have the row there even where there was none."""

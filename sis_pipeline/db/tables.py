@@ -234,6 +234,9 @@ snapshots = Table(
     ),
     _stamp("started_at", "when the reading started"),
     SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the reading ended"),
+    SqlColumn("raw_expired_at", TIMESTAMP(timezone=True), comment="when its pages were given up as too old"),
+    SqlColumn("roster_expired_at", TIMESTAMP(timezone=True), comment="when its standard frames were given up"),
+    SqlColumn("quarantine_expired_at", TIMESTAMP(timezone=True), comment="when its rejected rows were given up"),
     CheckConstraint("verdict in ('pending','complete','partial','delta','rejected')", name="verdict"),
     Index("ix_snapshots_latest", "integration", "school_year", "started_at"),
     Index("ix_snapshots_under_way", "integration", postgresql_where=text("finished_at is null")),
@@ -327,6 +330,8 @@ sync_operations = Table(
         server_default=text("'{}'"),
         comment="integration -> fingerprints of snapshots that were undone and are not merged again as they are",
     ),
+    SqlColumn("frames_expired_at", TIMESTAMP(timezone=True), comment="when its frames were given up as too old"),
+    SqlColumn("details_expired_at", TIMESTAMP(timezone=True), comment="when inputs and most of the summary were"),
     UniqueConstraint("district", "school_year", "epoch"),
     CheckConstraint("status in ('merging','merged','published','superseded','failed')", name="status"),
     comment="Every merge of a district and school year, and what it did.",
@@ -656,4 +661,49 @@ erasures = Table(
     SqlColumn("finished_at", TIMESTAMP(timezone=True), comment="when the files were, too"),
     Index("ix_erasures_district", "district", "begun_at"),
     comment="Students that were erased: who asked and when, and nothing of the student but the id we had given.",
+)
+
+disclosures = Table(
+    "disclosures",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("disclosure", BigInteger, Identity(), primary_key=True, comment="running number"),
+    _stamp("disclosed_at", "when it left"),
+    SqlColumn("school_year", Text, nullable=False, comment="of which school year the roster is"),
+    SqlColumn("epoch", Integer, nullable=False, comment="the published epoch it was taken from"),
+    SqlColumn("form", Text, nullable=False, comment="format and version"),
+    SqlColumn("destination", Text, nullable=False, comment="where it was written to"),
+    SqlColumn("recipient", Text, comment="who receives it, as was said"),
+    SqlColumn("reason", Text, comment="why, as was said"),
+    SqlColumn("actor", Text, nullable=False, comment="who did it"),
+    SqlColumn("series", UUID(as_uuid=False), nullable=False, comment="the same for every time it goes there"),
+    SqlColumn("fields", JSONB, nullable=False, comment="file -> columns that hold anything"),
+    SqlColumn("rows", JSONB, nullable=False, comment="rows by file"),
+    SqlColumn("students", Integer, nullable=False, comment="how many students are in it"),
+    Index("ix_disclosures_district", "district", "disclosed_at"),
+    Index("ix_disclosures_series", "series"),
+    comment="What left this installation: who received which kinds of fields when and why. No values.",
+)
+
+disclosed_students = Table(
+    "disclosed_students",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("series", UUID(as_uuid=False), primary_key=True, comment="the series of disclosures"),
+    SqlColumn("student_id", UUID(as_uuid=False), primary_key=True, comment="the student, by the id it had then"),
+    SqlColumn("since", BigInteger, primary_key=True, comment="the first disclosure the student is in"),
+    SqlColumn("until", BigInteger, comment="the first one after that without; null while there is none"),
+    Index("ix_disclosed_students_student_id", "student_id"),
+    comment="Who was in which disclosures: all of the series from `since` on and before `until`.",
+)
+
+erased_records = Table(
+    "erased_records",
+    metadata,
+    SqlColumn("integration", Text, primary_key=True, comment="the integration that may deliver it"),
+    SqlColumn("mark", Text, primary_key=True, comment="keyed hash of the record's id; the key is in the vault"),
+    SqlColumn("erasure_id", UUID(as_uuid=False), nullable=False, comment="the erasure"),
+    _stamp("kept_out_since", "since when it is kept out"),
+    Index("ix_erased_records_erasure_id", "erasure_id"),
+    comment="Records of erased students: what a system delivers of them is set aside, until a person lifts it.",
 )

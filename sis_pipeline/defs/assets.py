@@ -237,6 +237,7 @@ def _roster_result(key: dg.AssetKey, loaded: RosterLoad) -> dg.MaterializeResult
         "problems": sentences(loaded.failed),
         "unknown_codes": sum(sum(codes.values()) for codes in loaded.unknown_codes.values()),
         "unknown_codes_per_column": dg.MetadataValue.json(loaded.unknown_codes),
+        "placeholders_left_out": sum(loaded.placeholders.values()),
         "entities": counts_table(
             "entity",
             {

@@ -88,7 +88,7 @@ def _problem(entity: str, promised: Set[str], validated: Validated, frame: pd.Da
         return "no good row is left of it"
     if too_many(validated.rejected_rows, validated.rows):
         return f"{validated.rejected_rows:,} of {validated.rows:,} rows were rejected, more than {REJECTED_SHARE:.0%}"
-    return _broken_schema(entity, frame)
+    return None if validated.proven else _broken_schema(entity, frame)
 
 
 def too_many(bad: int, rows: int) -> bool:

@@ -83,10 +83,11 @@ def against(way: Way, changes: Sequence[Reading]) -> list[Reading]:
 
 
 def measure(store: SnapshotStore, full: Snapshot) -> dict[str, Any] | None:
-    """What the deltas before a complete reading had missed, as snapshots.drift keeps it; None where there were none."""
+    """What the deltas before a complete reading had missed, as snapshots.drift keeps it; None where there were none,
+    or none is kept any more."""
     last = store.head(full.integration, full.school_year, before=full)
-    if last is None or last.base_snapshot_id is None or last.watermark is None:
-        return None
+    if last is None or last.base_snapshot_id is None or last.watermark is None or last.roster_expired_at is not None:
+        return None  # what is no longer kept can't be compared with
     return {
         "deltas": len(store.chain(last)) - 1,
         "last_delta": last.snapshot_id,

@@ -54,6 +54,21 @@ def dagster_instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.from_config(str(home))
 
 
+def has_own_history(settings: Settings) -> bool:
+    """Whether Dagster's storage is this installation's own, and there: none is made only to find that it is empty, and
+    another one holds the runs of others."""
+    home = Path(os.environ.get("DAGSTER_HOME") or settings.dagster_home)
+    own_url = dagster_storage_url(settings)
+    if not _is_own(home, settings) or os.environ.get(STORAGE_URL, own_url) != own_url:
+        return False
+    engine = open_database(settings)
+    try:
+        with engine.connect() as connection:
+            return connection.scalar(text("select to_regclass(:t)"), {"t": f"{DAGSTER_SCHEMA}.runs"}) is not None
+    finally:
+        engine.dispose()
+
+
 def _is_own(home: Path, settings: Settings) -> bool:
     return home.resolve() == settings.dagster_home.resolve()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -18,6 +18,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sis_pipeline.connect.errors import ConfigError, DataError, ErrorClass, InternalError, SisError, source_status
 from sis_pipeline.connect.log import about
 from sis_pipeline.connect.source import Report
+from sis_pipeline.defs import unchanged
 from sis_pipeline.defs.checks import (
     EntityFinding,
     ReferenceFinding,
@@ -32,6 +33,7 @@ from sis_pipeline.defs.progress import tell
 from sis_pipeline.defs.resources import Connection, ProviderResource, Roster, Traffic
 from sis_pipeline.providers import registry
 from sis_pipeline.providers.base import Page, Plan, Provider, RawSnapshot, Resource
+from sis_pipeline.providers.decoding import without_collecting
 from sis_pipeline.providers.deltas import REFUSED, DeltaRefusedError, ServerClock, Unheeded
 from sis_pipeline.providers.layers import Layered
 from sis_pipeline.providers.reading import Reading, read, verdict
@@ -40,6 +42,7 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.validate import Referenced, UnknownColumns, Validated, quarantine_dangling, validate
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, in_words
+from sis_pipeline.store.keeping_out import marks, without_erased
 from sis_pipeline.store.locks import AlreadyRunningError, integration_lock
 from sis_pipeline.store.snapshots import Snapshot, SnapshotWriter
 
@@ -76,13 +79,15 @@ class RawLoad:
 class RosterLoad:
     """What a snapshot is worth: its findings by entity, and the verdict they lead to.
 
-    `unknown_codes`: see checks.unknown_codes. What deltas had missed is with the snapshot.
+    `unknown_codes`: see checks.unknown_codes. `placeholders`: by entity, rows that the vendor keeps for nobody, which the
+    provider left out. What deltas had missed is with the snapshot.
     """
 
     snapshot: Snapshot
     entities: Mapping[str, EntityFinding]
     references: ReferenceFinding
     unknown_codes: Mapping[str, Mapping[str, int]]
+    placeholders: Mapping[str, int]
 
     @property
     def failed(self) -> list[str]:
@@ -365,8 +370,34 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
             code="config.no_snapshot",
             advice=f"Materialise {provider.name}/raw_roster first.",
         )
-    standard = _standard(provider, roster, snapshot)
-    say(f"{key}: " + ", ".join(f"{len(frame):,} {name}" for name, frame in standard.items()) + " to validate.")
+    kept_out = marks(roster.engine, key)
+    judged_by = unchanged.judged_by(provider, kept_out)
+    before = unchanged.taken_over(roster.snapshots, judged_by, snapshot)
+    if before is not None:
+        snapshot, found = before
+        say(f"{key}: the pages are those of the last good snapshot; what was made of them is taken over.")
+    else:
+        snapshot, found = _examined(provider, roster, snapshot, kept_out, say)
+    unchanged.keep(roster.snapshots, judged_by, snapshot, found)
+    failed = any(one.problem for one in found.entities.values()) or bool(found.references.problems)
+    proven = snapshot.completeness or "partial"
+    snapshot = roster.snapshots.set_verdict(snapshot.snapshot_id, "rejected" if failed else proven)
+    if snapshot.verdict == "complete" and (missed := measure(roster.snapshots, snapshot)):
+        snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
+        say(f"{key}: {drift_in_words(missed)}")
+    return RosterLoad(snapshot, found.entities, found.references, found.unknown_codes, found.placeholders)
+
+
+def _examined(
+    provider: Provider, roster: Roster, snapshot: Snapshot, kept_out: Collection[str], say: Say
+) -> tuple[Snapshot, unchanged.Findings]:
+    """Decode and validate the pages of a snapshot, and keep what they are made of."""
+    key = snapshot.integration
+    remaining = without_erased(lambda: roster.vault, key, kept_out, _standard(provider, roster, snapshot))
+    standard = remaining.frames
+    if remaining.taken_out:
+        say(f"{key}: set aside, as of students who were erased: {_counts(remaining.taken_out)}.")
+    say(f"{key}: {_counts({name: len(frame) for name, frame in standard.items()})} to validate.")
 
     validated = {name: _validated(provider, name, frame, snapshot) for name, frame in standard.items()}
     good = {name: one.frame for name, one in validated.items()}
@@ -375,25 +406,27 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
     delta = snapshot.completeness == "delta" and snapshot.base_snapshot_id is None
     referenced = Referenced(good, {}, ()) if delta else quarantine_dangling(good)
     rejected = {name: _rejected(one, referenced, standard[name], name) for name, one in validated.items()}
-    snapshot = roster.snapshots.write_roster(snapshot, referenced.frames, rejected, standard)
+    snapshot = roster.snapshots.write_roster(snapshot, referenced.frames, rejected, standard, remaining.taken_out)
 
     promised = frozenset[str]() if delta else provider.capabilities.entities
     entities = {
         name: entity_finding(name, promised, validated.get(name), referenced.frames.get(name)) for name in ENTITIES
     }
     references = reference_finding(validated, referenced)
-    failed = any(one.problem for one in entities.values()) or bool(references.problems)
-    proven = snapshot.completeness or "partial"
-    snapshot = roster.snapshots.set_verdict(snapshot.snapshot_id, "rejected" if failed else proven)
-    if snapshot.verdict == "complete" and (missed := measure(roster.snapshots, snapshot)):
-        snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
-        say(f"{key}: {drift_in_words(missed)}")
-    return RosterLoad(snapshot, entities, references, unknown_codes(standard))
+    placeholders = {name: count for name, frame in standard.items() if (count := frame.attrs.get("placeholders", 0))}
+    if placeholders:
+        say(f"{key}: left out as the vendor's placeholders: {_counts(placeholders)}.")
+    return snapshot, unchanged.Findings(entities, references, unknown_codes(standard), placeholders)
+
+
+def _counts(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {entity}" for entity, count in rows.items())
 
 
 def _standard(provider: Provider, roster: Roster, snapshot: Snapshot) -> dict[str, pd.DataFrame]:
     try:
-        frames = provider.standardise(_raw(provider, roster, snapshot))
+        with without_collecting():
+            frames = provider.standardise(_raw(provider, roster, snapshot))
     except DataError:
         roster.snapshots.build_no_more(roster.snapshots.chain(snapshot)[0].snapshot_id)
         raise

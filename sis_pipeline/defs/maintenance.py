@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 from sqlalchemy import select
@@ -16,12 +16,14 @@ from sis_pipeline.connect.errors import DataError
 from sis_pipeline.connect.source import purge_api_calls
 from sis_pipeline.connect.upkeep import cleanup
 from sis_pipeline.db.tables import oauth_tokens
+from sis_pipeline.defs import history
 from sis_pipeline.defs.failures import Trouble, failure, trouble
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.settings import Settings
 from sis_pipeline.store import audit_heads
 from sis_pipeline.store.accounts import Accounts
 from sis_pipeline.store.locks import AlreadyRunningError, integration_lock
+from sis_pipeline.store.retention import Retention
 from sis_pipeline.store.snapshots import SnapshotWriter
 
 MAINTENANCE_JOB = "maintenance"
@@ -31,11 +33,17 @@ Facts = Mapping[str, int]
 """What a chore did, in counts."""
 
 
+class Work(Protocol):
+    def __call__(self, roster: Roster, *, dry_run: bool) -> Facts: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Chore:
+    """`do`: the work, or with `dry_run` only a look at what it would be."""
+
     name: str
     about: str
-    do: Callable[[Roster], Facts]
+    do: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +58,9 @@ class Done:
         return {"chore": self.chore, **self.facts, "error": self.trouble and self.trouble.as_json()}
 
 
-def keep_audit_heads(roster: Roster) -> Facts:
+def keep_audit_heads(roster: Roster, *, dry_run: bool) -> Facts:
     """Raises DataError, naming the first broken entry of each chain, after the heads of the others are kept."""
-    exported = audit_heads.export(roster.engine, roster.snapshots.files)
+    exported = audit_heads.export(roster.engine, roster.snapshots.files, dry_run=dry_run)
     if exported.broken:
         found = "; ".join(f"{chain.district}: {chain.broken.message}" for chain in exported.broken if chain.broken)
         raise DataError(
@@ -68,37 +76,51 @@ def keep_audit_heads(roster: Roster) -> Facts:
     }
 
 
-def give_up_readings(roster: Roster) -> Facts:
+def give_up_readings(roster: Roster, *, dry_run: bool) -> Facts:
     """Close readings that were interrupted and are too old to be gone on with: their pages are nobody's."""
     given_up = 0
     for old in roster.snapshots.unfinished(timedelta(hours=roster.settings.resume_hours)):
         with suppress(AlreadyRunningError), integration_lock(roster.engine, old.integration, old.school_year):
             if roster.snapshots.get(old.snapshot_id).finished_at is None:
-                SnapshotWriter(roster.snapshots, old).abandon("it was too old to go on with")
+                if not dry_run:
+                    SnapshotWriter(roster.snapshots, old).abandon("it was too old to go on with")
                 given_up += 1
     return {"given_up": given_up}
 
 
-def drop_parts(roster: Roster) -> Facts:
-    return {"deleted": roster.snapshots.files.drop_parts(timedelta(days=1))}
+def drop_parts(roster: Roster, *, dry_run: bool) -> Facts:
+    return {"deleted": roster.snapshots.files.drop_parts(timedelta(days=1), dry_run=dry_run)}
 
 
-def purge_calls(roster: Roster) -> Facts:
-    return {"deleted": purge_api_calls(roster.engine, roster.settings.api_calls_days)}
+def purge_calls(roster: Roster, *, dry_run: bool) -> Facts:
+    return {"deleted": purge_api_calls(roster.engine, roster.settings.api_calls_days, dry_run=dry_run)}
 
 
-def clean_tokens(roster: Roster) -> Facts:
+def clean_tokens(roster: Roster, *, dry_run: bool) -> Facts:
     """Asks for no key where there is nothing to open: an installation that only reads files has none."""
     with roster.engine.connect() as connection:
         if connection.scalar(select(oauth_tokens.c.integration).limit(1)) is None:
             return {"emptied": 0, "deleted": 0}
-    cleaned = cleanup(roster.vault)
+    cleaned = cleanup(roster.vault, dry_run=dry_run)
     return {"emptied": cleaned.emptied, "deleted": sum(cleaned.deleted.values())}
 
 
-def follow_accounts(roster: Roster) -> Facts:
+def follow_accounts(roster: Roster, *, dry_run: bool) -> Facts:
     """A grace period that is over needs no news from a system."""
-    return Accounts(roster.engine).follow_days()
+    return Accounts(roster.engine).follow_days(dry_run=dry_run)
+
+
+def forget_runs(roster: Roster, *, dry_run: bool) -> Facts:
+    return history.forget(roster.settings, roster.engine, dry_run=dry_run)
+
+
+def _old(kind: Callable[..., Facts]) -> Work:
+    """What gives up one kind of what is old."""
+
+    def work(roster: Roster, *, dry_run: bool) -> Facts:
+        return kind(Retention(roster.engine, roster.snapshots, roster.settings), dry_run=dry_run)
+
+    return work
 
 
 CHORES = (
@@ -108,6 +130,38 @@ CHORES = (
     Chore("accounts", "Suspend accounts whose grace period is over, and make those that are due.", follow_accounts),
     Chore("api_calls", "Delete the record of calls that are older than SIS_API_CALLS_DAYS.", purge_calls),
     Chore(
+        "merges",
+        "Delete the frames of merges that can't be undone after SIS_UNDO_DAYS.",
+        _old(Retention.merges),
+    ),
+    Chore(
+        "snapshots",
+        "Delete raw pages, standard frames and rejected rows that are older than SIS_RAW_DAYS, SIS_FRAMES_DAYS and "
+        "SIS_QUARANTINE_DAYS and that nothing needs.",
+        _old(Retention.snapshots),
+    ),
+    Chore(
+        "operations",
+        "Delete the details of operations that are older than SIS_OPERATIONS_DAYS.",
+        _old(Retention.operations),
+    ),
+    Chore(
+        "holds",
+        "Delete holds that were over more than SIS_HOLDS_DAYS ago.",
+        _old(Retention.holds),
+    ),
+    Chore(
+        "decisions",
+        "Delete decisions about conflicts that were replaced and are older than SIS_DECISIONS_DAYS.",
+        _old(Retention.decisions),
+    ),
+    Chore(
+        "unknown_files",
+        "Delete folders of the data folder that nothing refers to, after SIS_UNKNOWN_FILES_DAYS.",
+        _old(Retention.unknown_files),
+    ),
+    Chore("runs", "Delete Dagster's runs that ended more than SIS_RUNS_DAYS ago, with their events.", forget_runs),
+    Chore(
         "audit_log",
         "Verify what was added to the audit log, and keep its heads outside the database.",
         keep_audit_heads,
@@ -116,16 +170,16 @@ CHORES = (
 """`sis maintenance` ends with the audit log, so that its heads cover what the others did; the job's steps have no order."""
 
 
-def do(chore: Chore, roster: Roster) -> Done:
+def do(chore: Chore, roster: Roster, *, dry_run: bool = False) -> Done:
     try:
-        return Done(chore.name, chore.do(roster))
+        return Done(chore.name, chore.do(roster, dry_run=dry_run))
     except Exception as error:  # noqa: BLE001 one chore that fails must not keep the others from being done
         return Done(chore.name, trouble=trouble(error))
 
 
-def run_all(roster: Roster) -> list[Done]:
-    """Every chore, one after the other."""
-    return [do(chore, roster) for chore in CHORES]
+def run_all(roster: Roster, *, dry_run: bool = False) -> list[Done]:
+    """Every chore, one after the other; with `dry_run` each only looks."""
+    return [do(chore, roster, dry_run=dry_run) for chore in CHORES]
 
 
 def maintenance_job() -> dg.JobDefinition:

@@ -3,14 +3,29 @@ What the records mean is the mapping's business; which envelope a vendor uses is
 
 from __future__ import annotations
 
+import gc
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from sis_pipeline.connect.errors import ContractError
 
 Json = Any
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Without the search for reference cycles, which decoded JSON has none of: over millions of live objects it takes a
+    third of the time that decoding them does."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def json_body(body: bytes, what: str) -> Json:

@@ -294,10 +294,13 @@ def _raw(column: ColumnMap, about: Facts[str, str], batch: Sequence[Record]) -> 
         return [about.get(column.about)] * len(batch)
     if not column.paths:
         return [column.constant] * len(batch)
-    found = [_values(path, batch) for path in column.paths]
-    if len(found) == 1:
-        return found[0]
-    return [next((value for value in values if value not in NOTHING), None) for values in zip(*found, strict=True)]
+    found = _values(column.paths[0], batch)
+    for path in column.paths[1:]:
+        if all(found):
+            break
+        others = _values(path, batch)
+        found = [value if value or value not in NOTHING else other for value, other in zip(found, others, strict=True)]
+    return found
 
 
 def _values(path: Path_, batch: Sequence[Record]) -> list[Any]:

@@ -3,6 +3,7 @@ Pure functions of raw pages; what is asked for, and how, is in `powerschool`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,6 +139,7 @@ class _Roster:
         }
         frames = {entity: frame.reset_index(drop=True) for entity, frame in frames.items()}
         self.mapping.annotate(frames)
+        frames["students"].attrs["placeholders"] = len(self.placeholders)
         return frames
 
     def batches(self, kind: str) -> Iterator[Batch]:
@@ -238,12 +240,16 @@ class _Roster:
 
     @cached_property
     def seats(self) -> pd.DataFrame:
-        batches = ((about, list(self._joined(batch))) for about, batch in self.batches("section_enrollments"))
+        batches = ((about, list(self._of_students(batch))) for about, batch in self.batches("section_enrollments"))
         frame = self._exclusive(self.mapping.gather("section_enrollments", batches), "end_date").drop_duplicates(
             "sis_id"
         )
         never = _is_date(frame["begin_date"]) & _is_date(frame["end_date"]) & (frame["end_date"] <= frame["begin_date"])
         return frame[~never]
+
+    def _of_students(self, batch: Iterable[Record]) -> list[Record]:
+        """Rows of a table or query, joined; without those of placeholders."""
+        return [row for row in self._joined(batch) if _id(row, "students_dcid") not in self.placeholders]
 
     def _joined(self, batch: Iterable[Record]) -> Iterator[Record]:
         """Rows with DCIDs: the table names students, sections and schools by other ids, negative for a dropped class."""
@@ -276,7 +282,16 @@ class _Roster:
 
     @cached_property
     def student_records(self) -> dict[str, Record]:
-        """Each student once; of two rows for one, the later page's."""
+        """Each student once, without the vendor's placeholders; of two rows for one, the later page's."""
+        return {dcid: student for dcid, student in self.listed.items() if not _is_placeholder(student)}
+
+    @cached_property
+    def placeholders(self) -> frozenset[str]:
+        """DCIDs of the students that are none."""
+        return frozenset(dcid for dcid, student in self.listed.items() if _is_placeholder(student))
+
+    @cached_property
+    def listed(self) -> dict[str, Record]:
         return {_id(student, "id"): student for student in self.all("students")}
 
     @cached_property
@@ -295,7 +310,7 @@ class _Roster:
     def _earlier(self) -> pd.DataFrame:
         """Rows of REENROLLMENTS, each once; a query that also gives the current enrollments gives those without a dcid."""
         batches = (
-            ({"school_year": self.year.key}, [row for row in self._joined(batch) if row.get("dcid")])
+            ({"school_year": self.year.key}, [row for row in self._of_students(batch) if row.get("dcid")])
             for _, batch in self.batches("school_enrollments")
         )
         return self.mapping.gather("enrollments.earlier", batches).drop_duplicates("sis_id", keep="last")
@@ -366,6 +381,12 @@ class _Roster:
 
 def _id(record: Record, name: str) -> str:
     return text(record.get(name)) or ""
+
+
+def _is_placeholder(student: Record) -> bool:
+    """PowerSchool keeps rows that stand for nobody: a DCID below 1, or the student number 0."""
+    dcid, number = _id(student, "id"), _id(student, "local_id")
+    return re.fullmatch(r"0+|-\d+", dcid) is not None or re.fullmatch("0+", number) is not None
 
 
 def _school(record: Record) -> Record:

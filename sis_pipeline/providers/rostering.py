@@ -4,11 +4,12 @@ which school enrollments follow from memberships and class enrollments. Pure fun
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import pandas as pd
 
+from sis_pipeline.roster.frames import is_among
 from sis_pipeline.roster.school_year import SchoolYear
 
 TOMBSTONE = "to_be_deleted"
@@ -60,34 +61,34 @@ def sessions_of(sessions: pd.DataFrame, school_year: SchoolYear) -> pd.DataFrame
 
 
 def sections_of(
-    sections: pd.DataFrame, terms: pd.DataFrame, known: Iterable[str], in_year: Iterable[str], *, only_year: bool
+    sections: pd.DataFrame, terms: pd.DataFrame, known: Collection[str], in_year: Collection[str], *, only_year: bool
 ) -> pd.DataFrame:
     """The sections that run in a session of the year.
 
     `terms` has section_sis_id and session_sis_id. A section none of whose sessions is known says nothing about its
     year: it counts only where the source holds this one year (`only_year`).
     """
-    running = set(terms.loc[terms["session_sis_id"].isin(set(in_year)), "section_sis_id"])
-    dated = set(terms.loc[terms["session_sis_id"].isin(set(known)), "section_sis_id"])
-    keep = sections["sis_id"].isin(running)
+    running = terms.loc[is_among(terms["session_sis_id"], in_year), "section_sis_id"]
+    dated = terms.loc[is_among(terms["session_sis_id"], known), "section_sis_id"]
+    keep = is_among(sections["sis_id"], running)
     if only_year:
-        keep |= ~sections["sis_id"].isin(dated)
+        keep |= ~is_among(sections["sis_id"], dated)
     return sections[keep]
 
 
 def section_enrollments_of(
-    enrollments: pd.DataFrame, all_sections: Iterable[str], sections: pd.DataFrame, year: Year
+    enrollments: pd.DataFrame, all_sections: Collection[str], sections: pd.DataFrame, year: Year
 ) -> pd.DataFrame:
     """The section enrollments of the year's sections, with the section's school where the row names none.
 
     A row that names a section nobody delivered is kept when it began in the year (or, undated, in the active one): it is
     reported as dangling instead of vanishing.
     """
-    known = enrollments["section_sis_id"].isin(set(all_sections))
+    known = is_among(enrollments["section_sis_id"], all_sections)
     begin = iso_dates(enrollments["begin_date"])
     first, after = year.school_year.first_day.isoformat(), year.school_year.day_after.isoformat()
     began = (begin >= first) & (begin < after) | begin.isna() & year.active
-    rows = enrollments[enrollments["section_sis_id"].isin(set(sections["sis_id"])) | ~known & began]
+    rows = enrollments[is_among(enrollments["section_sis_id"], sections["sis_id"]) | ~known & began]
     schools = rows["section_sis_id"].map(sections.drop_duplicates("sis_id").set_index("sis_id")["school_sis_id"])
     return rows.assign(school_sis_id=rows["school_sis_id"].fillna(schools.astype("str")))
 
@@ -162,7 +163,7 @@ def _pairs(memberships: pd.DataFrame, attendance: pd.DataFrame, students: pd.Dat
     """Every (student, school) that either side names, for delivered students, in a stable order."""
     members = memberships.rename(columns={"person_sis_id": "student_sis_id"})[_PAIR]
     both = pd.concat([members, attendance[_PAIR]], ignore_index=True).dropna().drop_duplicates()
-    return both[both["student_sis_id"].isin(set(students["sis_id"]))].sort_values(_PAIR, ignore_index=True)
+    return both[is_among(both["student_sis_id"], students["sis_id"])].sort_values(_PAIR, ignore_index=True)
 
 
 def _from_memberships(memberships: pd.DataFrame, school_year: SchoolYear) -> pd.DataFrame:
@@ -214,8 +215,8 @@ def _entries(pairs: pd.DataFrame, session_start: str) -> tuple[pd.Series, pd.Ser
 
 
 def _exits(pairs: pd.DataFrame, removed: pd.Series) -> pd.Series:
-    elsewhere = set(pairs.loc[pairs["member"], "student_sis_id"])
-    moved = ~pairs["member"] & pairs["student_sis_id"].isin(elsewhere)
+    elsewhere = pairs.loc[pairs["member"], "student_sis_id"]
+    moved = ~pairs["member"] & is_among(pairs["student_sis_id"], elsewhere)
     own = pairs["student_modified_at"].where(pairs["student_record_status"].eq(TOMBSTONE))
     tombstone = own.fillna(pairs["removed_at"]).str.slice(0, 10)
     return pairs["role_end"].fillna(tombstone.where(removed)).fillna(pairs["dropped_at"].where(moved))

@@ -76,14 +76,14 @@ def published_sections(
     references: Mapping[str, pl.DataFrame],
     sessions: pl.DataFrame,
     teaching: pl.DataFrame,
+    existing: pl.DataFrame,
     *,
     district: str,
     school_year: str,
 ) -> pl.DataFrame:
     """The sections rows. `references`: `schools`, `courses` and `staff` by permanent id; `sessions`: the records that
     give a section its dates; `teaching`: section enrollment records, of which a primary teacher fills in for a
-    section without a lead teacher."""
-    ids = own_ids(records, "section", district, school_year).rename({"id": "section_id"})
+    section without a lead teacher; `existing`: the sections published before, see `_section_ids`."""
     lead = (
         teaching.filter(pl.col("role") == "teacher")
         .sort("is_primary", "begin_date", "sis_id", descending=[True, False, False], nulls_last=True)
@@ -97,6 +97,7 @@ def published_sections(
         .group_by(RECORD)
         .agg(pl.col("start_date").min(), pl.col("end_date").max())
     )
+    ids = _section_ids(records.select(RECORD).join(dates, on=RECORD, how="left"), existing, district, school_year)
     named = (
         records.join(ids, on=RECORD, maintain_order="left")
         .join(lead, on=RECORD, how="left", maintain_order="left")
@@ -108,6 +109,23 @@ def published_sections(
     named = refer(named, "teacher_sis_id", references["staff"], "teacher_id")
     named = named.with_columns(district=pl.lit(district), school_year=pl.lit(school_year))
     return fit(named, MERGED_SECTIONS).drop_nulls("school_id")
+
+
+def _section_ids(records: pl.DataFrame, existing: pl.DataFrame, district: str, school_year: str) -> pl.DataFrame:
+    """integration, sis_id, section_id. `records`: these with `start_date` and `end_date` where known. A SIS may give a
+    section's id to another one in the next term: what begins when all that had the id are over is another section."""
+    runs = existing.select(*RECORD, "section_id", was_start="start_date", was_end="end_date")
+    both = records.unique(RECORD, maintain_order=True).join(runs, on=RECORD, how="left", maintain_order="left")
+    over = (pl.col("was_end") <= pl.col("start_date")).fill_null(value=False)
+    latest = both.with_columns(over=over).sort("over", "was_start", "section_id", descending=[False, True, False])
+    chosen = latest.unique(RECORD, keep="first", maintain_order=True)
+    same, again = chosen.filter(~pl.col("over")), chosen.filter("over")
+    first = own_ids(same, "section", district, school_year)
+    same = same.join(first, on=RECORD, maintain_order="left").with_columns(pl.coalesce("section_id", "id"))
+    keys = again.select(*RECORD, pl.col("start_date").cast(pl.String))
+    ids = derived_ids(keys.iter_rows(), "section", district, school_year)
+    again = again.with_columns(section_id=pl.Series(ids, dtype=pl.String))
+    return pl.concat([frame.select(*RECORD, "section_id") for frame in (same, again)])
 
 
 def published_staff(

@@ -24,7 +24,9 @@ CHANGE_OF_EXIT = {
 }
 """What the end of a stay is called by the status it leads to; a transfer is one where the other half is found."""
 OTHER_STAY = "other_stay"
-"""Where a transfer shows its second stay: the one entered in what held before, the one left in what holds now."""
+"""Where an event of two stays shows the second: the one entered in what held before, the one left in what holds now."""
+CONTINUED_DAYS = 1
+"""Between the exit and the entry of a stay at the same school that goes on in another row."""
 UNDO = "undo"
 """How the evidence of an event begins that takes another one back; the undone operation's id follows."""
 _BACK = {
@@ -176,6 +178,9 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
         it.join(used_entries, on="after_row", how="anti", maintain_order="left") for it in (entries, reopened)
     )
     exits = exits.join(used_exits, on="after_row", how="anti", maintain_order="left")
+    continued, used_entries, used_exits = _pair_continued(entries, exits)
+    entries = entries.join(used_entries, on="after_row", how="anti", maintain_order="left")
+    exits = exits.join(used_exits, on="after_row", how="anti", maintain_order="left")
     amended = stays.filter((pl.col("is_open") == pl.col("was_open")) & _differs())
     return pl.concat(
         [
@@ -185,6 +190,7 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
                 exits.with_columns(evidence=pl.col("evidence").fill_null("explicit_exit")), "exit_date", about.as_of
             ),
             transfers,
+            continued,
             _events(
                 reopened.with_columns(kind=pl.lit("re_enter"), evidence=pl.lit("field_change"), seen=about.as_of),
                 "seen",
@@ -317,6 +323,44 @@ def _pair_transfers(
     used_entries = pairs.filter("fresh").select(after_row="came_row")
     used_exits = pairs.filter("news").select(after_row="left_row")
     return transfers, used_entries, used_exits
+
+
+def _pair_continued(entries: pl.DataFrame, exits: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """An exit and an entry at the same school, on the same day or the next, are one `amend`: another programme or code,
+    and nobody left. Returns as `_pair_transfers`."""
+    left = exits.filter((pl.col("kind") == "withdraw") & pl.col("was_entry_date").is_not_null()).select(
+        "student_id", "school_id", "exit_date", "evidence", left_row="after_row", left_entry="entry_date",
+        left=_stay("was_"), left_now=_stay(),
+    )  # fmt: skip
+    came = entries.select(
+        "student_id",
+        "school_id",
+        "entry_date",
+        "integration",
+        came_row="after_row",
+        came=_stay(),
+        came_was=_stay("was_"),
+    )
+    pairs = (
+        left.join(came, on=["student_id", "school_id"])
+        .with_columns(gap=(pl.col("entry_date") - pl.col("exit_date")).dt.total_days())
+        .filter(pl.col("gap").is_between(0, CONTINUED_DAYS) & (pl.col("entry_date") > pl.col("left_entry")))
+        .sort("gap", "left_row", "came_row")
+        .unique("left_row", keep="first", maintain_order=True)
+        .unique("came_row", keep="first", maintain_order=True)
+    )
+    events = pairs.select(
+        "student_id",
+        pl.lit("amend").alias("kind"),
+        pl.col("entry_date").alias("effective_date"),
+        "school_id",
+        pl.lit(None, pl.String).alias("section_id"),
+        _with_other("left", "came_was").alias("before"),
+        _with_other("came", "left_now").alias("after"),
+        pl.col("evidence").fill_null("explicit_exit"),
+        "integration",
+    )
+    return events, pairs.select(after_row="came_row"), pairs.select(after_row="left_row")
 
 
 def _grade_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.DataFrame:

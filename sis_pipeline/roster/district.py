@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Literal
 
 import polars as pl
@@ -142,7 +142,11 @@ class DistrictInputs:
 
 @dataclass(frozen=True, slots=True)
 class MergeStats:
-    """Numbers for people and plots. `matched`: students with records in two or more integrations this year."""
+    """Numbers for people and plots. `matched`: students with records in two or more integrations this year.
+
+    `due`: the ISO day from which on the same inputs are to be merged again, because a date in them has come; None where
+    no day changes anything.
+    """
 
     students: int
     matched: int
@@ -156,6 +160,7 @@ class MergeStats:
     other_year_rows: int
     integrations: Mapping[str, Mapping[str, int]]
     """By integration: `records`, `carried` (kept from before), `absent`, `tombstones`, `students`."""
+    due: str | None = None
 
 
 @dataclass(frozen=True)
@@ -422,7 +427,7 @@ def _before(now: _Delivery, people: _People, school_ids: pl.DataFrame) -> State:
     sections = now.existing("sections")
     if people.moved.height:
         at_school = refer(now.of_year("enrollments"), "school_sis_id", school_ids, "school_id")
-        in_section = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+        in_section = refer(now.records("section_enrollments"), "section_sis_id", _newest_runs(sections), "section_id")
         stays = _divided(stays, people, at_school.select("integration", "school_id", sis_id="student_sis_id"))
         taken = in_section.filter(pl.col("role") == "student")
         taken = taken.select("integration", "section_id", sis_id="person_sis_id")
@@ -559,6 +564,7 @@ def _catalog(
         references,
         now.records("academic_sessions"),
         now.records("section_enrollments"),
+        before.sections,
         district=inputs.district,
         school_year=inputs.school_year,
     )
@@ -567,6 +573,12 @@ def _catalog(
         "courses": known,
         "sections": pl.concat([sections, before.sections]).unique("section_id", keep="first", maintain_order=True),
     }
+
+
+def _newest_runs(sections: pl.DataFrame) -> pl.DataFrame:
+    """Of sections that had one id of a SIS one after the other, the last."""
+    ordered = sections.sort("start_date", descending=True, nulls_last=True, maintain_order=True)
+    return ordered.unique(RECORD, keep="first", maintain_order=True)
 
 
 def _without_unused(
@@ -584,6 +596,7 @@ def _without_unused(
         waiting = existing.join(held_keys(found, [key], existing), on=key, how="semi")
         return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
 
+    catalog = {**catalog, "sections": _newest_runs(catalog["sections"])}
     sections = current("sections", "section_id", before.sections, [seats["section_id"]])
     return {
         "sections": sections,
@@ -613,7 +626,8 @@ def _seats(
 ) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     """Who sits in and teaches the sections, and the removals that wait."""
     inputs, table = now.inputs, MERGED["section_enrollments"]
-    records = refer(now.records("section_enrollments"), "section_sis_id", sections, "section_id")
+    running = _newest_runs(sections)
+    records = refer(now.records("section_enrollments"), "section_sis_id", running, "section_id")
     records = refer(records, "person_sis_id", people.ids, "student_id")
     records = refer(records, "person_sis_id", staff_ids, "staff_id")
     is_student = pl.col("role") == "student"
@@ -806,7 +820,18 @@ def _stats(
         recycled=people.resolution.recycled.height,
         other_year_rows=all_years - now.of_year("enrollments").height,
         integrations={key: _counts(now, people, sources, key) for key in sorted(now.inputs.integrations)},
+        due=_due(now.inputs.as_of, frames["enrollments"], holds),
     )
+
+
+def _due(as_of: date, stays: pl.DataFrame, holds: Sequence[Hold]) -> str | None:
+    """The next day on which an enrollment begins or ends; tomorrow where something is held, as the days count in which
+    it was removed."""
+    open_ones = stays.filter(pl.col("status").is_in(OPEN))
+    days = pl.concat([open_ones["entry_date"], open_ones["exit_date"]])
+    to_come = [days.filter(days > as_of).min(), as_of + timedelta(days=1) if holds else None]
+    first = min((day for day in to_come if isinstance(day, date)), default=None)
+    return first.isoformat() if first else None
 
 
 def _counts(now: _Delivery, people: _People, sources: pl.DataFrame, integration: str) -> dict[str, int]:

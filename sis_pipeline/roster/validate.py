@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sis_pipeline.roster.frames import pandas_dtypes
+from sis_pipeline.roster.frames import is_among, pandas_dtypes
 from sis_pipeline.roster.model import ENTITIES, Column, Kind, Table
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EARLIEST_BIRTH = date(1900, 1, 1)
 
 MISSING = "required value is missing"
+BORN_IN_THE_FUTURE = "in the future"
 NOT_A_CODE = "not one of the allowed codes"
 NUL = "contains a NUL character"
 SURROGATE = "lone surrogate"
@@ -50,7 +51,7 @@ class Validated:
 
     `rejected`: `row` (position in the given frame), `sis_id`, `column`, `reason`, one line per failing check.
     `warnings`: same columns, for rows that were kept. `duplicates`: rows left out because a newer one has their id.
-    `rows`: rows given.
+    `rows`: rows given. `proven`: pandera found nothing wrong in any of them, so that it would find nothing in fewer.
     """
 
     frame: pd.DataFrame
@@ -58,6 +59,7 @@ class Validated:
     warnings: pd.DataFrame
     duplicates: int = 0
     rows: int = 0
+    proven: bool = False
 
     @property
     def rejected_rows(self) -> int:
@@ -175,7 +177,7 @@ def validate(entity: str, frame: pd.DataFrame, *, today: date | None = None) -> 
     findings = _Findings()
     texts = {column.name: _as_text(given[column.name], column.name, findings) for column in table}
     typed = pd.DataFrame({column.name: _typed(texts[column.name], column, findings) for column in table})
-    _check_schema(typed, table, findings)
+    proven = _check_schema(typed, table, findings)
     for rule in _RULES.get(entity, ()):
         findings.add_where(rule.broken(typed, today), rule.column, rule.reason)
     good = typed.drop(findings.rows())
@@ -189,6 +191,7 @@ def validate(entity: str, frame: pd.DataFrame, *, today: date | None = None) -> 
         warnings=warnings.lines(texts["sis_id"]),
         duplicates=len(good) - len(unique),
         rows=len(frame),
+        proven=proven,
     )
 
 
@@ -297,23 +300,25 @@ _PARSERS: dict[Kind, Callable[[Series], Series]] = {
 }
 
 
-def _check_schema(typed: pd.DataFrame, table: Table, findings: _Findings) -> None:
+def _check_schema(typed: pd.DataFrame, table: Table, findings: _Findings) -> bool:
+    """Whether every row fulfils the schema; the findings say which do not, and why."""
     from pandera.errors import SchemaErrors
 
     if typed.empty:  # pandera takes as long over nothing as over a thousand rows
-        return
+        return True
     try:
         pandera_schema(table).validate(typed, lazy=True)
     except SchemaErrors as broken:
         # the exception carries the whole frame: take (row, column, check) and let go of it
         cases = broken.failure_cases[["index", "column", "check"]].copy()
     else:
-        return
+        return True
     unreadable = findings.seen()
     for (column, check), rows in cases.groupby(["column", "check"], sort=True)["index"]:
         reason = MISSING if check == "not_nullable" else str(check)
         # a value that could not be read is null by now: saying that it is missing too would mislead
         findings.add([row for row in rows if (int(row), column) not in unreadable], str(column), reason)
+    return False
 
 
 def _deduplicated(good: pd.DataFrame) -> pd.DataFrame:
@@ -350,7 +355,7 @@ def _born_before_1900(frame: pd.DataFrame, _: date | None) -> Series:
 _RULES: dict[str, tuple[_Rule, ...]] = {
     "academic_sessions": (_Rule("end_date", "before the start date", _before("end_date", "start_date")),),
     "students": (
-        _Rule("birth_date", "in the future", _born_after),
+        _Rule("birth_date", BORN_IN_THE_FUTURE, _born_after),
         _Rule("birth_date", "before 1900", _born_before_1900),
     ),
     "enrollments": (_Rule("exit_date", "before the entry date", _before("exit_date", "entry_date")),),
@@ -422,7 +427,7 @@ def _dangling(
         mask = np.zeros(len(frame), dtype=bool)
         for entity, applies in _targets(column, frame):
             if entity in frames:
-                mask |= applies & ~frame[column.name].isin(frames[entity]["sis_id"]).to_numpy()
+                mask |= applies & ~is_among(frame[column.name], frames[entity]["sis_id"]).to_numpy()
         yield column, mask & frame[column.name].notna().to_numpy()
 
 

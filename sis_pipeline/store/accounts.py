@@ -114,16 +114,16 @@ class Accounts:
             audit.append(connection, "accounts.rules", district, district=district, actor=actor, details=details)
             return Set(_newest(connection, district), counts)
 
-    def follow_days(self) -> dict[str, int]:
+    def follow_days(self, *, dry_run: bool = False) -> dict[str, int]:
         """Bring the accounts of every district to this day, where no publication did: a grace period is over, an entry
         date has come. How many districts that were, and what changed. Raises ConfigError for the first district whose
-        rules are wrong, after the others were seen to."""
+        rules are wrong, after the others were seen to. `dry_run` undoes it all."""
         with self._engine.connect() as connection:
             districts = connection.scalars(select(account_rules.c.district).distinct().order_by("district")).all()
         found, wrong = [], []
         for one in districts:
             try:
-                counts = self._follow_day(one)
+                counts = self._follow_day(one, dry_run=dry_run)
             except ConfigError as error:  # its own trouble, and no other district's
                 wrong.append(error)
             else:
@@ -132,13 +132,15 @@ class Accounts:
             raise wrong[0]
         return {"districts": len(found)} | {name: sum(one.get(name, 0) for one in found) for name in Decision.CHANGES}
 
-    def _follow_day(self, district: str) -> Mapping[str, int] | None:
+    def _follow_day(self, district: str, *, dry_run: bool) -> Mapping[str, int] | None:
         with self._engine.begin() as connection:
             begin_writing(connection, district)
             if _newest(connection, district).followed_on == today_of(connection):
                 return None
             counts = follow(connection, district)
-            if any(counts.get(name) for name in Decision.CHANGES):
+            if dry_run:
+                connection.rollback()
+            elif any(counts.get(name) for name in Decision.CHANGES):
                 audit.append(connection, "accounts.follow", district, district=district, details=counts)
             return counts
 

@@ -42,10 +42,10 @@ def known(files: DataFolder) -> list[Head]:
     ]
 
 
-def export(engine: Engine, files: DataFolder) -> Exported:
+def export(engine: Engine, files: DataFolder, *, dry_run: bool = False) -> Exported:
     """Walk what was added to every chain since its last head, and keep the new heads of those that are whole.
 
-    A broken chain keeps the head it had: its next verification starts before the break again.
+    A broken chain keeps the head it had: its next verification starts before the break again. `dry_run` keeps none.
     """
     before = known(files)
     with audit.standing_still(engine) as connection:
@@ -53,7 +53,7 @@ def export(engine: Engine, files: DataFolder) -> Exported:
         current = audit.heads(connection)
     broken = {chain.district for chain in chains if chain.broken}
     new = [head for head in current if head.district not in broken and head not in set(before)]
-    file = f"{FOLDER}/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.json" if new else None
+    file = f"{FOLDER}/{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.json" if new and not dry_run else None
     if file:
         files.write_json(file, {"heads": [asdict(head) for head in new]})
     return Exported(chains, len(new), file)

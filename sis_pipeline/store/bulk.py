@@ -3,7 +3,6 @@ Which rows belong in a table, and when, is decided by the callers."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from sis_pipeline.store import copy_format
 
 TOUCHED = ("changed_at", "last_seen")
 """Columns that say when a row was last written; stamped on the rows a statement touches and on no other."""
+PARSED_AT_ONCE = 32 * 1024 * 1024
+"""Bytes of CSV that are gathered before they become a frame: PostgreSQL sends each row by itself."""
 Scope = Mapping[str, object]
 """Column -> the value that every row of the scope has."""
 
@@ -62,28 +63,41 @@ def apply(
     """Make the rows of `scope` equal to `frame`, writing only those that differ; jsonb is compared as jsonb.
 
     `frame`: exactly the table's columns. Rows of the scope that the frame lacks are deleted only if `delete_absent`.
-    Where nothing differs, no row is locked or written. `keep` is called before with the rows that will differ, as they
-    are: the table's columns, of a new row the key only, and `existed`. Raises DataError for values that PostgreSQL can't hold and
-    InternalError for a frame that is not of the table or not of the scope.
+    The rows of the scope are read first, so that only those that differ travel to PostgreSQL; where none does, nothing is
+    locked or written. `keep` is called before with the rows that will differ, as they are: the table's columns, of a new
+    row the key only, and `existed`. Raises DataError for values that PostgreSQL can't hold and InternalError for a frame
+    that is not of the table or not of the scope.
     """
     _check(table, frame, scope)
-    with _words(table.name, frame.height), _staged(connection, table, frame) as stage:
-        if keep is not None:
-            differing = _differing(connection, table, stage, scope, delete_absent=delete_absent)
-            keep(differing)
-            if differing.is_empty():
-                return Applied(unchanged=frame.height)
-        updated = _count(connection, _update(table, stage))
-        inserted = _count(connection, _insert(table, stage))
-        deleted = _count(connection, _delete(table, stage, scope), scope) if delete_absent else 0
+    with _words(table.name, frame.height):
+        if keep is None and _is_empty(connection, table, scope):
+            copy_in(connection, _target(table), _kinds(table), frame)
+            return Applied(inserted=frame.height)
+        there = read(connection, table, scope)
+        fresh = _not_among(frame, there, table)
+        gone = there.join(frame, on=list(table.key), how="anti") if delete_absent else there.clear()
+        if fresh.is_empty() and gone.is_empty():
+            return Applied(unchanged=frame.height)
+        with _staged(connection, table, fresh, "fresh") as stage:
+            if keep is not None:
+                differing = _differing(connection, table, stage)
+                keep(pl.concat([differing, gone.with_columns(existed=pl.lit(value=True))]))
+            updated = _count(connection, _update(table, stage))
+            inserted = _count(connection, _insert(table, stage))
+        with _staged(connection, table, gone.select(table.key), "gone") as stage:
+            deleted = _count(connection, _delete(table, stage))
     return Applied(inserted, updated, deleted, frame.height - inserted - updated)
 
 
 def append(connection: Connection, table: model.Table, frame: pl.DataFrame, *, scope: Scope) -> Applied:
     """Add the rows whose key is not there yet; rows that are there stay as they are. Raises as `apply`."""
     _check(table, frame, scope)
-    with _words(table.name, frame.height), _staged(connection, table, frame) as stage:
-        inserted = _count(connection, _insert(table, stage))
+    with _words(table.name, frame.height):
+        if _is_empty(connection, table, scope):
+            copy_in(connection, _target(table), _kinds(table), frame)
+            return Applied(inserted=frame.height)
+        with _staged(connection, table, frame, "fresh") as stage:
+            inserted = _count(connection, _insert(table, stage))
     return Applied(inserted=inserted, unchanged=frame.height - inserted)
 
 
@@ -114,7 +128,7 @@ def read(
 
     `beside`: further columns of the SQL table, with their kind (`first_seen`). jsonb comes as PostgreSQL writes it.
     """
-    kinds: dict[str, model.Kind] = {column.name: column.kind for column in table} | dict(beside or {})
+    kinds = _kinds(table) | dict(beside or {})
     rows = f"select * from {_target(table)} t where {_where(where)}"
     return copy_out(connection, rows, kinds, list(where.values()))
 
@@ -124,14 +138,17 @@ def copy_out(
 ) -> pl.DataFrame:
     """The columns of `kinds` of a query's rows, typed; the query has `%s` for its parameters."""
     shown = ", ".join(_out(name, kind) for name, kind in kinds.items())
-    out = io.BytesIO()
+    parts, rows = [_parse(b"", kinds)], bytearray()
     with (
         _cursor(connection) as cursor,
         cursor.copy(f"copy (select {shown} from ({query}) t) to stdout (format csv)", list(parameters)) as copy,
     ):
-        for block in copy:
-            out.write(block)
-    return _parse(out.getbuffer(), kinds)
+        for row in copy:
+            rows += row
+            if len(rows) > PARSED_AT_ONCE:
+                parts.append(_parse(bytes(rows), kinds))
+                rows.clear()
+    return pl.concat([*parts, _parse(bytes(rows), kinds)])
 
 
 def copy_in(connection: Connection, target: str, kinds: Mapping[str, model.Kind], frame: pl.DataFrame) -> None:
@@ -194,28 +211,49 @@ def _words(name: str, rows: int) -> Iterator[None]:
 
 
 @contextmanager
-def _staged(connection: Connection, table: model.Table, frame: pl.DataFrame) -> Iterator[str]:
+def _staged(connection: Connection, table: model.Table, frame: pl.DataFrame, name: str) -> Iterator[str]:
     """The frame as a temporary table with the target's column types and no constraints."""
-    stage = f"stage_{table.name}"
-    columns = ", ".join(f'"{name}"' for name in table.names)
+    stage = f"{name}_{table.name}"
+    kinds = {column: kind for column, kind in _kinds(table).items() if column in frame.columns}
+    columns = ", ".join(f'"{column}"' for column in kinds)
     connection.execute(
         text(f"create temp table {stage} on commit drop as select {columns} from {_target(table)} with no data")
     )
-    copy_in(connection, stage, {column.name: column.kind for column in table}, frame)
+    copy_in(connection, stage, kinds, frame)
     # the key columns only: sampling forty columns takes longer than the load
     connection.execute(text(f"analyze {stage} ({', '.join(table.key)})"))
     yield stage
     connection.execute(text(f"drop table {stage}"))
 
 
+def _is_empty(connection: Connection, table: model.Table, scope: Scope) -> bool:
+    """Whether a scope has no row, as before a first load: then there is nothing to compare with."""
+    query = f"select not exists (select from {_target(table)} t where {_in_scope(scope)})"
+    return bool(connection.scalar(text(query), dict(scope)))
+
+
+def _not_among(frame: pl.DataFrame, there: pl.DataFrame, table: model.Table) -> pl.DataFrame:
+    """The rows of a frame that are not there just so. jsonb that is spelled otherwise counts as another: PostgreSQL, which
+    knows better, is asked about it."""
+    key = list(table.key)
+
+    def hashed(rows: pl.DataFrame) -> pl.DataFrame:
+        return rows.select(*key, hash=rows.select(table.names).hash_rows())
+
+    same = hashed(frame).with_row_index("row").join(hashed(there), on=[*key, "hash"], how="anti")
+    return frame[same["row"].sort()]
+
+
+def _kinds(table: model.Table) -> dict[str, model.Kind]:
+    return {column.name: column.kind for column in table}
+
+
 def _kinds_kept(table: model.Table) -> dict[str, model.Kind]:
-    return {**{column.name: column.kind for column in table}, "existed": "bool"}
+    return {**_kinds(table), "existed": "bool"}
 
 
-def _differing(
-    connection: Connection, table: model.Table, stage: str, scope: Scope, *, delete_absent: bool
-) -> pl.DataFrame:
-    """The rows that `_update`, `_insert` and `_delete` are about to write, as they are; see `apply`."""
+def _differing(connection: Connection, table: model.Table, stage: str) -> pl.DataFrame:
+    """The rows that `_update` and `_insert` are about to write, as they are; see `apply`."""
     rest = [name for name in table.names if name not in table.key]
     columns = ", ".join(f'{"s" if name in table.key else "t"}."{name}"' for name in table.names)
     known = f't."{table.key[0]}" is not null'
@@ -223,13 +261,7 @@ def _differing(
         f"select {columns}, {known} as existed from {stage} s left join {_target(table)} t on {_same_key(table)} "
         f"where not ({known}) or row({_of('t', rest)}) is distinct from row({_of('s', rest)})"
     )
-    if not delete_absent:
-        return copy_out(connection, query, _kinds_kept(table), [])
-    gone = (
-        f"select {_of('t', table.names)}, true from {_target(table)} t where {_where(scope)} "
-        f"and not exists (select from {stage} s where {_same_key(table)})"
-    )
-    return copy_out(connection, f"{query} union all {gone}", _kinds_kept(table), list(scope.values()))
+    return copy_out(connection, query, _kinds_kept(table), [])
 
 
 def _update(table: model.Table, stage: str) -> str:
@@ -250,11 +282,8 @@ def _insert(table: model.Table, stage: str) -> str:
     )
 
 
-def _delete(table: model.Table, stage: str, scope: Scope) -> str:
-    return (
-        f"delete from {_target(table)} t where {_in_scope(scope)} "
-        f"and not exists (select from {stage} s where {_same_key(table)})"
-    )
+def _delete(table: model.Table, stage: str) -> str:
+    return f"delete from {_target(table)} t using {stage} s where {_same_key(table)}"
 
 
 def _target(table: model.Table) -> str:
@@ -281,8 +310,8 @@ def _where(where: Scope) -> str:
     return " and ".join(f't."{name}" = %s' for name in where) or "true"
 
 
-def _count(connection: Connection, statement: str, parameters: Scope | None = None) -> int:
-    return connection.execute(text(statement), dict(parameters or {})).rowcount
+def _count(connection: Connection, statement: str) -> int:
+    return connection.execute(text(statement)).rowcount
 
 
 def _cursor(connection: Connection) -> psycopg.Cursor[Any]:
@@ -296,11 +325,11 @@ def _out(name: str, kind: model.Kind) -> str:
     return f't."{name}"'
 
 
-def _parse(body: memoryview, kinds: Mapping[str, model.Kind]) -> pl.DataFrame:
+def _parse(body: bytes, kinds: Mapping[str, model.Kind]) -> pl.DataFrame:
     """PostgreSQL's CSV to types; an unquoted empty field is null, a quoted one is the empty text."""
     arrow = {**ARROW_TYPES, "timestamp": pa.int64()}  # microseconds, see _out
     types = {name: POLARS_DTYPES[kind] for name, kind in kinds.items()}
-    if not body.nbytes:
+    if not body:
         return pl.DataFrame(schema=types)
     parsed = pacsv.read_csv(
         pa.BufferReader(body),

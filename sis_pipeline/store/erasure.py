@@ -1,11 +1,11 @@
 """Erasing a student: every row of ours in one transaction, then every file in the data folder, until nothing is left.
-What a source delivers afterwards is not kept out here; exports and backups are outside of what this can reach."""
+What a source delivers afterwards is the business of `keeping_out`; exports and backups are outside of what this can reach."""
 
 from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 
 from sis_pipeline.connect.errors import ConfigError, InternalError
+from sis_pipeline.connect.vault import Vault
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import (
@@ -47,7 +48,7 @@ from sis_pipeline.db.tables import (
     sync_operations,
 )
 from sis_pipeline.roster.model import ENTITIES
-from sis_pipeline.store import survivorship
+from sis_pipeline.store import keeping_out, survivorship
 from sis_pipeline.store.accounts import spend_usernames
 from sis_pipeline.store.files import DataFolder, is_part
 from sis_pipeline.store.holds import without_students
@@ -125,9 +126,11 @@ class Folders:
 class Erasing:
     """Erases students of this installation."""
 
-    def __init__(self, engine: Engine, files: DataFolder) -> None:
+    def __init__(self, engine: Engine, files: DataFolder, vault: Callable[[], Vault]) -> None:
+        """`vault` is asked for when something is erased: it has the key by which records are kept out."""
         self._engine = engine
         self._files = files
+        self._vault = vault
 
     def plan(self, student_id: str) -> Found:
         """What `erase` would erase; nothing is changed. Raises ConfigError for an id that no student has."""
@@ -157,11 +160,12 @@ class Erasing:
             raise ConfigError(
                 f"Student {subject.student_id} is still delivered by {', '.join(found.delivered_by)}.",
                 code="config.still_delivered",
-                advice="Delete the record in that system and sync first: a system that still has it brings the student "
-                "back. --force erases all the same.",
+                advice="Delete the record in that system and sync first: what it delivers would be set aside each time, and "
+                "its raw pages hold the student. --force erases all the same.",
             )
+        vault = self._vault()
         with self._nobody_reading(subject):
-            erasure_id = self._erase_rows(subject, actor, reason)
+            erasure_id = self._erase_rows(subject, actor, reason, vault)
             crash_point("erase.rows_gone")
             with self._engine.connect() as connection:  # what was linked while this waited for its turn is in there
                 subject = _under_way(connection, subject.student_id) or subject
@@ -205,7 +209,7 @@ class Erasing:
         with all_integrations_locked(self._engine, readings):
             yield
 
-    def _erase_rows(self, known: Subject, actor: str, reason: str) -> str:
+    def _erase_rows(self, known: Subject, actor: str, reason: str, vault: Vault) -> str:
         """Every row, in one transaction with the note of what is left to do; the erasure's id.
 
         An erasure under way is gone on with: a sync since may have brought rows back from files that it had not reached.
@@ -228,6 +232,7 @@ class Erasing:
             if begun is not None:
                 again = update(erasures).where(erasures.c.erasure_id == begun.erasure_id).values(begun_at=NOW)
                 connection.execute(again)
+                keeping_out.remember(connection, vault, str(begun.erasure_id), subject.records)
                 return str(begun.erasure_id)
             erasure_id = str(uuid.uuid4())
             connection.execute(
@@ -241,6 +246,7 @@ class Erasing:
                     reason=reason,
                 )
             )
+            keeping_out.remember(connection, vault, erasure_id, subject.records)
             details = {"erasure_id": erasure_id, "reason": reason, "rows": {k: n for k, n in deleted.items() if n}}
             audit.append(
                 connection, "student.erase", subject.student_id, district=subject.district, actor=actor, details=details

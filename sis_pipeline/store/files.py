@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -77,18 +78,39 @@ class DataFolder:
         except FileNotFoundError:
             return []
 
-    def drop_parts(self, older_than: timedelta) -> int:
-        """Delete what killed processes left half written, which nobody reads; how many files that were."""
+    def drop_parts(self, older_than: timedelta, *, dry_run: bool = False) -> int:
+        """Delete what killed processes left half written, which nobody reads; how many files that were, or would be."""
         if self._local is None:
             return 0
         before = time.time() - older_than.total_seconds()
         parts = [part for part in self._local.rglob(".*.part") if part.stat().st_mtime < before]
-        for part in parts:
+        for part in () if dry_run else parts:
             part.unlink(missing_ok=True)
         return len(parts)
 
     def delete(self, path: str) -> None:
         (self._local / path if self._local else self._root / path).unlink()
+
+    def delete_folder(self, path: str) -> None:
+        """Delete a folder with all that is in it, or a file; one that is gone already is no trouble."""
+        target = self._local / path if self._local else self._root / path
+        if not target.is_dir():
+            target.unlink(missing_ok=True)
+        elif isinstance(target, UPath):
+            target.fs.rm(target.path, recursive=True)
+        else:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(target)
+
+    def age(self, path: str) -> timedelta | None:
+        """How long ago the newest file of a folder was written; None where there is none, or the storage does not say."""
+        target = self._local / path if self._local else self._root / path
+        try:
+            files = [file for file in target.rglob("*") if file.is_file()] if target.is_dir() else [target]
+            times = [getattr(file.stat(), "st_mtime", 0) for file in files]
+        except FileNotFoundError:
+            return None
+        return timedelta(seconds=time.time() - max(times)) if times and min(times) > 0 else None
 
     def write_json(self, path: str, content: Mapping[str, Any], *, replace: bool = False) -> None:
         self.write(path, json.dumps(content, indent=1, ensure_ascii=False).encode(), replace=replace)

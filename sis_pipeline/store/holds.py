@@ -381,13 +381,24 @@ def restore(
     by_a_person = (holds.c.status == "discarded") & (holds.c.decided_by != PIPELINE)
     move(by_a_person & holds.c.fingerprint.in_(kept), removals=pinned)
     closed = move(is_open & WAITING.is_not(True) & holds.c.fingerprint.not_in(current), status="discarded", **ended)
-    raised = [connection.scalar(_raise(operation, hold)) for hold in held if hold.kept is None]
+    apart = _waiting_keys(connection, same)
+    whole = [hold for hold in held if hold.kept is None and not apart.get(hold.entity, set()).issuperset(hold.keys)]
+    raised = [connection.scalar(_raise(operation, hold)) for hold in whole]
     opened += [hold_id for hold_id in raised if hold_id]
     return [
         audit.Entry(f"hold.{what}", hold_id, operation.district, by)
         for what, ids in (("applied", applied), ("closed", closed), ("opened", opened))
         for hold_id in ids
     ]
+
+
+def _waiting_keys(connection: Connection, same: ColumnElement[bool]) -> dict[str, set[guard.Key]]:
+    """By entity what waits in holds of its own, as the parts do of one that was released in part."""
+    found: dict[str, set[guard.Key]] = {}
+    entity = holds.c.removals["entity"].as_string()
+    for row in connection.execute(select(entity.label("entity"), holds.c.rows).where(same, WAITING)):
+        found.setdefault(row.entity, set()).update(tuple(key) for key in row.rows)
+    return found
 
 
 def _is_proven(operation: Operation) -> bool:

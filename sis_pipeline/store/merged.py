@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Literal
 
 import polars as pl
@@ -46,6 +46,7 @@ class Operation:
     `published_before`: school year -> epoch that the whole district had published when the merge read it. The merge
     may be published only on top of exactly that. `undoes`: see `undo`. `withheld`: integration -> fingerprints of its
     snapshots that were undone, where the newest is one of them and what was published before was taken instead.
+    `frames_expired_at`: since when its frames are given up, see `retention`.
     """
 
     operation_id: str
@@ -61,6 +62,7 @@ class Operation:
     path: str
     undoes: str | None
     withheld: Mapping[str, Sequence[str]]
+    frames_expired_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +115,17 @@ class MergeStore:
 
     def stale_districts(self, school_year: str) -> list[str]:
         """The districts whose newest snapshots, holds, decisions, settings, edits or integrations are not those of the last
-        published merge, or whose roster names a student that another year's merge found to be another one."""
+        published merge, in which a date has come since, or whose roster names a student that another year's merge found
+        to be another one."""
         with self._engine.connect() as connection:
-            last = {row.district: row.fingerprint for row in connection.execute(_last_published(school_year))}
+            last = {row.district: row for row in connection.execute(_last_published(school_year))}
             outrun = decisions.naming_aliases(connection, school_year)
+            today = guarding.today_of(connection).isoformat()
+        due = {district for district, row in last.items() if row.due is not None and row.due <= today}
         return [
             one
             for one in self.districts_of(school_year)
-            if one in outrun or self.fingerprint(one, school_year) != last.get(one)
+            if one in outrun | due or one not in last or self.fingerprint(one, school_year) != last[one].fingerprint
         ]
 
     def fingerprint(self, district: str, school_year: str, rules: Sequence[object] = ()) -> str:
@@ -293,7 +298,14 @@ class MergeStore:
         )
 
     def read_merged(self, operation: Operation) -> MergedRoster:
-        """What the merge decided. Raises DataError for a file that was changed since."""
+        """What the merge decided. Raises DataError for a file that was changed since, and where it is no longer kept."""
+        if operation.frames_expired_at is not None:
+            raise DataError(
+                f"The frames of operation {operation.operation_id} are no longer kept, since "
+                f"{operation.frames_expired_at:%Y-%m-%d}.",
+                code="data.expired",
+                advice="Merge the district again; the next merge starts from what is published now.",
+            )
         manifest = self.manifest(operation)
         if manifest.get("erased"):
             raise DataError(
@@ -319,7 +331,11 @@ class MergeStore:
     def kept(self, operation: Operation) -> bool:
         """Whether what an operation decided is still in the data folder."""
         path = f"{operation.path}/manifest.json"
-        return self.files.exists(path) and not self.files.read_json(path).get("erased")
+        return (
+            operation.frames_expired_at is None
+            and self.files.exists(path)
+            and not self.files.read_json(path).get("erased")
+        )
 
     def write_before(self, operation: Operation, before: Mapping[str, pl.DataFrame]) -> dict[str, str]:
         """Keep the rows that an operation is about to change, as `bulk.apply` tells them; the hash of each table's."""
@@ -531,7 +547,8 @@ def _last_published(school_year: str) -> Any:
         .group_by(sync_operations.c.district)
         .subquery()
     )
-    return select(sync_operations.c.district, sync_operations.c.fingerprint).where(
+    due = sync_operations.c.summary["due"].as_string().label("due")
+    return select(sync_operations.c.district, sync_operations.c.fingerprint, due).where(
         sync_operations.c.school_year == school_year,
         sync_operations.c.district == newest.c.district,
         sync_operations.c.epoch == newest.c.epoch,

@@ -9,7 +9,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +23,8 @@ from sis_pipeline.roster.formulas import SYSTEM
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.roster.oneroster_export import TABLES, OneRosterSet, Version, oneroster_set
 from sis_pipeline.roster.school_year import SchoolYear
-from sis_pipeline.store import bulk
+from sis_pipeline.store import bulk, disclosure
+from sis_pipeline.store.disclosure import Disclosing
 from sis_pipeline.store.files import FILE_MODE, FOLDER_MODE, make_private, private
 from sis_pipeline.store.integrations import check_district
 from sis_pipeline.store.merged import published_epochs, scope_of
@@ -39,7 +40,8 @@ PLAIN_ZIP_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """An export that is in place. `rows`: by file. `left_out`: what of the roster has no place in the format."""
+    """An export that is in place. `rows`: by file. `left_out`: what of the roster has no place in the format.
+    `disclosure`: its number in the record of disclosures."""
 
     path: Path
     district: str
@@ -48,6 +50,11 @@ class Exported:
     epoch: int
     rows: Mapping[str, int]
     left_out: Mapping[str, int]
+    disclosure: int = 0
+
+    @property
+    def form(self) -> str:
+        return f"OneRoster {self.version} CSV"
 
 
 def export_oneroster(
@@ -60,9 +67,11 @@ def export_oneroster(
     zipped: bool = False,
     preferred_names: bool = False,
     reason: str | None = None,
+    recipient: str | None = None,
     actor: str | None = None,
 ) -> Exported:
-    """Write the set into `folder`, or as `oneroster.zip` in it, in place of a former one; the audit log knows of it first.
+    """Write the set into `folder`, or as `oneroster.zip` in it, in place of a former one; the audit log and the record of
+    disclosures know of it first.
 
     The same published state gives the same bytes. Raises ConfigError where nothing of the school year is published or
     the folder holds anything but a former export of the district, and TransientError where it can't be written.
@@ -84,7 +93,9 @@ def export_oneroster(
     )
     with _words(target), _part_of(path) as part:
         (_write_zip if zipped else _write_folder)(part, _files(made, district, version))
-        _record(engine, done, preferred_names=preferred_names, reason=reason, actor=actor)
+        going = _disclosing(done, made, reason=reason, recipient=recipient, actor=actor)
+        students = _students(made, published)
+        done = replace(done, disclosure=_record(engine, done, going, students, preferred_names=preferred_names))
         _put_in_place(part, path)
         target.chmod(FOLDER_MODE)
     return done
@@ -107,22 +118,53 @@ def _published(engine: Engine, district: str, school_year: str) -> tuple[int, di
         }
 
 
-def _record(engine: Engine, done: Exported, *, preferred_names: bool, reason: str | None, actor: str | None) -> None:
-    """Before the files are in place: none may be found that the log does not know."""
+def _disclosing(
+    done: Exported, made: OneRosterSet, *, reason: str | None, recipient: str | None, actor: str | None
+) -> Disclosing:
+    held = {
+        name: [column.name for column in frame if column.null_count() < frame.height]
+        for name, frame in made.files.items()
+    }
+    return Disclosing(
+        district=done.district,
+        school_year=done.school_year,
+        epoch=done.epoch,
+        form=done.form,
+        destination=str(done.path),
+        recipient=recipient,
+        reason=reason,
+        actor=actor or audit.current_actor(),
+        fields={name: columns for name, columns in held.items() if columns},
+        rows=done.rows,
+    )
+
+
+def _students(made: OneRosterSet, published: Mapping[str, pl.DataFrame]) -> pl.Series:
+    """The students who are in the set; who has no place in the format is in none of its files."""
+    ids = published["students"]["student_id"]
+    return ids.filter(ids.is_in(made.files["users"]["sourcedId"].implode()))
+
+
+def _record(engine: Engine, done: Exported, going: Disclosing, students: pl.Series, *, preferred_names: bool) -> int:
+    """Before the files are in place: none may be found that the log does not know. The disclosure's number."""
     details = {
-        "format": f"OneRoster {done.version} CSV",
+        "format": done.form,
         "school_year": done.school_year,
         "epoch": done.epoch,
-        "to": str(done.path),
+        "to": going.destination,
         "rows": dict(done.rows),
         "left_out": dict(done.left_out),
         "preferred_names": preferred_names,
-        "reason": reason,
+        "recipient": going.recipient,
+        "reason": going.reason,
     }
     with engine.begin() as connection:
+        number = disclosure.record(connection, going, students)
+        told = {**details, "disclosure": number}
         audit.append(
-            connection, "export.oneroster", done.school_year, district=done.district, actor=actor, details=details
+            connection, "export.oneroster", done.school_year, district=done.district, actor=going.actor, details=told
         )
+    return number
 
 
 # --- where it goes ----------------------------------------------------------------------------------------------------

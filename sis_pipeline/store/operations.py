@@ -24,8 +24,9 @@ HOLDS = ("hold.opened", "hold.closed", "hold.applied")
 @dataclass(frozen=True, slots=True)
 class Told:
     """An operation as a person is told of it. `applied`: table -> inserted, updated, deleted, unchanged. `changes`:
-    ledger events by kind. `accounts`: what became of accounts. `inputs`: integration -> snapshot, verdict, age. `withheld`: integrations whose newest snapshot
-    was undone and is left out. `actor`, `reason`: who published it, and why it was undone where it is an undo."""
+    ledger events by kind. `accounts`: what became of accounts. `inputs`: integration -> snapshot, verdict, age.
+    `withheld`: integrations whose newest snapshot was undone and is left out. `actor`, `reason`: who published it, and why it was undone where it is an undo.
+    `details_expired_at`: since when `applied` and `inputs` are no longer kept."""
 
     operation_id: str
     district: str
@@ -47,6 +48,7 @@ class Told:
     accounts: Counts
     inputs: Mapping[str, Mapping[str, Any]]
     withheld: Sequence[str]
+    details_expired_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,7 @@ def _one(row: Row[Any], history: History, publisher: Any) -> Told:
         accounts=summary.get("accounts", {}),
         inputs=row.inputs,
         withheld=sorted(row.withheld),
+        details_expired_at=row.details_expired_at,
     )
 
 

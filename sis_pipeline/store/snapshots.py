@@ -37,12 +37,20 @@ Completeness = Literal["complete", "partial", "delta"]
 Verdict = Literal["pending", "complete", "partial", "delta", "rejected"]
 GOOD: tuple[Verdict, ...] = ("complete", "partial", "delta")
 """Verdicts with which a snapshot is merged."""
+FINDINGS = "findings.json"
+"""Beside a snapshot's manifest: what judging it found, for the next one with the same pages."""
 WHOLE_ROW = "*"
 """The column of a quarantine line that is about the whole row."""
+KEPT_OUT = "of a student who was erased"
 QUARANTINE: dict[str, Kind] = {
     "integration": "text", "snapshot_id": "uuid", "entity": "text", "row": "int", "column": "text", "reason": "text",
     "school_year": "text", "sis_id": "text",
 }  # fmt: skip
+TAKE_OVER = text(f"""
+insert into {SCHEMA}.quarantine ({", ".join(f'"{name}"' for name in QUARANTINE)})
+select {", ".join(":id" if name == "snapshot_id" else f'"{name}"' for name in QUARANTINE)}
+from {SCHEMA}.quarantine where snapshot_id = :before
+""")
 REJECTED = pa.schema({"row": pa.int64(), "sis_id": pa.string(), "column": pa.string(), "reason": pa.string()})
 AGED = [*snapshots.c, text(f"{SCHEMA}.clock() - snapshots.started_at as age")]
 LAST_READINGS = f"""
@@ -73,6 +81,7 @@ class Snapshot:
     `resumed`: how often it was gone on with; `api_calls` and `seconds` are then those of the last time.
     `base_snapshot_id`, `since`: of a reading of changes, what they are laid over and from when on they were asked for.
     `watermark`: the source's time when it began; None where nothing can be built on it. `drift`: see defs.deltas.
+    `raw_expired_at` and the like: since when that layer of it is given up, see `retention`.
     """
 
     integration: str
@@ -99,6 +108,9 @@ class Snapshot:
     resumed: int
     started_at: datetime
     finished_at: datetime | None
+    raw_expired_at: datetime | None
+    roster_expired_at: datetime | None
+    quarantine_expired_at: datetime | None
     age: timedelta
 
     @property
@@ -314,6 +326,7 @@ class SnapshotStore:
                 f"The reading of snapshot {snapshot_id} of {snapshot.integration} never came to its end.",
                 code="config.no_snapshot",
             )
+        _check_kept(snapshot, "raw pages", snapshot.raw_expired_at)
         manifest = self.files.read_json(f"{snapshot.path}/manifest.json")
         if manifest.get("erased"):
             raise DataError(
@@ -334,10 +347,12 @@ class SnapshotStore:
         frames: Mapping[str, pd.DataFrame],
         rejected: Mapping[str, pd.DataFrame],
         standard: Mapping[str, pd.DataFrame],
+        kept_out: Mapping[str, int] | None = None,
     ) -> Snapshot:
         """Keep the validated frames of a snapshot, by entity, and the rejected rows, whole, with their reasons.
 
         `rejected`: row (position in `standard`), sis_id, column, reason. `standard`: the frames before validation.
+        `kept_out`: rows by entity that are in none of them, because their student was erased; only counted.
         The snapshot is pending until `set_verdict`. Writing it again replaces what was there.
         """
         self._set(snapshot.snapshot_id, verdict="pending", roster_hash=None)
@@ -352,7 +367,7 @@ class SnapshotStore:
             connection.execute(
                 text(f"delete from {SCHEMA}.quarantine where snapshot_id = :id"), {"id": snapshot.snapshot_id}
             )
-            for frame in lines.values():
+            for frame in (*lines.values(), *_unnamed_lines(snapshot, kept_out or {})):
                 bulk.copy_in(connection, f"{SCHEMA}.quarantine", QUARANTINE, frame)
             connection.execute(
                 update(snapshots)
@@ -365,16 +380,54 @@ class SnapshotStore:
             )
         return self.get(snapshot.snapshot_id)
 
+    def keep_findings(self, snapshot: Snapshot, findings: Mapping[str, Any]) -> None:
+        """Keep what judging a snapshot found: counts, reasons and codes, no student's values."""
+        self.files.write_json(f"{snapshot.path}/{FINDINGS}", findings, replace=True)
+
+    def findings(self, snapshot: Snapshot) -> dict[str, Any] | None:
+        """What `keep_findings` kept; None where it kept nothing, and once a student was erased from the snapshot."""
+        manifest, path = f"{snapshot.path}/manifest.json", f"{snapshot.path}/{FINDINGS}"
+        if not (self.files.exists(path) and self.files.exists(manifest)) or self.files.read_json(manifest).get(
+            "erased"
+        ):
+            return None
+        return self.files.read_json(path)
+
+    def with_same_pages(self, snapshot: Snapshot) -> Snapshot | None:
+        """The newest other good snapshot, of a full reading, that has exactly the pages of this one."""
+        same = _of(snapshot.integration, snapshot.school_year) & snapshots.c.verdict.in_(GOOD)
+        same &= (snapshots.c.content_hash == snapshot.content_hash) & snapshots.c.base_snapshot_id.is_(None)
+        return self._newest(same & (snapshots.c.snapshot_id != snapshot.snapshot_id))
+
+    def take_over(self, snapshot: Snapshot, before: Snapshot) -> Snapshot:
+        """Give a snapshot the standard frames and the rejected rows of another one, without looking into them. It is
+        pending until `set_verdict`."""
+        mine = snapshot.snapshot_id
+        self._set(mine, verdict="pending", roster_hash=None)
+        folders = [(before.folder("roster"), snapshot.folder("roster"), before.rows)]
+        folders += [(before.folder("quarantine"), snapshot.folder("quarantine"), before.quarantined)]
+        for old, new, entities in folders:
+            for entity in entities:
+                self.files.write(f"{new}/{entity}.parquet", self.files.read(f"{old}/{entity}.parquet"), replace=True)
+        with self.engine.begin() as connection:
+            connection.execute(text(f"delete from {SCHEMA}.quarantine where snapshot_id = :id"), {"id": mine})
+            connection.execute(TAKE_OVER, {"id": mine, "before": before.snapshot_id})
+            same = {name: getattr(before, name) for name in ("rows", "quarantined", "roster_hash")}
+            connection.execute(update(snapshots).where(snapshots.c.snapshot_id == mine).values(**same))
+        return self.get(mine)
+
     def read_roster(self, snapshot: Snapshot, entity: str) -> pl.DataFrame:
         """The good rows of an entity, typed; empty where the snapshot has none of it."""
         if entity not in snapshot.rows:
             return empty(ENTITIES[entity])
+        _check_kept(snapshot, "standard frames", snapshot.roster_expired_at)
         return self.files.read_frame(f"{snapshot.folder('roster')}/{entity}.parquet")
 
     def read_quarantine(self, snapshot: Snapshot, entity: str) -> pl.DataFrame:
         """The rejected rows of an entity as the provider delivered them, behind `row` and `reasons` (a JSON array)."""
         if entity not in snapshot.quarantined:
             return pl.DataFrame(schema={"row": pl.Int64, "reasons": pl.String})
+        _check_kept(snapshot, "rejected rows", snapshot.quarantine_expired_at)
         return self.files.read_frame(f"{snapshot.folder('quarantine')}/{entity}.parquet")
 
     def set_verdict(self, snapshot_id: str, verdict: Verdict) -> Snapshot:
@@ -798,6 +851,14 @@ def _lines(snapshot: Snapshot, entity: str, rejected: pd.DataFrame) -> pl.DataFr
     )
 
 
+def _unnamed_lines(snapshot: Snapshot, kept_out: Mapping[str, int]) -> Iterator[pl.DataFrame]:
+    """A line per row of an erased student, which says nothing of it: there is no such row, so its number is negative."""
+    for entity, rows in kept_out.items():
+        numbers = pd.RangeIndex(-1, -1 - rows, -1)
+        nothing = {"row": numbers, "sis_id": None, "column": WHOLE_ROW, "reason": KEPT_OUT}
+        yield _lines(snapshot, entity, pd.DataFrame(nothing))
+
+
 def _whole_rows(standard: pd.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
     """The rejected rows as they were delivered, behind their number and reasons."""
     reasons = lines.group_by("row", maintain_order=True).agg(pl.struct("column", "reason")).sort("row")
@@ -844,6 +905,16 @@ def _taken_over(mine: Snapshot) -> AlreadyRunningError:
         integration=mine.integration,
         school_year=mine.school_year,
     )
+
+
+def _check_kept(snapshot: Snapshot, what: str, expired_at: datetime | None) -> None:
+    if expired_at is not None:
+        raise DataError(
+            f"The {what} of snapshot {snapshot.snapshot_id} of {snapshot.integration} are no longer kept, since "
+            f"{expired_at:%Y-%m-%d}.",
+            code="data.expired",
+            advice="Sync again; docs/retention.md says what is kept for how long.",
+        )
 
 
 def _tampered(snapshot: Snapshot, what: str) -> DataError:

@@ -115,7 +115,7 @@ class Undoing:
         """Raises ConfigError where the operation can't be undone."""
         found = read_operation(connection, operation_id_of(operation_id))
         before, last = _around(connection, found)
-        if BEFORE not in (found.summary or {}):
+        if found.frames_expired_at is None and BEFORE not in (found.summary or {}):
             raise _refused(
                 found,
                 "it was published by an earlier version, which did not keep what was there before",
@@ -132,13 +132,14 @@ class Undoing:
                 f"the erasure of student {one.student_id} is not finished",
                 f"Wait for it or, where it was broken off, finish it: `sis erase {one.student_id} --reason …`.",
             )
-        gone = "What was there before a student was erased, or is older than the retention, can't be brought back; correct it in the SIS, and sync."
-        if not (self._merges.kept(before) and self._merges.kept(found)):
-            why = f"the merge of operation {before.operation_id}, which it would go back to, was deleted"
-            raise _refused(found, why, gone)
+        advice = "What was there before a student was erased, or is older than SIS_UNDO_DAYS, can't be brought back; correct it in the SIS, and sync."
+        gone = next((one for one in (found, before) if not self._merges.kept(one)), None)
+        if gone is not None:
+            why = f"the merge of operation {gone.operation_id}, which that needs, was deleted"
+            raise _refused(found, why, advice)
         if erased.mark(connection, found.district) != self._merges.manifest(before).get("known_erasures"):
             why = f"a student was erased since operation {before.operation_id}, which it would go back to"
-            raise _refused(found, why, gone)
+            raise _refused(found, why, advice)
 
     def _withheld(self, step: Step) -> dict[str, Sequence[str]]:
         """What was withheld before, and what the undone operation had taken in; an undo took in nothing."""

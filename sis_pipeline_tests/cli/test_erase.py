@@ -170,6 +170,22 @@ def test_a_merge_that_was_under_way_does_not_bring_the_student_back(student, mer
     assert count(database, "select count(*) from sis.students") == 2
 
 
+def test_who_is_kept_out_is_let_in_by_a_person(student, database, sis):
+    nobody = sis("erase", student, "--lift", *WHY)
+    assert (nobody.code != 0, "is kept out" in nobody.err) == (True, True)
+    assert sis("erase", student, *WHY, "--yes").code == 0
+    assert count(database, "select count(*) from sis.erased_records") == 1
+    assert sis("erase", student, "--lift", *WHY, "--json").json == {"lifted": 1, "student_id": student}
+    assert count(database, "select count(*) from sis.erased_records") == 0
+
+
+def test_without_an_encryption_key_nothing_is_erased(student, database, sis, monkeypatch):
+    monkeypatch.delenv("SIS_ENCRYPTION_KEYS")
+    refused = sis("erase", student, *WHY, "--yes")
+    assert (refused.code != 0, "sis keys create" in refused.err) == (True, True)
+    assert count(database, "select count(*) from sis.erasures") == 0
+
+
 def test_holds_quarantine_and_merged_ids_go_too(student, database, home, sis, merges):
     merged_away, other = "11111111-1111-5111-8111-111111111111", "22222222-2222-5222-8222-222222222222"
     snapshot_id = count(database, "select snapshot_id from sis.snapshots order by started_at desc limit 1")
@@ -293,6 +309,8 @@ def test_what_a_merge_brought_back_after_a_kill_goes_with_the_rest(merges, datab
         (("ada", *WHY), "not a UUID"),
         ((UNKNOWN, "--reason", " ", "--yes"), "why"),
         ((UNKNOWN, *WHY, "--yes", "--dry-run"), "Leave one of them out"),
+        ((UNKNOWN, *WHY, "--lift", "--dry-run"), "--lift erases nothing"),
+        ((UNKNOWN, "--reason", " ", "--lift"), "why"),
     ],
 )
 def test_what_can_not_be_erased_is_refused(arguments, words, home, sis):

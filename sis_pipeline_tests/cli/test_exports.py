@@ -67,3 +67,28 @@ def test_a_folder_with_something_else_in_it_is_left_alone(sis, tmp_path):
     said = sis("export", "oneroster", tmp_path, *WHOSE)
     assert said.code == ExitCode.CONFIG
     assert "empty" in said.err
+
+
+@pytest.mark.usefixtures("elmsworth")
+def test_what_was_handed_on_of_a_student_is_told(sis, tmp_path):
+    who = uid("Ada")
+    before = sis("disclosure", who)
+    assert (before.code, "No export is known" in before.out) == (ExitCode.OK, True), before.err
+    given = ("--recipient", "the library", "--reason", "library cards")
+    assert sis("export", "oneroster", tmp_path / "out", *WHOSE, *given).code == ExitCode.OK
+    said = sis("disclosure", who.upper())
+    assert said.code == ExitCode.OK, said.err
+    assert all(words in said.out for words in ("the library", "library cards", "familyName", "is not recorded here"))
+    record = sis("disclosure", who, "--json").json["disclosure"]
+    assert [(one["recipient"], one["included"]) for one in record["disclosures"]] == [("the library", True)]
+    assert ("students", 1) in {(one["table"], one["rows"]) for one in record["published"]}
+    ada = published()["students"].filter(student_id=who)
+    values = [value for value in ada.select("last_name", "ssid", "birth_date").row(0) if value is not None]
+    assert [value for value in values if str(value) in said.out] == []
+
+
+@pytest.mark.parametrize(("student", "words"), [("ada", "not a UUID"), (uid("nobody"), "There is no student")])
+@pytest.mark.usefixtures("elmsworth")
+def test_nobody_has_no_record_of_disclosures(sis, student, words):
+    said = sis("disclosure", student)
+    assert (said.code != ExitCode.OK, words in said.err) == (True, True)

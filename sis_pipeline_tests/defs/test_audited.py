@@ -56,6 +56,7 @@ ACTIONS = {
     "link.distinct": "a person says that they are two",
     "link.split": "a person gives a record a student of its own",
     "policy.set": "a person changes whose values a district publishes",
+    "retention.delete": "what was old and needed by nothing was deleted",
     "roster.publish": "a merge was published",
     "roster.superseded": "a merge came too late and was not published",
     "roster.undo": "a person put a roster back to what it was before a publication",
@@ -63,6 +64,7 @@ ACTIONS = {
     "school.open": "a person declares that a school opens",
     "student.erase": "a person erases a student: the rows are gone",
     "student.erased": "nothing of that student is left in the files either",
+    "student.lift": "a person lets an erased student's records in again",
     "student.merged": "a merge found two students to be one",
     "student.restored": "a merge gave a student back that had been merged away",
     "sync.read": "a reading came to its end, or was given up",
@@ -81,7 +83,7 @@ ACTIONS = {
 """Every action, and what it means."""
 
 LOOKS = {
-    "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "doctor", "enrollments list", "guard show",
+    "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "disclosure", "doctor", "enrollments list", "guard show",
     "holds list", "holds show", "integration list", "integration show", "links review", "links show", "operations list",
     "operations show", "policy check", "policy show", "providers", "students show", "tokens status", "version",
 }  # fmt: skip
@@ -95,7 +97,7 @@ CHANGES = {
     "db grant": {"database.grant"},
     "db upgrade": {"database.upgrade"},
     "demo": {"integration.add", "token.set_secret", "sync.read", "roster.publish"},
-    "erase": {"student.erase", "student.erased"},
+    "erase": {"student.erase", "student.erased", "student.lift"},
     "export oneroster": {"export.oneroster"},
     "guard reset": {"guard.set"},
     "guard set": {"guard.set"},
@@ -113,7 +115,7 @@ CHANGES = {
     "links confirm": {"link.confirm"},
     "links distinct": {"link.distinct"},
     "links split": {"link.split"},
-    "maintenance": {"sync.read", "token.delete"},
+    "maintenance": {"sync.read", "token.delete", "retention.delete"},
     "oauth authorize": {"token.authorize"},
     "policy set": {"policy.set"},
     "school close": {"school.close"},

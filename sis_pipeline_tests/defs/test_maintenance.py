@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import time_machine
 from sqlalchemy import text
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
-from sis_pipeline.defs import maintenance
+from sis_pipeline.defs import history, maintenance
 from sis_pipeline.defs.assembly import build_defs
 from sis_pipeline.defs.maintenance import CHORES, Done, run_all
 from sis_pipeline.settings import Settings
@@ -39,15 +41,64 @@ def age(installation: Installation, statement: str, **values: object) -> None:
         assert connection.execute(text(statement), values).rowcount > 0
 
 
-def test_every_chore_is_done_on_an_empty_installation(installation):
-    assert {one.chore: one.trouble for one in run_all(installation.roster)} == dict.fromkeys(NAMES)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_every_chore_is_done_on_an_empty_installation(installation, dry_run):
+    done = run_all(installation.roster, dry_run=dry_run)
+    assert {one.chore: one.trouble for one in done} == dict.fromkeys(NAMES)
+
+
+def test_a_dry_run_says_the_same_counts_and_changes_nothing(installation):
+    add(installation)
+    begun = installation.roster.snapshots.begin("lincoln-csv", "oneroster_csv", THIS_YEAR).snapshot.snapshot_id
+    late = {"late": f"{installation.settings.resume_hours + 0.1} hours"}
+    age(installation, "update sis.snapshots set started_at = started_at - cast(:late as interval)", **late)
+    with installation.engine.begin() as connection:
+        connection.execute(
+            text("""insert into sis.api_calls (integration, at, method, template, milliseconds, bytes, attempt)
+                 values ('lincoln-csv', sis.clock() - interval '31 days', 'GET', '/x', 1, 1, 1)""")
+        )
+        audit.append(connection, "a", "b", district="lincoln")
+    looked = {one.chore: one.facts for one in run_all(installation.roster, dry_run=True)}
+    assert (looked["readings"], looked["api_calls"]) == ({"given_up": 1}, {"deleted": 1})
+    assert installation.roster.snapshots.get(begun).finished_at is None
+    assert installation.scalar("select count(*) from sis.api_calls") == 1
+    assert installation.scalar("select count(*) from sis.audit_log where action = 'retention.delete'") == 0
+    assert installation.roster.snapshots.files.names("audit/heads") == []
+    found = {one.chore: one.facts for one in run_all(installation.roster)}
+    assert {name: found[name] for name in NAMES if name != "audit_log"} == {
+        name: looked[name] for name in NAMES if name != "audit_log"
+    }
+    assert installation.scalar("select count(*) from sis.api_calls") == 0
+
+
+def test_old_runs_go_but_for_those_that_last_made_a_partition(installation, instance, monkeypatch):
+    monkeypatch.setattr(history, "AT_ONCE", 1)
+    days = dg.StaticPartitionsDefinition(["a", "b"])
+
+    @dg.asset(partitions_def=days)
+    def made() -> dg.MaterializeResult:
+        return dg.MaterializeResult()
+
+    first, second, other = (
+        dg.materialize([made], partition_key=key, instance=instance).run_id for key in ("a", "a", "b")
+    )
+    young = dg.materialize([made], partition_key="b", instance=instance).run_id
+    later = datetime.now(UTC) + timedelta(days=installation.settings.runs_days, seconds=1)
+    with time_machine.travel(later, tick=True):
+        assert history.forget(installation.settings, installation.engine, dry_run=True) == {"runs": 2}
+        assert instance.has_run(first)
+        assert done(installation)["runs"].facts == {"runs": 2}
+        assert done(installation)["runs"].facts == {"runs": 0}
+    assert [instance.has_run(one) for one in (first, second, other, young)] == [False, True, False, True]
+    assert instance.get_materialized_partitions(dg.AssetKey("made")) == {"a", "b"}
+    assert installation.scalar("select count(*) from sis.audit_log where subject = 'runs'") == 2
 
 
 def test_a_chore_that_fails_leaves_the_others_and_is_told_in_words(installation, monkeypatch):
-    def fail(_roster):
+    def fail(_roster, *, dry_run):
         raise ConfigError("The disk is full.", advice="Make room.")
 
-    def crash(_roster):
+    def crash(_roster, *, dry_run):
         raise ValueError("Zoe Canary, born 2010-02-03")
 
     broken = (replace(CHORES[0], do=fail), replace(CHORES[1], do=crash), *CHORES[2:])

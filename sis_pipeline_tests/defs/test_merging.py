@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
+from sqlalchemy import text
 
 from sis_pipeline.db.tables import guard_settings
 from sis_pipeline.defs.merging import merge_districts, publish_districts
@@ -102,3 +105,30 @@ def test_a_merge_that_failed_is_told_where_its_result_is_missing(
     assert statuses(published) == ["published", "failed"]
     assert publication is not None
     assert "no merge that could be published" in publication
+
+
+def test_a_pre_registration_whose_day_has_come_is_merged_though_nothing_was_delivered_since(
+    published: Installation,
+) -> None:
+    roster, tomorrow = published.roster, datetime.now(UTC).date() + timedelta(days=1)
+    stay = {
+        "sis_id": "e7", "student_sis_id": "7", "school_sis_id": "1", "school_year": YEAR, "record_status": "active",
+        "entry_date": tomorrow.isoformat(), "entry_date_source": "sis", "enrollment_type": "primary", "status": "active",
+    }  # fmt: skip
+    sessions = [
+        {
+            "sis_id": "y", "title": "Year", "kind": "school_year", "school_year": YEAR, "record_status": "active",
+            "start_date": "2025-08-18", "end_date": (tomorrow + timedelta(days=90)).isoformat(),
+        }
+    ]  # fmt: skip
+    good_snapshot(roster.snapshots, academic_sessions=sessions, enrollments=[stay])
+    status = "select status from sis.enrollments"
+    assert (merge_and_publish(published), published.scalar(status)) == ([None, None], "pre_registered")
+    assert roster.merges.stale_districts(YEAR) == []
+    with published.engine.begin() as connection:
+        connection.execute(text(f"alter database {published.engine.url.database} set sis.clock_offset = '24 hours'"))
+    published.engine.dispose()
+    roster.close()
+    assert roster.merges.stale_districts(YEAR) == ["lincoln"]
+    assert (merge_and_publish(published), published.scalar(status)) == ([None, None], "active")
+    assert roster.merges.stale_districts(YEAR) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -117,11 +118,17 @@ def test_an_entity_fails_when_it_is_empty_or_too_much_of_it_is_rejected(frame, p
 
 
 def test_good_rows_that_break_the_schema_are_named_by_column_and_never_by_value():
-    validated = validate("schools", schools(2))
+    validated = replace(validate("schools", schools(2)), proven=False)
     broken = validated.frame.assign(kind="Secret Academy")
     found = entity_finding("schools", {"schools"}, validated, broken)
     assert "kind breaks" in found.problem
     assert "Secret" not in found.problem
+
+
+def test_what_pandera_proved_of_all_rows_is_not_asked_again_of_some():
+    good, bad = validate("schools", schools(2)), validate("schools", schools(30, nameless=3))
+    assert (good.proven, bad.proven) == (True, False)
+    assert entity_finding("schools", {"schools"}, bad, bad.frame).problem is None
 
 
 def test_what_a_source_promises_must_come():

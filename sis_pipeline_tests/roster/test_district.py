@@ -93,6 +93,22 @@ def test_a_day_without_changes_has_no_events_and_the_same_tables() -> None:
     assert all(after[name].equals(tables[name]) for name in tables)
 
 
+def test_the_same_inputs_are_due_again_on_the_next_day_on_which_somebody_comes_or_leaves() -> None:
+    roster = Roster().school("1").student("s1", stay={"entry_date": "2025-10-05"})
+    roster.student("s2", stay={"exit_date": "2025-10-09"}).student(
+        "s3", stay={"status": "graduated", "exit_date": "2026-05-30"}
+    )
+    days = [date(2025, 10, day) for day in (1, 4, 5, 8, 9)]
+    due = [merge(roster, as_of=day).stats.due for day in days]
+    assert due == ["2025-10-05", "2025-10-05", "2025-10-09", "2025-10-09", None]
+
+
+def test_what_is_held_is_due_again_tomorrow() -> None:
+    roster = district()
+    held = second_day(roster, roster.without(*[f"s{number}" for number in range(10)]))
+    assert (held.stats.held, held.stats.due) == (10, "2025-10-03")
+
+
 def test_only_a_record_that_changed_names_the_new_snapshot() -> None:
     later = "00000000-0000-4000-8000-000000000002"
     inputs = changed(district(4), "students", "s1", email="s1@pine.example").inputs(loaded(district(4)), as_of=DAY_2)

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from cryptography.fernet import Fernet
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.engine import URL
 
+from sis_pipeline.connect.keys import Keys
+from sis_pipeline.connect.vault import Vault
 from sis_pipeline.db.engine import engine_for
 from sis_pipeline.db.tables import integrations, metadata
 from sis_pipeline.roster.district import MergedRoster, MergeStats
 from sis_pipeline.roster.frames import example_frame, pandas_dtypes
 from sis_pipeline.roster.guard import Hold
 from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.merged import MergeStore
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
 
@@ -220,3 +224,9 @@ def merges(database: Engine, snapshots: SnapshotStore) -> MergeStore:
     add_integration(database, "lincoln-ps")
     good_snapshot(snapshots)
     return MergeStore(database, snapshots)
+
+
+@pytest.fixture
+def erasing(database: Engine, merges: MergeStore) -> Erasing:
+    keys = Keys([Fernet.generate_key().decode()])
+    return Erasing(database, merges.files, lambda: Vault.open(database, keys))

@@ -12,7 +12,6 @@ from sis_pipeline.connect.errors import ConfigError, InternalError
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.store import erased, erasure
 from sis_pipeline.store.conflicts import Conflicts
-from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.files import DataFolder
 from sis_pipeline.store.health import examine
 from sis_pipeline.store.identity import Identities
@@ -26,11 +25,6 @@ WHY = ("ada", "the family asked")
 BORN = date(2012, 3, 4)
 PS, IC, SKY = "lincoln-ps/7", "lincoln-ic/70", "lincoln-sky/700"
 ABOUT = ("students", "student_years", "student_links", "student_sources", "enrollments", "enrollment_changes")
-
-
-@pytest.fixture
-def erasing(database, merges) -> Erasing:
-    return Erasing(database, merges.files)
 
 
 def ready(merges):
@@ -165,15 +159,15 @@ def test_an_erasure_after_the_merge_read_and_before_it_has_its_number_is_heeded(
 
 
 def test_a_merge_that_read_what_an_erasure_had_not_reached_yet_is_not_published(
-    database, snapshots, merges, gone, monkeypatch
+    snapshots, erasing, gone, monkeypatch, merges
 ):
     good_snapshot(snapshots, **delivery(0, 1, 2))
     read = []
     monkeypatch.setattr(erasure, "crash_point", lambda name: read.append(ready(merges)) if "rows" in name else None)
-    Erasing(database, merges.files).erase(gone, *WHY, force=True)
+    erasing.erase(gone, *WHY, force=True)
     with pytest.raises(SupersededError, match="a student was erased since"):
-        publish(database, merges, read[0])
-    assert sum(about(database, gone).values()) == 0
+        publish(merges._engine, merges, read[0])
+    assert sum(about(merges._engine, gone).values()) == 0
 
 
 def broken_off(erasing, student_id: str, monkeypatch) -> None:

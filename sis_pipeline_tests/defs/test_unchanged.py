@@ -1,0 +1,155 @@
+"""A reading that brought what the last one brought is not decoded again, and is judged anew once anything else counts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+
+from sis_pipeline.defs import loading, unchanged
+from sis_pipeline.defs.loading import RosterLoad, load_roster
+from sis_pipeline.store.integrations import Integration
+from sis_pipeline_tests.defs.conftest import YEAR, Installation
+from sis_pipeline_tests.store.conftest import Read
+
+KEY = "fern-or"
+ACTIVE = {"status": "active", "dateLastModified": "2026-01-05T06:00:00Z"}
+SETTINGS = {"base_url": "https://sis.example/ims", "token_url": "https://sis.example/token", "client_id": "c"}
+
+
+def user(sis_id: str, **values: object) -> dict[str, object]:
+    role = {"roleType": "primary", "role": "student", "org": {"sourcedId": "s1", "type": "org"}}
+    named = {"givenName": "Ada", "familyName": "Null", "identifier": sis_id, "grades": ["07"], "roles": [role]}
+    return {"sourcedId": sis_id, **ACTIVE, **named, **values}
+
+
+def roster(*users: dict[str, object]) -> dict[str, list[dict[str, object]]]:
+    session = {"title": YEAR.key, "type": "schoolYear", "schoolYear": str(YEAR.end)}
+    days = {"startDate": f"{YEAR.start}-08-20", "endDate": f"{YEAR.end}-06-10"}
+    return {
+        "orgs": [{"sourcedId": "s1", **ACTIVE, "name": "Pine", "type": "school", "identifier": "1"}],
+        "academicSessions": [{"sourcedId": "y", **ACTIVE, **session, **days}],
+        "users": list(users),
+        "demographics": [{"sourcedId": "u1", **ACTIVE, "birthDate": "2012-03-04"}],
+    }
+
+
+NAMELESS = user("u3", givenName="")
+PAGES = roster(user("u1"), user("u2"), NAMELESS)
+
+
+class Place:
+    """One integration whose pages are given, and how often they were decoded."""
+
+    def __init__(self, installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.installation, self.roster, self.decoded = installation, installation.roster, 0
+        decode = loading._standard
+
+        def counted(*given: Any) -> Any:
+            self.decoded += 1
+            return decode(*given)
+
+        monkeypatch.setattr(loading, "_standard", counted)
+        self.roster.integrations.add(Integration(KEY, "oneroster", "fernhollow", settings=SETTINGS))
+
+    def sync(self, pages: dict[str, list[dict[str, object]]] = PAGES, completeness: Any = "complete") -> RosterLoad:
+        writer = self.roster.snapshots.begin(KEY, "oneroster", YEAR.key)
+        for name, rows in pages.items():
+            body = json.dumps({name: rows}).encode()
+            writer.add_page(name, {"active_year": YEAR.key}, 1, body, len(rows))
+        writer.finish([Read(name, len(rows)) for name, rows in pages.items()], completeness, 1, 0.1)
+        return load_roster(self.roster, KEY, YEAR, "run", lambda _line: None)
+
+    def kept(self, load: RosterLoad) -> dict[str, Any]:
+        """All that is kept of a snapshot, but for its name."""
+        store, snapshot = self.roster.snapshots, load.snapshot
+        rejected = self.installation.rows(
+            'select entity, "row", "column", reason, sis_id from sis.quarantine where snapshot_id = :id order by 1, 2, 3',
+            id=snapshot.snapshot_id,
+        )
+        frames = {entity: store.read_roster(snapshot, entity).to_dicts() for entity in snapshot.rows}
+        aside = {entity: store.read_quarantine(snapshot, entity).to_dicts() for entity in snapshot.quarantined}
+        counts = (snapshot.verdict, snapshot.rows, snapshot.quarantined, snapshot.roster_hash)
+        return {"rejected": rejected, "frames": frames, "aside": aside, "counts": counts}
+
+
+@pytest.fixture
+def place(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(installation, monkeypatch)
+
+
+def test_the_same_pages_are_worth_what_they_were_without_being_decoded(place):
+    first, second = place.sync(), place.sync()
+    assert place.decoded == 1
+    assert first.snapshot.snapshot_id != second.snapshot.snapshot_id
+    assert place.kept(second) == place.kept(first)
+    assert len(place.kept(first)["rejected"]) == 2  # the nameless one, and her enrollment
+    assert (second.entities, second.references, second.unknown_codes) == (
+        first.entities,
+        first.references,
+        first.unknown_codes,
+    )
+    assert place.kept(place.sync()) == place.kept(first)
+    assert place.decoded == 1
+
+
+def renamed(place: Place, _patch: pytest.MonkeyPatch) -> RosterLoad:
+    return place.sync(roster(user("u1"), user("u2", givenName="Grace"), NAMELESS))
+
+
+def read_in_part(place: Place, _patch: pytest.MonkeyPatch) -> RosterLoad:
+    return place.sync(completeness="partial")
+
+
+def set_otherwise(place: Place, _patch: pytest.MonkeyPatch) -> RosterLoad:
+    changed = Integration(KEY, "oneroster", "fernhollow", settings={**SETTINGS, "state": "TX"})
+    place.roster.integrations.add(changed, replace=True)
+    return place.sync()
+
+
+def upgraded(place: Place, patch: pytest.MonkeyPatch) -> RosterLoad:
+    patch.setattr(unchanged, "_code", lambda _provider: "another version")
+    return place.sync()
+
+
+def erased_from(place: Place, _patch: pytest.MonkeyPatch) -> RosterLoad:
+    snapshots = place.roster.snapshots
+    path = f"{snapshots.latest(KEY, YEAR.key).path}/manifest.json"
+    manifest = snapshots.files.read_json(path)
+    snapshots.files.write_json(path, {**manifest, "erased": "an erasure"}, replace=True)
+    return place.sync()
+
+
+@pytest.mark.parametrize("otherwise", [renamed, read_in_part, set_otherwise, upgraded, erased_from])
+def test_they_are_judged_anew_where_anything_else_counts(
+    place: Place, monkeypatch: pytest.MonkeyPatch, otherwise: Callable[[Place, pytest.MonkeyPatch], RosterLoad]
+) -> None:
+    place.sync()
+    otherwise(place, monkeypatch)
+    assert place.decoded == 2
+
+
+def test_who_was_born_in_the_future_may_be_born_by_now(place):
+    pages = {**PAGES, "demographics": [{"sourcedId": "u1", **ACTIVE, "birthDate": f"{YEAR.end + 5}-03-04"}]}
+    rejected = place.sync(pages)
+    assert "birth_date: in the future" in rejected.entities["students"].reasons
+    place.sync(pages)
+    assert place.decoded == 2
+
+
+def test_a_rejected_snapshot_is_nothing_to_take_over_from(place):
+    pages = roster(NAMELESS)
+    assert [place.sync(pages).snapshot.verdict for _ in range(2)] == ["rejected", "rejected"]
+    assert place.decoded == 2
+
+
+def test_what_was_taken_over_is_a_copy(place):
+    first, second = place.sync(), place.sync()
+    files = place.roster.snapshots.files
+    files.delete(f"{first.snapshot.folder('roster')}/students.parquet")
+    students = place.roster.snapshots.read_roster(second.snapshot, "students")
+    assert isinstance(students, pl.DataFrame)
+    assert students.height == 2

@@ -1,0 +1,133 @@
+"""Modes 8 to 14: whose record is it. Two children are never made one, and one child is found again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+import pytest
+
+from sis_pipeline.roster.decisions import DISTINCT, SAME
+from sis_pipeline.roster.district import MergedRoster
+from sis_pipeline.roster.oneroster_export import TABLES, oneroster_set
+from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline_tests.roster.rosters import DAY_2, YEAR, Roster, loaded, merge, publish, rows
+from sis_pipeline_tests.roster.test_decisions import decided, decisions
+from sis_pipeline_tests.roster.test_district import changed, district, student_of
+
+Tables = dict[str, pl.DataFrame]
+
+
+def two_systems(one: dict[str, Any], other: dict[str, Any]) -> Roster:
+    """A school in two systems, with a child in each and four others."""
+    roster = Roster().school("1").school("1", "b")
+    for number in range(4):
+        roster.student(f"s{number}", last_name=f"Name{number}", ssid=f"9{number}", birth_date="2011-01-01")
+    return roster.student("a1", **one).student("b1", integration="b", **other)
+
+
+def two(tables: Tables) -> bool:
+    return student_of(tables, "a1") != student_of(tables, "b1", "b")
+
+
+def asked(merged: MergedRoster) -> list[str]:
+    return rows(merged.near_matches, "rule")
+
+
+def test_08_one_state_id_of_two_children_joins_nobody() -> None:
+    roster = two_systems(
+        {"ssid": "77"}, {"ssid": "77", "first_name": "Ben", "last_name": "Hill", "birth_date": "2016-05-05"}
+    )
+    merged = merge(roster)
+    tables = publish({}, merged)
+    assert two(tables)
+    assert asked(merged) == ["ssid"], "a person is asked"
+    assert tables["students"].filter("near_match").height == 2
+
+
+def test_09_one_child_under_two_numbers_is_joined_by_a_person_and_can_be_split_again() -> None:
+    roster = two_systems({"local_id": "5"}, {"local_id": "6"})
+    merged = merge(roster)
+    tables = publish({}, merged)
+    before = {student_of(tables, "a1"), student_of(tables, "b1", "b")}
+    assert asked(merged) == ["name_birth"]
+
+    same = decisions(decided(SAME, "a/a1", "b/b1"))
+    joined = merge(roster, tables, as_of=DAY_2, decisions=same)
+    [(gone, kept)] = joined.retired.items()
+    assert {gone, kept} == before, "one of the two ids stays, the other leads to it"
+    assert joined.changes.is_empty(), "nobody enrolls or leaves by it"
+    one = publish(tables, joined)
+    assert not two(one)
+
+    record = ("a/a1", "b/b1") if gone == student_of(tables, "a1") else ("b/b1", "a/a1")
+    apart = merge(roster, one, as_of=DAY_2, decisions=decisions(decided(DISTINCT, *record, gone, kept)))
+    assert apart.changes.is_empty()
+    split = publish(one, apart)
+    assert two(split)
+    assert {student_of(split, "a1"), student_of(split, "b1", "b")} == before, "each has its own id again"
+
+
+def test_10_twins_are_never_joined_whatever_else_agrees() -> None:
+    home = {"email": "home@example.org", "phone": "512-555-0100", "grade_level": "07"}
+    merged = merge(two_systems(home, {**home, "first_name": "Bea"}))
+    assert two(publish({}, merged))
+    assert asked(merged) == []
+
+    with_one_id = two_systems({**home, "ssid": "77"}, {**home, "first_name": "Bea", "ssid": "77"})
+    merged = merge(with_one_id)
+    assert two(publish({}, merged))
+    assert asked(merged) == ["ssid"], "never more than a question"
+    told = merge(with_one_id, decisions=decisions(decided(DISTINCT, "a/a1", "b/b1")))
+    assert asked(told) == [], "and it is asked once"
+
+
+def test_11_an_id_that_is_given_to_another_child_brings_no_history_along() -> None:
+    tables = loaded(district())
+    other = changed(
+        district(), "students", "s1", first_name="Ben", last_name="Other", birth_date="2016-09-09", ssid="999"
+    )
+    merged = merge(other, tables, as_of=DAY_2)
+    assert rows(merged.recycled, "integration", "sis_id") == [("a", "s1")], "the record is set aside"
+    assert merged.changes.is_empty()
+    assert publish(tables, merged)["students"].equals(tables["students"]), "the child of before keeps all of it"
+
+
+def test_12_one_number_in_two_districts_is_two_children() -> None:
+    roster = two_systems(
+        {"local_id": "5", "local_id_issuer": "north"},
+        {"local_id": "5", "local_id_issuer": "south", "last_name": "Hill"},
+    )
+    merged = merge(roster)
+    assert two(publish({}, merged))
+    assert asked(merged) == [], "not even a question: numbers of two issuers are two things"
+
+
+@pytest.mark.parametrize(
+    "now",
+    [{"last_name": "Moss-Hill"}, {"last_name": "Hill"}, {"last_name": "Móss"}, {"last_name": "MOSS HILL"}],
+    ids=["hyphenated", "changed", "accented", "in two words"],
+)
+def test_13_a_change_of_name_changes_nobody(now: dict[str, Any]) -> None:
+    across = publish({}, merge(two_systems({"ssid": "77"}, {"ssid": "77", **now})))
+    assert not two(across), "in another system, by the state id, the first name and the birth date"
+
+    tables = loaded(district().student("a1"))
+    merged = merge(district().student("a1", **now), tables, as_of=DAY_2)
+    assert student_of(publish(tables, merged), "a1") == student_of(tables, "a1"), "in the same system, by its record"
+    assert (merged.recycled.height, merged.changes.height) == (0, 0)
+
+
+def test_14_a_preferred_name_never_becomes_the_legal_one() -> None:
+    roster = two_systems({"ssid": "77"}, {"ssid": "77", "preferred_first_name": "Lee"})
+    tables = publish({}, merge(roster))
+    assert not two(tables)
+    mine = tables["students"].filter(pl.col("ssid") == "77")
+    assert rows(mine, "first_name", "preferred_first_name") == [("Ada", "Lee")]
+
+    def users(**asked_for: bool) -> pl.DataFrame:
+        sets = oneroster_set({name: tables[name] for name in TABLES}, "d1", SchoolYear.parse(YEAR), "1.2", **asked_for)
+        return sets.files["users"].filter(pl.col("sourcedId") == mine["student_id"].item())
+
+    assert "Lee" not in {value for row in users().rows() for value in row}, "a target gets it only if it asks"
+    assert rows(users(preferred_names=True), "givenName", "preferredGivenName") == [("Ada", "Lee")]
