@@ -30,6 +30,8 @@ from sis_pipeline_tests.cli.test_basics import commands
 from sis_pipeline_tests.defs.conftest import THIS_YEAR, Installation
 
 ACTIONS = {
+    "accounts.follow": "accounts came to be what the roster and its days ask for",
+    "accounts.rules": "a person sets a district's rules for accounts",
     "breaker.reset": "a person has a system called again that is left alone",
     "conflict.decide": "a person chooses one of several values",
     "conflict.reopen": "a person takes that back",
@@ -37,6 +39,8 @@ ACTIONS = {
     "database.upgrade": "the schema was brought up to date",
     "export.oneroster": "a person writes a district's roster to files",
     "guard.set": "a person changes a district's thresholds",
+    "enrollments.reinstate": "a person takes a withdrawal back",
+    "enrollments.withdraw": "a person withdraws the enrollments of a school",
     "hold.applied": "a merge applied removals that a person had let through",
     "hold.closed": "the removals of a hold are no longer pending",
     "hold.discarded": "a person keeps what is published",
@@ -83,7 +87,7 @@ ACTIONS = {
 """Every action, and what it means."""
 
 LOOKS = {
-    "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "disclosure", "doctor", "enrollments list", "guard show",
+    "accounts list", "accounts rules check", "accounts rules show", "accounts show", "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "disclosure", "doctor", "enrollments list", "enrollments withdrawals", "guard show",
     "holds list", "holds show", "integration list", "integration show", "links review", "links show", "operations list",
     "operations show", "policy check", "policy show", "providers", "students show", "tokens status", "version",
 }  # fmt: skip
@@ -91,12 +95,15 @@ LOOKS = {
 OUTSIDE = {"db stop", "sandbox day", "sandbox serve", "up"}
 """Commands that start or stop processes, or work on the sandbox only."""
 CHANGES = {
+    "accounts rules set": {"accounts.rules"},
     "backfill": {"sync.request", "sync.read", "sync.verdict", "roster.publish"},
     "conflicts decide": {"conflict.decide"},
     "conflicts reopen": {"conflict.reopen"},
     "db grant": {"database.grant"},
     "db upgrade": {"database.upgrade"},
     "demo": {"integration.add", "token.set_secret", "sync.read", "roster.publish"},
+    "enrollments reinstate": {"enrollments.reinstate"},
+    "enrollments withdraw": {"enrollments.withdraw"},
     "erase": {"student.erase", "student.erased", "student.lift"},
     "export oneroster": {"export.oneroster"},
     "guard reset": {"guard.set"},

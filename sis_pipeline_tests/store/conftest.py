@@ -22,11 +22,16 @@ from sis_pipeline.roster.district import MergedRoster, MergeStats
 from sis_pipeline.roster.frames import example_frame, pandas_dtypes
 from sis_pipeline.roster.guard import Hold
 from sis_pipeline.roster.model import ENTITIES, MERGED
-from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.merged import MergeStore
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
 
 YEAR = "2025-2026"
+
+
+@pytest.fixture
+def vault(database: Engine) -> Vault:
+    """The database's own, with a new key."""
+    return Vault.open(database, Keys([Fernet.generate_key().decode()]))
 
 
 @dataclass(frozen=True)
@@ -224,9 +229,3 @@ def merges(database: Engine, snapshots: SnapshotStore) -> MergeStore:
     add_integration(database, "lincoln-ps")
     good_snapshot(snapshots)
     return MergeStore(database, snapshots)
-
-
-@pytest.fixture
-def erasing(database: Engine, merges: MergeStore) -> Erasing:
-    keys = Keys([Fernet.generate_key().decode()])
-    return Erasing(database, merges.files, lambda: Vault.open(database, keys))

@@ -13,6 +13,7 @@ from sis_pipeline.db.tables import account_rules
 from sis_pipeline.roster.accounts import LEFT, UNKNOWN
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.store.accounts import Accounts, RulesVersion
+from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.publish import publish
 from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, count, good_snapshot
@@ -161,11 +162,12 @@ def test_an_undo_takes_accounts_along_and_deletes_none(database, merges, store, 
     assert accounts(database) == before
 
 
-def test_an_erased_student_leaves_no_account_and_the_name_goes_to_nobody(database, erasing, store, day):
+def test_an_erased_student_leaves_no_account_and_the_name_goes_to_nobody(database, merges, store, day, vault):
     store.set("lincoln", RULES, **BY)
     day()
     day(*range(1, 6))
     who = rows(database, "select person_id::text from sis.accounts where username = 'first0'")[0][0]
+    erasing = Erasing(database, merges.files, lambda: vault)
     assert erasing.plan(who).tables["accounts"] == 1
     erasing.erase(who, "ada", "the family asked")
     assert "first0" not in accounts(database)

@@ -12,6 +12,7 @@ from sis_pipeline.connect.errors import ConfigError, InternalError
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.store import erased, erasure
 from sis_pipeline.store.conflicts import Conflicts
+from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.files import DataFolder
 from sis_pipeline.store.health import examine
 from sis_pipeline.store.identity import Identities
@@ -25,6 +26,11 @@ WHY = ("ada", "the family asked")
 BORN = date(2012, 3, 4)
 PS, IC, SKY = "lincoln-ps/7", "lincoln-ic/70", "lincoln-sky/700"
 ABOUT = ("students", "student_years", "student_links", "student_sources", "enrollments", "enrollment_changes")
+
+
+@pytest.fixture
+def erasing(database, merges, vault) -> Erasing:
+    return Erasing(database, merges.files, lambda: vault)
 
 
 def ready(merges):

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
 from sis_pipeline.roster.district import merge_district
+from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.publish import publish
 from sis_pipeline.store.undo import Undoing
 from sis_pipeline.store.withdrawals import Withdrawals
@@ -100,11 +101,11 @@ def test_its_publication_is_undone_and_the_word_stands(database, merges, store, 
     assert count(database, OPEN) == 0, "what a person decided is applied by the next merge; it is taken back by its id"
 
 
-def test_an_erased_student_is_in_no_withdrawal(database, erasing, store, sync):
+def test_an_erased_student_is_in_no_withdrawal(database, merges, store, sync, vault):
     store.withdraw("lincoln", "101", ENDS, **BY)
     sync()
     who = rows(database, "select student_id::text from sis.students limit 1")[0][0]
-    erasing.erase(who, "ada", "the family asked", force=True)
+    Erasing(database, merges.files, lambda: vault).erase(who, "ada", "the family asked", force=True)
     assert store.list("lincoln")[0].enrollments == 5
 
 
