@@ -27,7 +27,7 @@ All = Annotated[bool, typer.Option("--all", help="Those of every integration.")]
 
 @app.callback()
 def health(context: typer.Context, *, as_json: AsJson = False) -> None:
-    """What is wrong right now, and what to do: integrations, data, tokens, breakers, limits, holds.
+    """What is wrong right now, and what to do: integrations, data, tokens, breakers, limits, holds, erasures.
 
     Exit code 5 where something waits for a person; what is expected to pass by itself leaves it at 0.
     """

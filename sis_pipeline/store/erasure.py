@@ -5,14 +5,29 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import polars as pl
-from sqlalchemy import ColumnElement, Connection, Engine, Table, and_, delete, func, or_, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import distinct_on
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    and_,
+    column,
+    delete,
+    func,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, distinct_on
 
 from sis_pipeline.connect.errors import ConfigError, InternalError
 from sis_pipeline.connect.vault import Vault
@@ -35,7 +50,7 @@ from sis_pipeline.db.tables import (
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.store import keeping_out, survivorship
 from sis_pipeline.store.accounts import spend_usernames
-from sis_pipeline.store.files import DataFolder
+from sis_pipeline.store.files import DataFolder, is_part
 from sis_pipeline.store.holds import without_students
 from sis_pipeline.store.locks import all_integrations_locked, begin_writing
 from sis_pipeline.store.merged import BEFORE
@@ -46,13 +61,16 @@ PERSON = ("student_id", "other_student_id", "person_id", "alias_id")
 """Columns of our tables and frames that hold a student's id."""
 BY_RECORD = ("student_links", "student_sources", "near_matches", "identity_decisions")
 """Tables whose integration and sis_id name a student's record, and not an enrollment's or a section's."""
+NAMING = {student_aliases: "records", conflict_decisions: "seen"}
+"""Tables whose rows about one student may name another one's records, in a list of [integration, sis_id, …]."""
 NOW = text(f"{SCHEMA}.clock()")
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom an erasure is about: the ids we gave, those merged away among them, and the records in the systems."""
+    """Whom an erasure is about: the ids we gave, those merged away among them, and the records in the systems that
+    are nobody else's."""
 
     district: str
     student_id: str
@@ -82,6 +100,29 @@ class Found:
     erasure_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The readings and merges whose folders may hold something of a student. `since`: when an erasure that is under way
+    was begun."""
+
+    readings: Sequence[Any]
+    merges: Sequence[Any]
+    since: datetime | None
+
+    def new_since(self, swept: Folders) -> Folders:
+        """Those that were not there when others were swept, or may have written since: a merge that did not end."""
+        readings = {row.snapshot_id for row in swept.readings}
+        merges = {row.operation_id for row in swept.merges if row.finished_at is not None}
+        return Folders(
+            [row for row in self.readings if row.snapshot_id not in readings],
+            [row for row in self.merges if row.operation_id not in merges],
+            self.since,
+        )
+
+    def from_before(self, row: Any) -> bool:
+        return self.since is None or row.started_at <= self.since
+
+
 class Erasing:
     """Erases students of this installation."""
 
@@ -95,7 +136,9 @@ class Erasing:
         """What `erase` would erase; nothing is changed. Raises ConfigError for an id that no student has."""
         with self._engine.connect() as connection:
             subject = _subject(connection, student_id)
-            return self._found(connection, subject, student_id)
+            found = self._found(connection, subject, student_id)
+            folders = _folders(connection, subject)
+        return _with_files(found, self._file_work(folders, subject, None, do=False))
 
     def erase(self, student_id: str, actor: str, reason: str, *, force: bool = False) -> Found:
         """Erase a student for good. Broken off, it is finished by calling it again.
@@ -126,22 +169,17 @@ class Erasing:
             crash_point("erase.rows_gone")
             with self._engine.connect() as connection:  # what was linked while this waited for its turn is in there
                 subject = _under_way(connection, subject.student_id) or subject
-            for _ in self._file_work(subject, erasure_id, do=True):
-                crash_point("erase.file_done")
-            self._finish(subject, erasure_id, actor)
+                folders = _folders(connection, subject)
+            found = _with_files(found, self._swept(folders, subject, erasure_id))
+            self._finish(subject, erasure_id, folders, actor)
         return replace(found, erasure_id=erasure_id)
 
     def _found(self, connection: Connection, subject: Subject, asked: str) -> Found:
-        rows: Counter[str] = Counter()
-        files: Counter[str] = Counter()
-        for layer, name, count in self._file_work(subject, None, do=False):
-            files[layer] += 1
-            if layer in {"roster", "quarantine"}:
-                rows[name] += count
+        """Without what is in files."""
         tables = {name: number for name, number in _counts(connection, subject).items() if number}
         merged_from = asked if asked != subject.student_id else None
         delivered = self._delivered_by(connection, subject)
-        return Found(subject.student_id, subject.district, merged_from, tables, dict(rows), dict(files), delivered)
+        return Found(subject.student_id, subject.district, merged_from, tables, {}, {}, delivered)
 
     def _delivered_by(self, connection: Connection, subject: Subject) -> tuple[str, ...]:
         """Registered integrations whose link to the student is active, or whose newest good snapshot has the record."""
@@ -157,10 +195,8 @@ class Erasing:
         )
         for row in connection.execute(newest):
             path = f"roster/{row.integration}/{row.school_year}/{row.snapshot_id}/students.parquet"
-            if (
-                self._files.exists(path)
-                and self._files.read_frame(path).filter(pl.col("sis_id").is_in(subject.sis_ids(row.integration))).height
-            ):
+            sis_ids = subject.sis_ids(row.integration)
+            if self._files.exists(path) and self._mine(path, "students", sis_ids, rejected=False).any():
                 found.add(row.integration)
         return tuple(sorted(found & registered))
 
@@ -185,6 +221,7 @@ class Erasing:
             others = _doubted_with(connection, subject)
             spend_usernames(connection, subject.district, subject.ids)
             deleted = {table.name: _delete(connection, table, subject) for table in _tables()}
+            _name_no_more(connection, subject)
             deleted[holds.name] = without_students(connection, subject.district, frozenset(subject.ids))
             _no_doubt_left(connection, subject.district, others)
             _build_no_more(connection, subject)
@@ -216,12 +253,17 @@ class Erasing:
             )
             return erasure_id
 
-    def _finish(self, subject: Subject, erasure_id: str, actor: str) -> None:
-        """Prove that nothing is left, and forget the ids. Raises InternalError where something is."""
+    def _finish(self, subject: Subject, erasure_id: str, swept: Folders, actor: str) -> None:
+        """Prove that nothing is left, and forget the ids. Raises InternalError where something is.
+
+        Folders that were swept are not looked at again: the district waits for this, and PostgreSQL ends a transaction
+        that does nothing for long.
+        """
         with self._engine.begin() as connection:
             begin_writing(connection, subject.district)
             left = {name: number for name, number in _counts(connection, subject).items() if number}
-            left |= Counter(layer for layer, _, _ in self._file_work(subject, None, do=False))
+            new = _folders(connection, subject).new_since(swept)
+            left |= Counter(layer for layer, _, _ in self._file_work(new, subject, None, do=False))
             if left:
                 raise InternalError(
                     f"Something of student {subject.student_id} is still in {', '.join(sorted(left))}: it came while the "
@@ -240,32 +282,22 @@ class Erasing:
                 details=details,
             )
 
-    def _file_work(self, subject: Subject, erasure_id: str | None, *, do: bool) -> Iterator[tuple[str, str, int]]:
+    def _file_work(
+        self, folders: Folders, subject: Subject, erasure_id: str | None, *, do: bool
+    ) -> Iterator[tuple[str, str, int]]:
         """(layer, entity or file, rows) of every file that holds, or may hold, the student; `do`: erase it first."""
-        with self._engine.connect() as connection:
-            read = connection.execute(
-                select(snapshots)
-                .where(snapshots.c.integration.in_(subject.integrations))
-                .order_by(snapshots.c.started_at)
-            ).all()
-            merges = connection.execute(
-                select(sync_operations).where(sync_operations.c.district == subject.district)
-                .order_by(sync_operations.c.epoch)
-            ).all()  # fmt: skip
-            since = connection.scalar(
-                select(erasures.c.begun_at).where(
-                    erasures.c.district == subject.district,
-                    erasures.c.student_id == subject.student_id,
-                    erasures.c.finished_at.is_(None),
-                )
-            )
-        for row in read:
-            if since is None or row.started_at <= since:
+        for row in folders.readings:
+            if folders.from_before(row):
                 yield from self._raw(row, erasure_id, do=do)
             yield from self._frames(row, subject, do=do)
-        for row in merges:
-            if since is None or row.started_at <= since:
+        for row in folders.merges:
+            if folders.from_before(row):
                 yield from self._merge(row, subject, erasure_id, do=do)
+
+    def _swept(self, folders: Folders, subject: Subject, erasure_id: str) -> Iterator[tuple[str, str, int]]:
+        for done in self._file_work(folders, subject, erasure_id, do=True):
+            crash_point("erase.file_done")
+            yield done
 
     def _raw(self, row: Any, erasure_id: str | None, *, do: bool) -> Iterator[tuple[str, str, int]]:
         """A page can't be trusted to name whom it is about, so all of an integration that knows the student go."""
@@ -284,20 +316,43 @@ class Erasing:
             yield "raw", page, 0
 
     def _frames(self, row: Any, subject: Subject, *, do: bool) -> Iterator[tuple[str, str, int]]:
+        """The counts are put right before the file is: broken off in between, the file still says that it is to be done."""
+        sis_ids = subject.sis_ids(row.integration)
         for layer, counts in (("roster", "rows"), ("quarantine", "quarantined")):
             folder = f"{layer}/{row.integration}/{row.school_year}/{row.snapshot_id}"
             for file in self._files.names(folder):
-                entity = file.removesuffix(".parquet")
-                frame = self._files.read_frame(f"{folder}/{file}")
-                is_mine = _of_student(entity, frame, subject.sis_ids(row.integration))
-                mine, rest = frame.filter(is_mine), frame.filter(~is_mine)
-                if mine.is_empty():
+                path, entity = f"{folder}/{file}", file.removesuffix(".parquet")
+                if is_part(file):
+                    if do:
+                        self._files.delete(path)
+                    yield layer, entity, 0
+                    continue
+                mine = self._mine(path, entity, sis_ids, rejected=layer == "quarantine")
+                if not mine.any():
                     continue
                 if do:
-                    self._files.write_frame(f"{folder}/{file}", rest, replace=True)
-                    numbers = mine["row"].to_list() if layer == "quarantine" else []
+                    frame = self._files.read_frame(path)
+                    numbers = frame.filter(mine)["row"].to_list() if layer == "quarantine" else []
+                    rest = frame.filter(~mine)
                     self._recount(row.snapshot_id, counts, entity, rest.height, numbers)
-                yield layer, entity, mine.height
+                    self._files.write_frame(path, rest, replace=True)
+                    crash_point("erase.file_written")
+                yield layer, entity, int(mine.sum())
+
+    def _mine(self, path: str, entity: str, sis_ids: Sequence[str], *, rejected: bool) -> pl.Series:
+        """Which rows of a standard frame are a student's; of rejected ones also the students that have no id to tell by."""
+        names = [column.name for column in ENTITIES.get(entity, ()) if "students" in (column.refers or "")]
+        names += ["sis_id"] if entity == "students" else []
+        frame = self._files.read_columns(path, {*names, "role"})
+        found = [pl.col(name).cast(pl.String).is_in(sis_ids) for name in names if name in frame.columns]
+        if rejected:
+            found += [pl.col(name).is_null() for name in names if name in frame.columns]
+        if not found:
+            return pl.Series([], dtype=pl.Boolean)
+        mine = pl.any_horizontal(found)
+        if "role" in frame.columns and not rejected:
+            mine &= pl.col("role").eq_missing("student")
+        return frame.select(mine.fill_null(value=False)).to_series()
 
     def _recount(self, snapshot_id: str, column: str, entity: str, rows: int, quarantined: Sequence[int]) -> None:
         """The hash of the frames stays: nothing that is published changes because of what is gone from both."""
@@ -317,7 +372,7 @@ class Erasing:
 
     def _merge(self, row: Any, subject: Subject, erasure_id: str | None, *, do: bool) -> Iterator[tuple[str, str, int]]:
         """All frames of a district's merges go; its manifest keeps what they counted, without the student."""
-        frames = [file for file in self._files.names(row.path) if file.endswith(".parquet")]
+        frames = [file for file in self._files.names(row.path) if file.endswith(".parquet") or is_part(file)]
         before = [f"{BEFORE}/{file}" for file in self._files.names(f"{row.path}/{BEFORE}")]
         if do and frames and self._files.exists(f"{row.path}/{MANIFEST}"):
             manifest = self._files.read_json(f"{row.path}/{MANIFEST}")
@@ -335,8 +390,8 @@ class Erasing:
     def _rows_of(self, path: str, subject: Subject) -> int:
         if not self._files.exists(path):
             return 0
-        frame = self._files.read_frame(path)
-        named = [pl.col(name).is_in(subject.ids) for name in PERSON if name in frame.columns]
+        frame = self._files.read_columns(path, PERSON)
+        named = [pl.col(name).is_in(subject.ids) for name in frame.columns]
         return frame.filter(pl.any_horizontal(named)).height if named else 0
 
     def _mark(self, path: str, erasure_id: str | None, **changes: Any) -> None:
@@ -344,18 +399,24 @@ class Erasing:
         self._files.write_json(f"{path}/{MANIFEST}", {**manifest, **changes, "erased": erasure_id}, replace=True)
 
 
-def _of_student(entity: str, frame: pl.DataFrame, sis_ids: Sequence[str]) -> pl.Expr:
-    """Which rows of a standard frame are a student's; of rejected ones also the students that have no id to tell by."""
-    table = ENTITIES.get(entity)
-    names = [column.name for column in table if "students" in (column.refers or "")] if table else []
-    names += ["sis_id"] if entity == "students" else []
-    found = [pl.col(name).cast(pl.String).is_in(sis_ids) for name in names if name in frame.columns]
-    if "reasons" in frame.columns:
-        found += [pl.col(name).is_null() for name in names if name in frame.columns]
-    mine = pl.any_horizontal(found) if found else pl.lit(value=False)
-    if "role" in frame.columns and "reasons" not in frame.columns:
-        mine &= pl.col("role").eq_missing("student")
-    return mine.fill_null(value=False)
+def _with_files(found: Found, work: Iterator[tuple[str, str, int]]) -> Found:
+    rows: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    for layer, name, count in work:
+        files[layer] += 1
+        if count:
+            rows[name] += count
+    return replace(found, rows=dict(rows), files=dict(files))
+
+
+def _folders(connection: Connection, subject: Subject) -> Folders:
+    read = select(snapshots).where(snapshots.c.integration.in_(subject.integrations)).order_by(snapshots.c.started_at)
+    own = sync_operations.c.district == subject.district
+    merges = select(sync_operations).where(own).order_by(sync_operations.c.epoch)
+    begun = _row_under_way(connection, subject.student_id)
+    return Folders(
+        connection.execute(read).all(), connection.execute(merges).all(), begun.begun_at if begun is not None else None
+    )
 
 
 def _subject(connection: Connection, student_id: str) -> Subject:
@@ -379,12 +440,23 @@ def _subject(connection: Connection, student_id: str) -> Subject:
     mine = (student_aliases.c.student_id == own) & student_aliases.c.restored_at.is_(None)
     aliases = connection.execute(select(student_aliases).where(mine)).all()
     ids = sorted({own, *(row.alias_id for row in aliases)})
-    records = {tuple(record) for row in aliases for record in row.records}
+    had = {tuple(record) for row in aliases for record in row.records}
+    return Subject(district, own, tuple(ids), _records(connection, district, ids, had))
+
+
+def _records(connection: Connection, district: str, ids: Sequence[str], had: Set[Record]) -> tuple[Record, ...]:
+    """Those that a student has, or had before a merge, without what a split has given to another student since."""
+    found = set(had)
     for name in ("student_links", "student_sources"):
         table = roster_tables[name].c
         query = select(table.integration, table.sis_id).where(table.student_id.in_(ids))
-        records |= {tuple(row) for row in connection.execute(query)}
-    return Subject(district, own, tuple(ids), tuple(sorted(records)))
+        found |= {tuple(row) for row in connection.execute(query)}
+    links = roster_tables["student_links"].c
+    record = tuple_(links.integration, links.sis_id)
+    others = select(links.integration, links.sis_id).where(
+        links.district == district, links.student_id.not_in(ids), record.in_(found)
+    )
+    return tuple(sorted(found - {tuple(row) for row in connection.execute(others)}))
 
 
 def _row_under_way(connection: Connection, student_id: str) -> Any:
@@ -416,13 +488,8 @@ def _condition(table: Table, subject: Subject) -> ColumnElement[bool]:
     if table.name in BY_RECORD:
         sides = [side for side in ("", "other_") if f"{side}sis_id" in table.c]
         found += [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
-    for integration, sis_id in subject.records:  # of another student, from before a record was given to this one
-        if table is conflict_decisions:
-            found.append(table.c.seen.contains([[integration, sis_id]]))
-        elif table.name == "conflicts":
-            found.append(table.c.candidates.contains([{"integration": integration, "sis_id": sis_id}]))
-        elif table is student_aliases:
-            found.append(table.c.records.contains([[integration, sis_id]]))
+    if table.name == "conflicts":  # another student's, from before a record became this one's; a merge writes it anew
+        found += [table.c.candidates.contains([{"integration": one, "sis_id": two}]) for one, two in subject.records]
     mine = or_(*found)
     return and_(table.c.district == subject.district, mine)
 
@@ -431,10 +498,37 @@ def _is_record(integration: Any, sis_id: Any, subject: Subject) -> ColumnElement
     return tuple_(integration, sis_id).in_(subject.records)
 
 
+def _naming(table: Table, subject: Subject) -> ColumnElement[bool]:
+    """Which rows of a table of NAMING have a record of the student in their list."""
+    one = func.jsonb_array_elements(table.c[NAMING[table]]).table_valued(column("value", JSONB), name="one")
+    record = (one.c.value[0].astext, one.c.value[1].astext)
+    named = select(1).select_from(one).where(_is_record(*record, subject)).correlate(table).exists()
+    return and_(table.c.district == subject.district, named)
+
+
+def _name_no_more(connection: Connection, subject: Subject) -> None:
+    """Take the student's records out of what stays: who was merged into another student, and what a person chose for
+    one. A choice that went by a record of this student is over, as it is when a value changes."""
+    mine = set(subject.records)
+    for row in connection.execute(select(student_aliases).where(_naming(student_aliases, subject))).all():
+        rest = [record for record in row.records if tuple(record) not in mine]
+        same = student_aliases.c.alias_id == row.alias_id
+        connection.execute(update(student_aliases).where(same).values(records=rest))
+    for row in connection.execute(select(conflict_decisions).where(_naming(conflict_decisions, subject))).all():
+        seen = [it if tuple(it[:2]) not in mine else [it[0], None, None] for it in row.seen]
+        chosen = None if (row.integration, row.sis_id) in mine else row.sis_id
+        same = conflict_decisions.c.decision == row.decision
+        connection.execute(update(conflict_decisions).where(same).values(seen=seen, sis_id=chosen))
+
+
 def _counts(connection: Connection, subject: Subject) -> dict[str, int]:
+    """Rows that are to be deleted, or changed, by table."""
+    conditions = {table: _condition(table, subject) for table in _tables()}
+    for table in NAMING:
+        conditions[table] = or_(conditions[table], _naming(table, subject))
     found = {
-        table.name: connection.scalar(select(func.count()).select_from(table).where(_condition(table, subject))) or 0
-        for table in _tables()
+        table.name: connection.scalar(select(func.count()).select_from(table).where(condition)) or 0
+        for table, condition in conditions.items()
     }
     held = [holds.c.rows.contains([[one]]) for one in subject.ids]
     found[holds.name] = connection.scalar(select(func.count()).select_from(holds).where(or_(*held))) or 0

@@ -17,6 +17,8 @@ from sis_pipeline.connect.limits import LimitState, limit_key
 from sis_pipeline.connect.upkeep import TokenHealth, token_health
 from sis_pipeline.connect.vault import advice_for
 from sis_pipeline.db import audit
+from sis_pipeline.store import erased
+from sis_pipeline.store.erased import Unfinished
 from sis_pipeline.store.locks import is_syncing
 
 CALLS_OF = timedelta(hours=24)
@@ -29,7 +31,7 @@ ERROR_SHARE, FEW_CALLS = 0.2, 20
 PUSHED = 60.0
 """Seconds of a pause that a source asked for, from which on it is worth telling."""
 
-Kind = Literal["integration", "token", "hold", "data", "reading", "breaker", "limit", "calls"]
+Kind = Literal["integration", "token", "hold", "data", "reading", "breaker", "limit", "calls", "erasure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Health:
     breakers: list[BreakerState]
     limits: list[LimitState]
     open_holds: dict[str, int]
+    unfinished_erasures: Sequence[Unfinished] = ()
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -113,6 +116,7 @@ def examine(connection: Connection, school_year: str) -> Health:
         breakers=unsettled,
         limits=[limit for limit in limits.listed(connection) if limit.pushed > 0],
         open_holds={row.district: row.holds for row in connection.execute(_OPEN_HOLDS)},
+        unfinished_erasures=erased.unfinished(connection),
     )
     health.problems.extend(sorted(_problems(health), key=lambda problem: not problem.person))
     return health
@@ -188,6 +192,10 @@ def _problems(health: Health) -> Iterator[Problem]:
     for district, count in health.open_holds.items():
         words = f"{count} {'hold waits' if count == 1 else 'holds wait'} for a decision."
         yield Problem("hold", district, words, f"`sis holds list --district {district}`", person=True)
+    for erasure in health.unfinished_erasures:
+        words = f"The erasure of student {erasure.student_id}, begun {erasure.begun_at:%Y-%m-%d %H:%M} UTC, is not finished."
+        advice = f"Unless it is still under way, finish it: `sis erase {erasure.student_id} --reason …`."
+        yield Problem("erasure", erasure.district, words, advice, person=True)
     yield from _of_breakers(health)
     yield from _of_limits(health)
 

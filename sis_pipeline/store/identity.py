@@ -133,10 +133,10 @@ class Identities:
             found = parting(connection, district, student_id, record)
             made = _part(connection, district, found, actor=actor, reason=reason)
             details = {
-                "record": "/".join(record),
+                "decisions": made,
                 "reason": reason,
                 "restores": found.own,
-                "leaving": ["/".join(one) for one in found.leaving],
+                "leaving": len(found.leaving),
                 "kept_apart": len(found.staying),
             }
             audit.append(connection, "link.split", student_id, district=district, actor=actor, details=details)
@@ -183,7 +183,8 @@ class Identities:
                 made = _decide(connection, district, verdict, [found.sides], **words)
                 _supersede(connection, district, *_both(connection, district, found.sides), made)
             _close(connection, [found.near_match_id], "decided")
-            details = {"reason": reason, "sides": [side.words for side in found.sides], "rule": found.rule}
+            two = [side.student_id for side in found.sides]
+            details = {"decisions": made, "students": two, "reason": reason, "rule": found.rule}
             audit.append(
                 connection,
                 "link.confirm" if verdict == SAME else "link.distinct",

@@ -23,7 +23,7 @@ from sis_pipeline.roster.guard import Hold, Part
 from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, conflicts, decisions, guarding, survivorship, withdrawals
+from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship, withdrawals
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -78,13 +78,14 @@ class Terms:
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """An operation that was opened, and what its merge takes. `decided`: the mark of the decisions it honours; `edited`:
-    that of the edits of `students` that it knows."""
+    that of the edits of `students` that it knows; `known_erasures`: that of the erasures that it knows."""
 
     operation: Operation
     inputs: DistrictInputs
     terms: Terms
     decided: str
     edited: str | None = None
+    known_erasures: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ class _Basis:
     terms: Terms
     decided: str
     edited: str | None
+    known_erasures: str | None
     withheld: Mapping[str, Sequence[str]]
 
 
@@ -178,7 +180,7 @@ class MergeStore:
             withheld=basis.withheld,
         )
         inputs = self._inputs(basis, operation.operation_id)
-        return Gathered(operation, inputs, basis.terms, basis.decided, basis.edited)
+        return Gathered(operation, inputs, basis.terms, basis.decided, basis.edited, basis.known_erasures)
 
     def preview(self, district: str, school_year: str) -> Preview:
         """What a merge would take now; nothing is written. Raises as `gather`."""
@@ -209,6 +211,7 @@ class MergeStore:
         rules: list[object] = [rule for rule in (policies, thresholds) if rule is not None]
         with steady_view(self._engine) as connection:
             before = published_epochs(connection, district)
+            known = erased.mark(connection, district)
             today = as_of or guarding.today_of(connection)
             rulings = guarding.rulings(connection, district, school_year, today)
             rules += _rules(connection, district, school_year)
@@ -246,7 +249,7 @@ class MergeStore:
         )
         terms = _terms(integrations.values(), [decided, *rules])
         mark = _fingerprint(found, released, terms)
-        return _Basis(found, integrations, inputs, before, mark, terms, decided, edited, withheld)
+        return _Basis(found, integrations, inputs, before, mark, terms, decided, edited, known, withheld)
 
     def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
         records = self._records(basis.integrations, basis.found, basis.inputs.district)
@@ -264,6 +267,7 @@ class MergeStore:
             terms=gathered.terms,
             decided=gathered.decided,
             edited=gathered.edited,
+            known_erasures=gathered.known_erasures,
         )
         crash_point("merge.frames_written")
         self._mark(operation, "merged", merged.stats)
@@ -279,8 +283,9 @@ class MergeStore:
         terms: Terms | None,
         decided: str,
         edited: str | None,
+        known_erasures: str | None,
     ) -> None:
-        """Write the frames of an operation and, last, what the decisions are that it goes by."""
+        """Write the frames of an operation and, last, what the decisions and erasures are that it knows."""
         extra = {name: getattr(merged, name) for name in EXTRA_FRAMES}
         hashes = {
             name: self.files.write_frame(f"{operation.path}/{name}.parquet", frame)
@@ -298,6 +303,7 @@ class MergeStore:
                 "terms": asdict(terms) if terms else None,
                 "decided": decided,
                 "edited": edited,
+                "known_erasures": known_erasures,
                 "settled": list(merged.settled),
                 "held": [asdict(hold) for hold in merged.held],
                 "retired": dict(merged.retired),
@@ -366,7 +372,7 @@ class MergeStore:
         }
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows`, `released`, `waiting`, `terms`, `decided`, `edited`, `settled`, `held`,
+        """`files` (table -> hash), `rows`, `released`, `waiting`, `terms`, `decided`, `edited`, `known_erasures`, `settled`, `held`,
         `retired`, `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 

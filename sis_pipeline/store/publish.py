@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Engine, func, select, text, update
 from sis_pipeline.connect.errors import InternalError, TransientError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db import audit
-from sis_pipeline.db.tables import SCHEMA, erasures, roster_tables, sync_operations
+from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
-from sis_pipeline.store import accounts, bulk, decisions, holds, identity, survivorship
+from sis_pipeline.store import accounts, bulk, decisions, erased, holds, identity, survivorship
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
@@ -65,7 +65,8 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
 
     Rows, ledger, holds, audit entries and the operation's own mark are one transaction. Publishing an operation that is
     published already does nothing. Raises SupersededError when the district published something else since the merge
-    read it, a hold was decided otherwise than it goes by, or somebody decided who is who or edited `students`.
+    read it, a hold was decided otherwise than it goes by, or somebody decided who is who, edited `students` or erased a
+    student.
     """
     merged = store.read_merged(operation)
     manifest = store.manifest(operation)
@@ -76,7 +77,7 @@ def publish(engine: Engine, store: MergeStore, operation: Operation, *, actor: s
         if found.status == "published":
             return _already(found)
         edited = survivorship.all_edited(connection, operation.district)
-        outdated = _erased_since(connection, found) or _outdated(connection, found, manifest)
+        outdated = _erased_since(connection, found, manifest) or _outdated(connection, found, manifest)
         if not outdated:
             try:
                 with connection.begin_nested():
@@ -133,10 +134,9 @@ def _outdated(connection: Connection, operation: Operation, manifest: Mapping[st
     return EDITED if edited != manifest.get("edited") else None
 
 
-def _erased_since(connection: Connection, operation: Operation) -> str | None:
-    begun = select(sync_operations.c.started_at).where(sync_operations.c.operation_id == operation.operation_id)
-    later = (erasures.c.district == operation.district) & (erasures.c.begun_at >= begun.scalar_subquery())
-    return "a student was erased since" if connection.scalar(select(select(erasures).where(later).exists())) else None
+def _erased_since(connection: Connection, operation: Operation, manifest: Mapping[str, Any]) -> str | None:
+    known = manifest.get("known_erasures")  # a manifest of an earlier version knows of none
+    return None if erased.mark(connection, operation.district) == known else "a student was erased since"
 
 
 @dataclass(frozen=True, slots=True)

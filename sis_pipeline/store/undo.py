@@ -20,7 +20,7 @@ from sis_pipeline.roster.changes import compensations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import polars_schema
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
-from sis_pipeline.store import bulk, holds, survivorship
+from sis_pipeline.store import bulk, erased, holds, survivorship
 from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
 from sis_pipeline.store.operations import History, Place, operation_id_of
@@ -124,15 +124,25 @@ class Undoing:
                 "it was published by an earlier version, which did not keep what was there before",
                 "The next sync publishes what the systems say by then.",
             )
-        gone = next((one for one in (found, before) if not self._merges.kept(one)), None)
-        if gone is not None:
+        self._refuse_erased(connection, found, before)
+        return Step(found, before, last)
+
+    def _refuse_erased(self, connection: Connection, found: Operation, before: Operation) -> None:
+        """Raises ConfigError where going back to `before` could bring a student back who was erased since."""
+        for one in erased.unfinished(connection, found.district):
             raise _refused(
                 found,
-                f"the merge of operation {gone.operation_id}, which that needs, was deleted",
-                "What was there before a student was erased, or is older than SIS_UNDO_DAYS, can't be brought back; correct "
-                "it in the SIS, and sync.",
+                f"the erasure of student {one.student_id} is not finished",
+                f"Wait for it or, where it was broken off, finish it: `sis erase {one.student_id} --reason …`.",
             )
-        return Step(found, before, last)
+        advice = "What was there before a student was erased, or is older than SIS_UNDO_DAYS, can't be brought back; correct it in the SIS, and sync."
+        gone = next((one for one in (found, before) if not self._merges.kept(one)), None)
+        if gone is not None:
+            why = f"the merge of operation {gone.operation_id}, which that needs, was deleted"
+            raise _refused(found, why, advice)
+        if erased.mark(connection, found.district) != self._merges.manifest(before).get("known_erasures"):
+            why = f"a student was erased since operation {before.operation_id}, which it would go back to"
+            raise _refused(found, why, advice)
 
     def _withheld(self, step: Step) -> dict[str, Sequence[str]]:
         """What was withheld before, and what the undone operation had taken in; an undo took in nothing."""
@@ -150,13 +160,15 @@ class Undoing:
                 advice="Nothing was changed. Look at `sis operations list`, and undo that one first.",
                 operation_id=operation.operation_id,
             )
+        self._refuse_erased(connection, step.undone, step.before)
         edited = survivorship.all_edited(connection, operation.district)
         merged = self._roster_before(connection, operation, step)
         undone, terms = self._merges.manifest(step.undone), self._merges.terms(step.undone)
         let_through = _let_through(self._merges, step.undone)
         again = _let_through(self._merges, step.before) if step.undone.undoes else []
         rests_on = {"terms": terms, "decided": undone["decided"], "edited": undone.get("edited")}
-        self._merges.keep(operation, merged, released=again, waiting=(), **rests_on)
+        known = erased.mark(connection, operation.district)
+        self._merges.keep(operation, merged, released=again, waiting=(), **rests_on, known_erasures=known)
         if not step.undone.undoes:
             survivorship.unsettle(connection, undone["settled"])
         written: Written = write(connection, operation, merged, edited=edited, whole=True)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import polars as pl
@@ -22,7 +23,15 @@ from sis_pipeline.roster.district import merge_district
 from sis_pipeline.store.merged import MergeStore
 from sis_pipeline.store.publish import SupersededError, publish
 from sis_pipeline.store.snapshots import SnapshotStore
-from sis_pipeline_tests.store.conftest import YEAR, Read, add_integration, count, pandas_frame
+from sis_pipeline_tests.store.conftest import (
+    YEAR,
+    Read,
+    add_integration,
+    count,
+    good_snapshot,
+    pandas_frame,
+    sis_student,
+)
 from sis_pipeline_tests.store.test_roundtrip import delivery
 
 CANARIES = ("Quillfeather", "77431990", "Canary Lane 9")
@@ -216,12 +225,63 @@ def test_holds_quarantine_and_merged_ids_go_too(student, database, home, sis, me
     assert hold.removals["parts"] == [{**parts[0], "removals": 1}]
 
 
-@pytest.mark.parametrize("point", ["erase.rows_gone", "erase.file_done:2"])
-def test_a_killed_erasure_is_finished_by_the_next(point, student, database, home, sis):
-    child = subprocess.run(
-        [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()", "erase", student, *WHY, "--yes"],
+def test_what_people_decided_about_who_is_who_is_no_trace(database, home, sis, merges):
+    """Joined and split again, of which the audit log keeps who did it, when and why."""
+    add_integration(database, "lincoln-ic", priority=200)
+    born = date(2012, 3, 4)
+    for key, sis_id in (("lincoln-ps", "77431990"), ("lincoln-ic", "77431991")):
+        found = [sis_student(sis_id, last_name="Quillfeather", birth_date=born)]
+        good_snapshot(merges._snapshots, key, students=found)
+    publish(database, merges, merge(merges))
+    [near] = sis("links", "review", "--json").json["near_matches"]
+    assert sis("links", "confirm", near["near_match_id"], *WHY).code == 0
+    publish(database, merges, merge(merges))
+    who = str(count(database, "select student_id from sis.students"))
+    assert sis("links", "split", who, "--record", "lincoln-ic/77431991", *WHY).code == 0
+    publish(database, merges, merge(merges))
+    assert count(database, "select count(*) from sis.students") == 2
+    with database.connect() as connection:
+        both = connection.scalars(text("select student_id from sis.students")).all()
+    for one in both:
+        assert sis("erase", one, *WHY, "--yes", "--force").code == 0
+    assert places(database, home, ("Quillfeather", "77431990", "77431991")) == set()
+    assert count(database, "select count(*) from sis.audit_log where action like 'link.%'") == 2
+
+
+def test_a_kill_before_a_file_is_written_leaves_no_count_behind(database, home, sis, merges, student):
+    """Of a rejected row of the student, which also waits in the quarantine."""
+    snapshot_id = count(database, "select snapshot_id from sis.snapshots order by started_at desc limit 1")
+    with database.begin() as connection:
+        connection.execute(
+            text("""insert into sis.quarantine (integration, snapshot_id, entity, row, "column", reason, school_year, sis_id)
+                 values ('lincoln-ps', :id, 'enrollments', 5, 'entry_date', 'bad', :year, 'e77431990')"""),
+            {"id": snapshot_id, "year": YEAR},
+        )  # fmt: skip
+        quarantined = text("update sis.snapshots set quarantined = '{\"enrollments\": 2}' where snapshot_id = :id")
+        connection.execute(quarantined, {"id": snapshot_id})
+    rejected = pl.DataFrame({"row": [5, 6], "reasons": ["[]"] * 2, "student_sis_id": ["77431990", "1"]})
+    merges.files.write_frame(f"quarantine/lincoln-ps/{YEAR}/{snapshot_id}/enrollments.parquet", rejected)
+
+    killed = erase_killed_at("erase.file_written:4", student)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sis("erase", student, *WHY, "--yes").code == 0
+    assert places(database, home, CANARIES) == set()
+    with database.connect() as connection:
+        rows = connection.execute(text("select rows, quarantined from sis.snapshots order by started_at")).all()
+    assert [one.rows["students"] for one in rows] == [2, 2]
+    assert rows[1].quarantined == {"enrollments": 1}
+
+
+def erase_killed_at(point: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()", "erase", *arguments, *WHY, "--yes"],
         env={**os.environ, "SIS_CRASH_AT": point}, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("point", ["erase.rows_gone", "erase.file_done:2"])
+def test_a_killed_erasure_is_finished_by_the_next(point, student, database, home, sis):
+    child = erase_killed_at(point, student)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert places(database, home, CANARIES) >= {"erasures", "merged"}
     assert sis("erase", student, *WHY, "--yes").code == 0
@@ -232,10 +292,7 @@ def test_a_killed_erasure_is_finished_by_the_next(point, student, database, home
 def test_what_a_merge_brought_back_after_a_kill_goes_with_the_rest(merges, database, home, sis):
     sync(merges, canary=True)
     who = str(count(database, "select student_id from sis.students where last_name = 'Quillfeather'"))
-    subprocess.run(
-        [sys.executable, "-c", "from sis_pipeline.cli.main import main; main()", "erase", who, *WHY, "--yes", "--force"],
-        env={**os.environ, "SIS_CRASH_AT": "erase.rows_gone"}, capture_output=True, check=False, timeout=60,
-    )  # fmt: skip
+    erase_killed_at("erase.rows_gone", who, "--force")
     assert count(database, "select count(*) from sis.students") == 2
     publish(database, merges, merge(merges))
     assert count(database, "select count(*) from sis.students") == 3

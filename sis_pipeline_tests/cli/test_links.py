@@ -121,8 +121,14 @@ def test_a_decision_is_remembered_and_audited_without_values(waiting, sis, comma
     assert sis("links", "review", "--json").json["total"] == 0
     with waiting.connect() as connection:
         [row] = connection.execute(text("select action, details from sis.audit_log where action like 'link.%'"))
+        made = connection.scalar(text("select decision_id from sis.identity_decisions"))
     assert row.action == f"link.{command}"
-    assert row.details == {"reason": "saw the papers", "sides": ["ps/7", "ic/9"], "rule": "similar_name"}
+    assert row.details == {
+        "decisions": [str(made)],
+        "students": [ANA, ANNA],
+        "reason": "saw the papers",
+        "rule": "similar_name",
+    }
 
 
 def test_a_split_names_the_student_that_comes_back(waiting, sis):

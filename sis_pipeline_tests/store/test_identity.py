@@ -99,6 +99,7 @@ def test_a_confirmed_pair_is_one_student_from_the_next_merge_on(database, snapsh
     [confirmed, merged] = audited(database, "link.confirm", "student.merged")
     assert confirmed[1:3] == (one.near_match_id, "ada")
     assert confirmed[3]["reason"] == "seen both birth certificates"
+    assert (confirmed[3]["decisions"], set(confirmed[3]["students"])) == ([decision.decision_id], {first, second})
     assert merged[1] == gone
     assert merged[3]["into"] == kept
 
@@ -137,10 +138,10 @@ def test_a_split_restores_the_merged_student_and_tells_the_two_apart_for_good(da
     [split, restored] = audited(database, "link.split", "student.restored")
     assert split[1:3] == (kept, "ada")
     assert split[3] == {
-        "record": "/".join(records[gone]),
+        "decisions": [decision.decision_id],
         "reason": "two cousins with one number",
         "restores": gone,
-        "leaving": ["/".join(records[gone])],
+        "leaving": 1,
         "kept_apart": 1,
     }
     assert restored[1] == gone
