@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from sis_pipeline.roster.frames import is_among
 from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline.roster.texts import is_among
 
 TOMBSTONE = "to_be_deleted"
 MEMBERSHIP_COLUMNS = ("person_sis_id", "school_sis_id", "role", "is_primary", "begin_date", "end_date", "position")

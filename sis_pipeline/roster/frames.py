@@ -3,14 +3,13 @@ No rule about a value lives here; those are in `validate`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sis_pipeline.roster.model import Kind, Table
 
@@ -65,13 +64,6 @@ def to_polars(frame: pd.DataFrame, table: Table) -> pl.DataFrame:
     """The one crossing: a frame typed by `validate` in Polars, dates as `pl.Date`, over Arrow."""
     arrow = pa.Table.from_pandas(frame[table.names], schema=arrow_schema(table), preserve_index=False)
     return pl.DataFrame(arrow, schema=polars_schema(table))
-
-
-def is_among(texts: pd.Series, known: Collection[Any] | pd.Series) -> pd.Series:
-    """As `texts.isin(known)`, which makes a Python object of each of `known` first; null is among them where they have one."""
-    known_texts = pa.array(known if isinstance(known, pd.Series) else list(known), pa.string(), from_pandas=True)
-    found = pc.is_in(pa.array(texts, pa.string(), from_pandas=True), value_set=known_texts)
-    return pd.Series(found.to_numpy(zero_copy_only=False), index=texts.index)
 
 
 def empty(table: Table) -> pl.DataFrame:

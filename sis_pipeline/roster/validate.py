@@ -15,8 +15,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sis_pipeline.roster.frames import is_among, pandas_dtypes
+from sis_pipeline.roster.frames import pandas_dtypes
 from sis_pipeline.roster.model import ENTITIES, Column, Kind, Table
+from sis_pipeline.roster.texts import is_among
 
 if TYPE_CHECKING:
     import pandera.pandas as pandera

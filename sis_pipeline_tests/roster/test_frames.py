@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from datetime import date
 
-import pandas as pd
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sis_pipeline.roster.frames import (
     arrow_schema,
@@ -16,16 +13,12 @@ from sis_pipeline.roster.frames import (
     example_frame,
     example_text_frame,
     fit,
-    is_among,
     pandas_dtypes,
     polars_schema,
     to_polars,
 )
 from sis_pipeline.roster.model import ENTITIES, MERGED, STUDENTS, Table
 from sis_pipeline.roster.validate import validate
-from sis_pipeline_tests.roster.rosters import laws
-
-TEXTS = st.lists(st.sampled_from(["", "a", "b", "é", "\U0001f469", None]))
 
 
 @pytest.mark.parametrize("table", [*ENTITIES.values(), *MERGED.values()], ids=lambda table: table.name)
@@ -71,12 +64,3 @@ def test_fit_adds_missing_columns_and_leaves_others_out() -> None:
     fitted = fit(pl.DataFrame({"sis_id": ["1"], "elsewhere": ["x"]}), STUDENTS)
     assert dict(fitted.schema) == polars_schema(STUDENTS)
     assert fitted["first_name"].to_list() == [None]
-
-
-@laws(60)
-@given(TEXTS, TEXTS)
-def test_texts_are_among_others_as_pandas_says(texts: list[str | None], known: list[str | None]) -> None:
-    series = pd.Series(texts, dtype="str", index=range(5, 5 + len(texts)))
-    expected = series.isin(known)
-    for form in (known, set(known), pd.Series(known, dtype="str")):
-        pd.testing.assert_series_equal(is_among(series, form), expected)
