@@ -108,7 +108,7 @@ def shuffled(frame: pl.DataFrame, seed: int) -> pl.DataFrame:
     return frame.sample(fraction=1, shuffle=True, seed=seed)
 
 
-@laws(60)
+@laws(25)
 @given(st.lists(rosters(), min_size=1, max_size=3), st.integers(0, 9))
 def test_laws_hold_for_any_run_of_rosters(days, seed):
     accounts, day = empty(ACCOUNTS), DAY

@@ -185,7 +185,7 @@ def test_a_split_record_takes_along_what_its_system_no_longer_tells(*, told: boo
 verdicts = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from([SAME, DISTINCT])), max_size=5)
 
 
-@laws(40)
+@laws(20)
 @given(st.lists(student, min_size=2, max_size=9), verdicts, st.randoms(use_true_random=False))
 def test_laws_of_decisions(
     students: list[dict[str, Any]], wanted: list[tuple[int, int, str]], shuffle: random.Random

@@ -294,7 +294,7 @@ student = st.fixed_dictionaries(
 )
 
 
-@laws(30)
+@laws(20)
 @given(st.lists(student, min_size=1, max_size=9), st.randoms(use_true_random=False))
 def test_laws_of_identity(students: list[dict[str, Any]], shuffle: random.Random) -> None:
     named = [{**row, "sis_id": str(number)} for number, row in enumerate(students)]
@@ -335,7 +335,7 @@ def test_a_second_run_with_the_links_of_the_first_changes_nobody(students: list[
     assert not second.retired
 
 
-@laws(30)
+@laws(20)
 @given(
     st.integers(1, 30).flatmap(
         lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40))

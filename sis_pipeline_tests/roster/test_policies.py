@@ -276,7 +276,7 @@ def same(one: MergedStudents, other: MergedStudents) -> bool:
     )
 
 
-@laws(60)
+@laws(25)
 @given(
     st.lists(record, min_size=1, max_size=5),
     st.lists(record, min_size=1, max_size=5),
