@@ -146,6 +146,12 @@ SECTIONS = (
         "changes",
         ("detected_at", "kind", "effective_date", "school", "before", "after", "evidence", "integration"),
     ),
+    ("In other districts", "elsewhere", ("district", "student_id", "decision", "evidence")),
+    (
+        "Between districts",
+        "transfers",
+        ("kind", "district", "school", "exit_date", "other_district", "other_school", "entry_date"),
+    ),
 )
 
 

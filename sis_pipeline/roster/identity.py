@@ -119,7 +119,7 @@ def resolve_students(
     of them; every other way to join two different state ids of one issuer is cut.
     """
     known = _known_people(students, "student_id")
-    facts = _student_facts(records, known)
+    facts = student_facts(records, known)
     decided = no_decisions() if decisions is None else decisions
     resolver = _Resolver(facts, _link_frame(links, "student_id"), STUDENT_RULES, STUDENT_NEAR_RULES, decided)
     return resolver.run("student", district)
@@ -203,7 +203,7 @@ def _stacked(records: pl.DataFrame, known: pl.DataFrame, columns: Sequence[str])
     )
 
 
-def _student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     stacked = _stacked(
         records,
         known,

@@ -490,8 +490,8 @@ def _condition(table: Table, subject: Subject) -> ColumnElement[bool]:
         found += [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
     if table.name == "conflicts":  # another student's, from before a record became this one's; a merge writes it anew
         found += [table.c.candidates.contains([{"integration": one, "sis_id": two}]) for one, two in subject.records]
-    mine = or_(*found)
-    return and_(table.c.district == subject.district, mine)
+    districts = [table.c[name] == subject.district for name in ("district", "other_district") if name in table.c]
+    return and_(or_(*districts), or_(*found))
 
 
 def _is_record(integration: Any, sis_id: Any, subject: Subject) -> ColumnElement[bool]:
