@@ -26,6 +26,8 @@ STAYS = (
 """What is asked about an enrollment."""
 MATCH, NEAR_MATCH = "match", "near_match"
 TRANSFER, CONCURRENT = "transfer", "concurrent"
+TOO_MANY = 20
+"""Students who have one ssid, from which on it is a filler (0, 999999999) and nobody's number."""
 
 SIDES = ["district", "student_id", "other_district", "other_student_id"]
 LINKS: dict[str, pl.DataType] = dict.fromkeys((*SIDES, "decision", "evidence"), pl.String())
@@ -63,6 +65,7 @@ def same_children(people: pl.DataFrame) -> pl.DataFrame:
     facts = student_facts(records, records.clear())
     issuers = people.select(integration="district", sis_id="student_id", issuer=pl.col("ssid_issuer").str.strip_chars())
     sides = facts.join(issuers, on=["integration", "sis_id"], maintain_order="left").drop_nulls("ssid")
+    sides = sides.filter(pl.len().over("ssid") < TOO_MANY)
     one, other = (
         sides.select("ssid", *(pl.col(name).alias(f"{side}{name}") for name in _ASKED)) for side in ("", "other_")
     )

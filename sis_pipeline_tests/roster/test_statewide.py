@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.enrollments import TRANSFER_DAYS
-from sis_pipeline.roster.statewide import LINKS, PEOPLE, SIDES, STAYS, TRANSFERS, across_districts, same_children
+from sis_pipeline.roster.statewide import (
+    LINKS,
+    PEOPLE,
+    SIDES,
+    STAYS,
+    TOO_MANY,
+    TRANSFERS,
+    across_districts,
+    same_children,
+)
 from sis_pipeline_tests.roster.rosters import YEAR, laws, published, rows
 
 DAY = date(2025, 11, 3)
@@ -71,6 +80,14 @@ def test_numbers_of_two_issuers_are_two_numbers() -> None:
     assert linked(child("a", ssid_issuer="CA"), child("b", ssid_issuer="TX")).is_empty()
     assert linked(child("a", ssid=None), child("b", ssid=None)).is_empty()
     assert linked(child("a"), child("a", student_id="twice")).is_empty(), "inside a district it is the merge's question"
+
+
+def test_a_number_that_many_have_is_nobodys() -> None:
+    fillers = [
+        child(district, student_id=f"{district}{number}") for district in "ab" for number in range(TOO_MANY // 2)
+    ]
+    assert linked(*fillers).is_empty()
+    assert linked(*fillers[1:]).height == (TOO_MANY // 2 - 1) * TOO_MANY // 2
 
 
 def test_a_withdrawal_and_an_entry_within_the_days_are_one_transfer() -> None:
