@@ -40,12 +40,18 @@ def list_conflicts(
     district: District = None,
     school_year: Year = None,
     attribute: Annotated[str | None, typer.Option(help="Only this attribute.")] = None,
-    status: Annotated[str | None, typer.Option(help="Only open, auto, resolved or stale ones.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only open, auto or resolved ones; or those that are stale.")
+    ] = None,
     limit: Limit = 50,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show protected addresses too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List conflicts: the values, who holds them, what was chosen and by which rule."""
+    """List conflicts: the values, who holds them, what was chosen and by which rule.
+
+    Where nothing conflicts any more the conflict is stale: shown as it last stood, only if asked for, and for
+    SIS_STALE_CONFLICTS_DAYS. It opens again when the systems disagree again.
+    """
     from sis_pipeline.cli import records
     from sis_pipeline.roster import model
     from sis_pipeline.roster.attributes import ATTRIBUTES
@@ -63,7 +69,7 @@ def list_conflicts(
         )
 
     def render(console: Console) -> None:
-        columns = ("student", "attribute", "chosen", "from", "rule", "status", "the others", "student id")
+        columns = ("student", "attribute", "chosen", "from", "rule", "status", "since", "the others", "student id")
         cells = [
             (
                 _name(row),
@@ -72,13 +78,14 @@ def list_conflicts(
                 row["chosen_from"],
                 row["rule"],
                 row["status"],
+                row["changed_at"],
                 _others(row),
                 row["student_id"],
             )
             for row in rows
         ]
         console.print(table(_title("conflict", len(rows), total), columns, cells))
-        if rows:
+        if rows and status != model.STALE:
             told = "Decide one: sis conflicts decide STUDENT ATTRIBUTE --from INTEGRATION --reason …"
             console.print(told, markup=False)
 

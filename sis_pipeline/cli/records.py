@@ -349,12 +349,13 @@ def list_conflicts(
     limit: int,
     reveal: bool = False,
 ) -> tuple[list[Row], int]:
-    """The conflicts, with the student's name, and how many there are without the limit."""
+    """The conflicts of a status, or all that stand, with the student's name, and how many there are without the limit."""
     who = and_(students.c.district == conflicts.c.district, students.c.student_id == conflicts.c.student_id)
     query = select(conflicts, students.c.first_name, students.c.last_name, students.c.address_confidential).join_from(
         conflicts, students, who
     )
-    query = _filtered(query, conflicts, district=district, school_year=school_year, attribute=attribute, status=status)
+    query = _filtered(query, conflicts, district=district, school_year=school_year, attribute=attribute)
+    query = query.where(conflicts.c.status.in_(model.STANDING_CONFLICTS if status is None else (status,)))
     ordered = query.order_by(conflicts.c.district, students.c.last_name, conflicts.c.student_id, conflicts.c.attribute)
     rows = _rows(connection, ordered.limit(limit))
     masked = [_mask_conflict(row, bool(row.pop("address_confidential")) and not reveal) for row in rows]
@@ -425,7 +426,10 @@ def count_roster(connection: Connection, district: str, school_year: str) -> dic
     return {
         "students": _count(connection, select(years.c.student_id).where(of_year(years))),
         "matched": _count(connection, several),
-        "conflicts": _count(connection, select(conflicts.c.attribute).where(of_year(conflicts))),
+        "conflicts": _count(
+            connection,
+            select(conflicts.c.attribute).where(of_year(conflicts), conflicts.c.status.in_(model.STANDING_CONFLICTS)),
+        ),
     }
 
 

@@ -138,7 +138,11 @@ SECTIONS = (
             "integration",
         ),
     ),
-    ("Conflicts", "conflicts", ("school_year", "attribute", "chosen", "chosen_from", "rule", "status", "candidates")),
+    (
+        "Conflicts",
+        "conflicts",
+        ("school_year", "attribute", "chosen", "chosen_from", "rule", "status", "changed_at", "candidates"),
+    ),
     ("Decisions", "decisions", ("attribute", "integration", "sis_id", "decided_at", "decided_by", "reason")),
     ("Local edits", "edits", ("attribute", "edited_at", "edited_by", "settled_at")),
     (

@@ -49,7 +49,7 @@ from sis_pipeline.roster.merge import (
     published_students,
     published_years,
 )
-from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.roster.model import ENTITIES, MERGED, STALE
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
 from sis_pipeline.roster.school_year import SchoolYear
@@ -232,7 +232,9 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "student_years": years,
         "student_links": links,
         "student_sources": _sources(now, sources),
-        "conflicts": published_conflicts(merged, inputs.district, inputs.school_year),
+        "conflicts": published_conflicts(
+            merged, now.existing("conflicts"), people.renamed, inputs.district, inputs.school_year
+        ),
         "enrollments": fit(stays, MERGED["enrollments"]).sort("student_id", "school_id", "entry_date"),
         "section_enrollments": fit(seats, MERGED["section_enrollments"]).sort("section_id", "person_id", "role"),
         "enrollment_changes": changes,
@@ -812,7 +814,7 @@ def _stats(
         students=systems.height,
         matched=systems.filter(pl.col("integration") > 1).height,
         near_matches=people.resolution.near_matches.height,
-        conflicts=frames["conflicts"].height,
+        conflicts=frames["conflicts"].filter(pl.col("status") != STALE).height,
         enrollments=frames["enrollments"].height,
         section_enrollments=frames["section_enrollments"].height,
         changes=dict(kinds.iter_rows()),

@@ -53,7 +53,7 @@ from sis_pipeline.store.accounts import spend_usernames
 from sis_pipeline.store.files import DataFolder, is_part
 from sis_pipeline.store.holds import without_students
 from sis_pipeline.store.locks import all_integrations_locked, begin_writing
-from sis_pipeline.store.merged import BEFORE
+from sis_pipeline.store.merged import BEFORE, lasting
 from sis_pipeline.store.snapshots import GOOD
 
 Record = tuple[str, str]
@@ -378,8 +378,7 @@ class Erasing:
             manifest = self._files.read_json(f"{row.path}/{MANIFEST}")
             if not manifest.get("erased"):
                 rows = {
-                    name: number - self._rows_of(f"{row.path}/{name}.parquet", subject)
-                    for name, number in manifest["rows"].items()
+                    name: number - self._rows_of(row.path, name, subject) for name, number in manifest["rows"].items()
                 }
                 self._mark(row.path, erasure_id, rows=rows, files={}, held=[], retired={})
         for file in [*before, *frames]:
@@ -387,10 +386,12 @@ class Erasing:
                 self._files.delete(f"{row.path}/{file}")
             yield "merged", file, 0
 
-    def _rows_of(self, path: str, subject: Subject) -> int:
+    def _rows_of(self, folder: str, table: str, subject: Subject) -> int:
+        """As the manifest counts them."""
+        path = f"{folder}/{table}.parquet"
         if not self._files.exists(path):
             return 0
-        frame = self._files.read_columns(path, PERSON)
+        frame = lasting(table, self._files.read_columns(path, {*PERSON, "status"})).drop("status", strict=False)
         named = [pl.col(name).is_in(subject.ids) for name in frame.columns]
         return frame.filter(pl.any_horizontal(named)).height if named else 0
 

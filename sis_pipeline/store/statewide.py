@@ -66,9 +66,14 @@ class Statewide:
             if old.enabled != enabled:
                 values = {"version": old.version + 1, "enabled": enabled, "set_by": actor, "reason": reason}
                 connection.execute(statewide_matching.insert().values(values))
-                details = {"version": old.version + 1, "reason": reason}
-                action = "statewide.on" if enabled else "statewide.off"
-                audit.append(connection, action, "districts", district=audit.EVERYWHERE, actor=actor, details=details)
+                audit.append(
+                    connection,
+                    "statewide.on" if enabled else "statewide.off",
+                    "districts",
+                    district=audit.EVERYWHERE,
+                    actor=actor,
+                    details={"version": old.version + 1, "reason": reason},
+                )
                 _compare(connection, enabled=enabled)
             return _newest(connection), _counts(connection)
 

@@ -163,6 +163,12 @@ def test_conflicts_are_filtered_and_counted(published, sis):
     assert [it["chosen"] for it in found["conflicts"]] == ["ana@north.example"]
     assert "ic: ana@old.example" in sis("conflicts", "list").out
     assert sis("conflicts", "list", "--status", "open", "--json").json["total"] == 0
+    with published.begin() as connection:
+        connection.execute(text("update sis.conflicts set status = 'stale' where attribute = 'email'"))
+    assert sis("conflicts", "list", "--json").json["total"] == 1, "what is stale conflicts no more"
+    stale = sis("conflicts", "list", "--status", "stale")
+    assert "ana@old.example" in stale.out
+    assert "Decide one" not in stale.out
 
 
 @pytest.mark.parametrize(

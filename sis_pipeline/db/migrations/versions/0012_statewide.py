@@ -1,4 +1,4 @@
-"""One child in several districts: linked by ssid, with the way from one to another."""
+"""One child in several districts: linked by ssid, with the way from one to another. And conflicts that went stale."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -33,8 +33,22 @@ where (select m.enabled from sis.statewide_matching m order by m.version desc li
 """
 ABOUT = "Who left a district in the last 14 days and has not entered another one yet."
 
+COMMENTS = {
+    "table sis.conflicts": (
+        "Attributes on which the systems disagree, what was chosen and by which rule.",
+        "Attributes on which the systems disagree, what was chosen and by which rule; and, stale, on which they did until `changed_at`.",
+    ),
+    "column sis.conflicts.status": (
+        "open, auto, resolved or stale",
+        "whether nobody has chosen, a rule, or a person; stale where nothing conflicts any more",
+    ),
+}
+"""What is commented -> what was said before, and what is from now on."""
+
 
 def upgrade() -> None:
+    for what, (_, about) in COMMENTS.items():
+        op.execute(f"comment on {what} is '{about}'")
     op.create_table(
         "statewide_matching",
         sa.Column("version", sa.Integer(), nullable=False, comment="rising from 1; the newest holds"),
@@ -102,6 +116,8 @@ def _transfers() -> None:
 
 
 def downgrade() -> None:
+    for what, (before, _) in COMMENTS.items():
+        op.execute(f"comment on {what} is '{before}'")
     op.execute("drop view sis.pending_transfers")
     for table in ("statewide_transfers", "statewide_links", "statewide_matching"):
         op.drop_table(table, schema="sis")
