@@ -3,7 +3,7 @@ Read-only SQL on the declared tables; protected addresses are masked here, befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
@@ -77,6 +77,14 @@ ACCOUNT_SECTIONS = _view(
     "end_date",
 )
 
+PROVENANCE = tuple(
+    column(name, students.c.changed_at.type if name.endswith("_at") else Text())
+    for name in (
+        "attribute", "integration", "sis_id", "modified_at", "read_at", "rule",
+        "runner_up_integration", "runner_up_sis_id", "runner_up_modified_at",
+    )
+)  # fmt: skip
+"""What the SQL function `provenance` gives."""
 PENDING_TRANSFERS = named_table(
     "pending_transfers",
     *(column(name, roster_tables["enrollments"].c[name].type) for name in ("district", "student_id", "school_id", "school_year", "exit_date", "exit_code")),
@@ -119,7 +127,7 @@ def find_students(
 
 
 def student_file(connection: Connection, student: Row, *, reveal: bool = False) -> Row:
-    """Everything published about one student: record, origins, links, sources, years, enrollments, conflicts, changes."""
+    """Everything published about one student: record, provenance, links, sources, years, enrollments, conflicts, changes."""
     protected = bool(student["address_confidential"]) and not reveal
 
     def of(name: str, *order: str) -> list[Row]:
@@ -132,6 +140,7 @@ def student_file(connection: Connection, student: Row, *, reveal: bool = False) 
     return {
         "record": mask_address(record) if protected else record,
         "origins": origins,
+        "provenance": _rows(connection, _provenance_of(student)),
         "links": of("student_links", "integration", "sis_id"),
         "sources": [
             mask_address(row) if protected else row for row in of("student_sources", "integration", "school_year")
@@ -148,6 +157,12 @@ def student_file(connection: Connection, student: Row, *, reveal: bool = False) 
         ),
         "address_masked": protected,
     }
+
+
+def _provenance_of(student: Row) -> Select[Any]:
+    """Of every published attribute: whose value it is, since when, by which rule, and whose it would be without that."""
+    called = func.sis.provenance(student["district"], cast(student["student_id"], students.c.student_id.type))
+    return select(called.table_valued(*PROVENANCE))
 
 
 def _edits_of(student: Row) -> Select[Any]:
@@ -330,13 +345,6 @@ def account_file(connection: Connection, person: str, *, reveal: bool = False) -
 def mask_account(row: Row, *, reveal: bool) -> Row:
     hidden = () if reveal else ("username", "email")
     return {name: MASK if name in hidden and value is not None else value for name, value in row.items()}
-
-
-def origin_of(origins: Mapping[str, str], attribute: str) -> tuple[str, str]:
-    """(integration/sis_id, rule) of a published value, from the record's `origins`."""
-    text = origins.get(attribute) or origins.get("*") or ""
-    source, _, rule = text.rpartition(" ") if attribute in origins else (text, "", "")
-    return (source or text), rule
 
 
 def list_conflicts(

@@ -1,4 +1,7 @@
-"""One child in several districts: linked by ssid, with the way from one to another. And conflicts that went stale."""
+"""One child in several districts: linked by ssid, with the way from one to another. Conflicts that went
+stale. And whose value of an attribute is published, with who is next, in SQL."""
+
+import json
 
 import sqlalchemy as sa
 from alembic import op
@@ -45,8 +48,98 @@ COMMENTS = {
 }
 """What is commented -> what was said before, and what is from now on."""
 
+LEAD = {
+    "ssid": ["ssid"],
+    "local_id": ["local_id"],
+    "home_address": ["home_street", "home_city", "home_state", "home_postal_code"],
+    "mailing_address": ["mailing_street", "mailing_city", "mailing_state", "mailing_postal_code"],
+}
+SINGLE = (
+    "first_name", "middle_name", "last_name", "name_suffix",
+    "preferred_first_name", "preferred_middle_name", "preferred_last_name",
+    "pronouns", "birth_date", "sex", "username", "email", "phone", "mobile_phone",
+    "hispanic_or_latino", "american_indian_or_alaska_native", "asian", "black_or_african_american",
+    "native_hawaiian_or_other_pacific_islander", "white",
+    "graduation_year", "district_entry_date", "directory_opt_out", "address_confidential",
+)  # fmt: skip
+ATTRIBUTES = json.dumps({**LEAD, **{name: [name] for name in SINGLE}})
+"""Attribute of a person -> the columns of which one has a value where it is supplied."""
+
+# Who is published says `origins`; who is next is who would be published if that one said nothing, see roster.merge.
+PROVENANCE = f"""
+create function sis.provenance(of_district text, of_student uuid)
+returns table (
+  attribute text, integration text, sis_id text, modified_at timestamptz, read_at timestamptz, rule text,
+  runner_up_integration text, runner_up_sis_id text, runner_up_modified_at timestamptz
+) language sql stable as $$
+with person as (
+  select s.origins, s.latest_school_year, to_jsonb(s) as said from sis.students s
+  where s.district = of_district and s.student_id = of_student
+), policy as (
+  select p.policies from sis.survivorship_policies p where p.district = of_district order by p.version desc limit 1
+), edit as (
+  select distinct on (e.attribute) e.* from sis.student_edits e
+  where e.district = of_district and (e.student_id = of_student or e.student_id in (
+    select a.alias_id from sis.student_aliases a where a.student_id = of_student and a.restored_at is null))
+  order by e.attribute, e.edit desc
+), voice as (
+  select r.integration, r.sis_id, r.modified_at, n.started_at as read_at, i.priority, null as edited,
+         to_jsonb(r) as said, r.integration || '/' || r.sis_id as label
+  from person p
+  join sis.student_sources r
+    on r.district = of_district and r.student_id = of_student and r.school_year = p.latest_school_year
+  left join sis.integrations i on i.key = r.integration
+  left join sis.snapshots n on n.snapshot_id = r.snapshot_id
+  union all
+  select 'local edit', e.edited_by, e.edited_at, e.edited_at, null, e.attribute, e.value,
+         'local edit/' || e.edited_by || ' ' || to_char(e.edited_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
+  from edit e where e.settled_at is null
+), published as (
+  select a.key as name, a.value as lead, a.key in ('directory_opt_out', 'address_confidential') as is_protection,
+         case when p.origins ? a.key then regexp_replace(p.origins ->> a.key, ' [^ ]*$', '')
+              else p.origins ->> '*' end as source,
+         coalesce(c.rule, substring(p.origins ->> a.key from '[^ ]*$')) as rule,
+         coalesce((select policies ->> a.key from policy), (select policies ->> 'default' from policy), 'sis_wins') as policy
+  from person p
+  cross join jsonb_each('{ATTRIBUTES}'::jsonb) a
+  left join sis.conflicts c
+    on c.district = of_district and c.student_id = of_student and c.school_year = p.latest_school_year
+    and c.attribute = a.key and c.status <> 'stale'
+  where p.origins ? a.key or exists (
+    select from jsonb_array_elements_text(a.value) l where p.said ->> l is not null)
+), candidate as (
+  select p.name, p.source, v.*,
+         row_number() over (
+           partition by p.name
+           order by v.label = p.source desc,
+             case when p.is_protection then (v.said ->> p.name)::boolean is not true end,
+             case when p.policy in ('local_wins', 'manual') and not p.is_protection then v.edited is null end,
+             case when p.policy = 'newest_wins' then v.modified_at end desc nulls last,
+             v.edited is not null, v.priority nulls last, v.integration collate "C", v.modified_at desc nulls last,
+             v.sis_id collate "C"
+         ) - case when bool_or(v.label = p.source) over (partition by p.name) then 1 else 0 end as place
+  from published p
+  join voice v on v.edited = p.name or v.edited is null and exists (
+    select from jsonb_array_elements_text(p.lead) l where v.said ->> l is not null)
+)
+select p.name, split_part(p.source, '/', 1), coalesce(w.sis_id, substring(p.source from position('/' in p.source) + 1)),
+       w.modified_at, w.read_at, coalesce(p.rule, case when p.is_protection then 'any_true' else p.policy end),
+       n.integration, n.sis_id, n.modified_at
+from published p
+left join candidate w on w.name = p.name and w.label = p.source
+left join candidate n on n.name = p.name and n.place = 1 and n.label <> p.source
+order by p.name
+$$
+"""
+ABOUT_PROVENANCE = (
+    "Of every attribute that is published of a student: whose value it is, since when, by which rule, and whose it would be "
+    "if that one said nothing."
+)
+
 
 def upgrade() -> None:
+    op.execute(PROVENANCE)
+    op.execute(f"comment on function sis.provenance is '{ABOUT_PROVENANCE}'")
     for what, (_, about) in COMMENTS.items():
         op.execute(f"comment on {what} is '{about}'")
     op.create_table(
@@ -116,6 +209,7 @@ def _transfers() -> None:
 
 
 def downgrade() -> None:
+    op.execute("drop function sis.provenance")
     for what, (before, _) in COMMENTS.items():
         op.execute(f"comment on {what} is '{before}'")
     op.execute("drop view sis.pending_transfers")
