@@ -69,7 +69,7 @@ def list_conflicts(
         )
 
     def render(console: Console) -> None:
-        columns = ("student", "attribute", "chosen", "from", "rule", "status", "since", "the others", "student id")
+        columns = ("student", "attribute", "chosen", "from", "rule", "status", "the others", "student id")
         cells = [
             (
                 _name(row),
@@ -77,8 +77,7 @@ def list_conflicts(
                 row["chosen"],
                 row["chosen_from"],
                 row["rule"],
-                row["status"],
-                row["changed_at"],
+                _status(row),
                 _others(row),
                 row["student_id"],
             )
@@ -207,6 +206,13 @@ def _title(what: str, shown: int, total: int) -> str:
 
 def _name(row: dict[str, Any]) -> str:
     return " ".join(part for part in (row["first_name"], row["last_name"]) if part)
+
+
+def _status(row: dict[str, Any]) -> str:
+    from sis_pipeline.roster.model import STALE
+
+    since = f" since {row['changed_at']:%Y-%m-%d}" if row["status"] == STALE else ""
+    return f"{row['status']}{since}"
 
 
 def _others(row: dict[str, Any]) -> str:

@@ -171,6 +171,7 @@ def test_conflicts_are_filtered_and_counted(published, sis):
     assert sis("conflicts", "list", "--json").json["total"] == 1, "what is stale conflicts no more"
     stale = sis("conflicts", "list", "--status", "stale")
     assert "ana@old.example" in stale.out
+    assert f"stale since {datetime.now(UTC):%Y-}" in stale.out
     assert "Decide one" not in stale.out
 
 
