@@ -362,14 +362,24 @@ holds = Table(
 
 
 def _pair(*, nullable_student: bool) -> list[SqlColumn[Any]]:
-    """The two sides of a near match or a decision: records, or people who have none here."""
+    """The two sides of a near match or a decision: records, or people who have none here; and of what kind both are."""
+    kind = SqlColumn(
+        "entity", Text(), nullable=False, server_default=text("'student'"), comment="student or staff: who the two are"
+    )
+    return [
+        kind,
+        *_sides(nullable_student=nullable_student),
+    ]
+
+
+def _sides(*, nullable_student: bool) -> list[SqlColumn[Any]]:
     return [
         SqlColumn(f"{side}{name}", kind, nullable=nullable, comment=f"{words} {about}")
         for side, words in (("", "one side:"), ("other_", "the other side:"))
         for name, kind, nullable, about in (
             ("integration", Text(), True, "the integration of its record"),
-            ("sis_id", Text(), True, "the id of its record; null for a student without a record in that school year"),
-            ("student_id", UUID(as_uuid=False), nullable_student, "the student it was then"),
+            ("sis_id", Text(), True, "the id of its record; null for somebody without a record in that school year"),
+            ("student_id", UUID(as_uuid=False), nullable_student, "the student, or staff member, it was then"),
         )
     ]
 
@@ -389,8 +399,9 @@ near_matches = Table(
     _stamp("opened_at", "since when it waits"),
     SqlColumn("closed_at", TIMESTAMP(timezone=True), comment="when it was decided, or no longer found"),
     CheckConstraint("status in ('open','decided','gone')", name="status"),
+    CheckConstraint("entity in ('student','staff')", name="entity"),
     Index("ix_near_matches_queue", "district", "score", postgresql_where=text("status = 'open'")),
-    comment="Pairs of students who may be one, waiting for a person.",
+    comment="Pairs of students, or of staff, who may be one, waiting for a person.",
 )
 
 identity_decisions = Table(
@@ -408,6 +419,7 @@ identity_decisions = Table(
         "superseded_by", UUID(as_uuid=False), comment="the later decision about the same two; null while it stands"
     ),
     CheckConstraint("verdict in ('same','distinct')", name="verdict"),
+    CheckConstraint("entity in ('student','staff')", name="entity"),
     Index("ix_identity_decisions_standing", "district", postgresql_where=text("superseded_by is null")),
     comment="What people decided about who is who; remembered for ever, inputs of every merge.",
 )

@@ -548,6 +548,12 @@ MERGED_STAFF = Table(
         _uuid("staff_id", "the staff member's permanent id", key=True),
         *_carried(STAFF),
         _uuid("school_id", "main school", required=False),
+        Column(
+            "near_match",
+            "bool",
+            "true while a possible same person waits for review; no account is made",
+            required=True,
+        ),
     ),
 )
 

@@ -12,7 +12,7 @@ from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.identity import STUDENT_RULES, Rule, student_facts
 from sis_pipeline.roster.ids import derived_ids
 from sis_pipeline.roster.model import MERGED_STUDENTS
-from sis_pipeline.roster.near import judged
+from sis_pipeline.roster.near import WORDS, judged
 from sis_pipeline.roster.school_year import SchoolYear
 
 PEOPLE = (
@@ -76,7 +76,7 @@ def same_children(people: pl.DataFrame) -> pl.DataFrame:
     decision = pl.when(pl.any_horizontal(_agree(rule) for rule in _BY_SSID)).then(pl.lit(MATCH)).otherwise(pl.lit(NEAR_MATCH))  # fmt: skip
     decided = pairs.with_columns(decision=decision, hub="other_node")
     return (
-        judged(facts, decided)
+        judged(facts, decided, WORDS)
         .select(
             "decision",
             "evidence",

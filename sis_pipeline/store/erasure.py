@@ -488,7 +488,9 @@ def _condition(table: Table, subject: Subject) -> ColumnElement[bool]:
     found: list[ColumnElement[bool]] = [table.c[name].in_(subject.ids) for name in PERSON if name in table.c]
     if table.name in BY_RECORD:
         sides = [side for side in ("", "other_") if f"{side}sis_id" in table.c]
-        found += [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
+        records = [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
+        # a student's and a teacher's record may have the same id
+        found += [and_(one, table.c.entity == "student") if "entity" in table.c else one for one in records]
     if table.name == "conflicts":  # another student's, from before a record became this one's; a merge writes it anew
         found += [table.c.candidates.contains([{"integration": one, "sis_id": two}]) for one, two in subject.records]
     districts = [table.c[name] == subject.district for name in ("district", "other_district") if name in table.c]

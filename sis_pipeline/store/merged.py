@@ -224,7 +224,8 @@ class MergeStore:
             withdrawn = withdrawals.standing(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
-            decided, standing = decisions.mark(connection, district), decisions.standing(connection, district)
+            decided = decisions.mark(connection, district)
+            of_students, of_staff = (decisions.standing(connection, district, one) for one in ("student", "staff"))
             aliases = decisions.aliases(connection, district)
         integrations = {one.key: one for one in self._integrations(district)}
         released = frozenset(ruling.fingerprint for ruling in rulings.released)
@@ -239,7 +240,8 @@ class MergeStore:
             quarantined=rejected,
             policies=own_policies,
             thresholds=own,
-            decisions=standing,
+            decisions=of_students,
+            staff_decisions=of_staff,
             aliases=aliases,
             edits=edits,
             decided=chosen,

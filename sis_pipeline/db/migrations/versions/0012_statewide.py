@@ -1,5 +1,5 @@
 """One child in several districts: linked by ssid, with the way from one to another. Conflicts that went
-stale. And whose value of an attribute is published, with who is next, in SQL."""
+stale. Whose value of an attribute is published, with who is next, in SQL. And near matches of staff."""
 
 import json
 
@@ -36,7 +36,25 @@ where (select m.enabled from sis.statewide_matching m order by m.version desc li
 """
 ABOUT = "Who left a district in the last 14 days and has not entered another one yet."
 
+SIDE_WORDS = {"": "one side", "other_": "the other side"}
 COMMENTS = {
+    "table sis.near_matches": (
+        "Pairs of students who may be one, waiting for a person.",
+        "Pairs of students, or of staff, who may be one, waiting for a person.",
+    ),
+    **{
+        f"column sis.{table}.{side}{name}": (f"{words}: {before}", f"{words}: {after}")
+        for table in ("near_matches", "identity_decisions")
+        for side, words in SIDE_WORDS.items()
+        for name, before, after in (
+            (
+                "sis_id",
+                "the id of its record; null for a student without a record in that school year",
+                "the id of its record; null for somebody without a record in that school year",
+            ),
+            ("student_id", "the student it was then", "the student, or staff member, it was then"),
+        )
+    },
     "table sis.conflicts": (
         "Attributes on which the systems disagree, what was chosen and by which rule.",
         "Attributes on which the systems disagree, what was chosen and by which rule; and, stale, on which they did until `changed_at`.",
@@ -157,6 +175,7 @@ def upgrade() -> None:
     )
     _links()
     _transfers()
+    _staff()
     op.execute(PENDING_TRANSFERS)
     op.execute(f"comment on view sis.pending_transfers is '{ABOUT}'")
 
@@ -208,7 +227,30 @@ def _transfers() -> None:
         op.create_index(f"ix_statewide_transfers_{column}", "statewide_transfers", [column], schema="sis")
 
 
+def _staff() -> None:
+    for table in ("near_matches", "identity_decisions"):
+        kind = sa.Column(
+            "entity",
+            sa.Text(),
+            server_default=sa.text("'student'"),
+            nullable=False,
+            comment="student or staff: who the two are",
+        )
+        op.add_column(table, kind, schema="sis")
+        op.create_check_constraint(op.f(f"ck_{table}_entity"), table, "entity in ('student','staff')", schema="sis")
+    waits = "true while a possible same person waits for review; no account is made"
+    flag: sa.Column[bool] = sa.Column(
+        "near_match", sa.Boolean(), server_default=sa.false(), nullable=False, comment=waits
+    )
+    op.add_column("staff", flag, schema="sis")
+    op.alter_column("staff", "near_match", server_default=None, schema="sis")
+
+
 def downgrade() -> None:
+    op.drop_column("staff", "near_match", schema="sis")
+    for table in ("near_matches", "identity_decisions"):
+        op.execute(f"delete from sis.{table} where entity = 'staff'")
+        op.drop_column(table, "entity", schema="sis")
     op.execute("drop function sis.provenance")
     for what, (before, _) in COMMENTS.items():
         op.execute(f"comment on {what} is '{before}'")
