@@ -8,7 +8,21 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import polars as pl
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, or_, select, text, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    any_,
+    bindparam,
+    delete,
+    literal,
+    or_,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
@@ -21,9 +35,16 @@ from sis_pipeline.store.locks import TIMEOUTS, lock_key
 
 SHARED = """
 select s.* from sis.students s where exists (
-  select from sis.students o where o.ssid = s.ssid and o.district <> s.district{})
+  select from sis.students o where o.ssid = s.ssid and o.district <> s.district)
 """
-OF_DISTRICT = " and (s.district = %s or o.district = %s)"
+OF_DISTRICT = """
+ and s.ssid in (
+  select m.ssid from sis.students m where m.district = %s
+  union select b.ssid from sis.statewide_links l join sis.students b on b.student_id = l.other_student_id where l.district = %s
+  union select b.ssid from sis.statewide_links l join sis.students b on b.student_id = l.student_id where l.other_district = %s)
+"""
+"""Who has a number that a student of the district has, or had when it was last compared: everybody whose transfers may be
+others now, in third districts too."""
 STAYS_OF = "select * from sis.enrollments where student_id = any(%s::uuid[])"
 
 
@@ -110,16 +131,26 @@ def _counts(connection: Connection) -> dict[str, int]:
 
 def _compare(connection: Connection, district: str | None = None, *, enabled: bool = True) -> None:
     """Compare all districts, or one with all others; if not `enabled` there is nothing to be known."""
-    links, transfers = pl.DataFrame(schema=LINKS), pl.DataFrame(schema=TRANSFERS)
+    links, transfers, people = pl.DataFrame(schema=LINKS), pl.DataFrame(schema=TRANSFERS), pl.DataFrame()
     if enabled:
-        shared = SHARED.format(OF_DISTRICT if district else "")
-        people = _read(connection, "students", PEOPLE, shared, [district, district] if district else [])
+        shared, asked = (SHARED + OF_DISTRICT, [district] * 3) if district else (SHARED, [])
+        people = _read(connection, "students", PEOPLE, shared, asked)
         links = same_children(people)
         ids = pl.concat([links["student_id"], links["other_student_id"]]).unique().to_list()
         stays = _read(connection, "enrollments", STAYS, STAYS_OF, [ids])
         transfers = across_districts(links, stays, today_of(connection))
-    _bring(connection, statewide_links, SIDES, links, district)
-    _bring(connection, statewide_transfers, ["transfer_id"], transfers, district)
+    for table, key, frame in ((statewide_links, SIDES, links), (statewide_transfers, ["transfer_id"], transfers)):
+        _bring(
+            connection, table, key, frame, _of(table, district, people["student_id"].to_list()) if district else true()
+        )
+
+
+def _of(table: Table, district: str, people: Sequence[str]) -> ColumnElement[bool]:
+    """The rows of a district, and those of people in other ones who were compared with it."""
+    ids = literal(list(people), ARRAY(UUID(as_uuid=False)))
+    ours = [table.c[f"{side}district"] == district for side in ("", "other_")]
+    theirs = [table.c[f"{side}student_id"] == any_(ids) for side in ("", "other_")]
+    return or_(*ours, *theirs)
 
 
 def _read(
@@ -129,11 +160,12 @@ def _read(
     return bulk.copy_out(connection, query, kinds, parameters)
 
 
-def _bring(connection: Connection, table: Table, key: Sequence[str], frame: pl.DataFrame, district: str | None) -> None:
-    """Make the rows of a district, or all, those of the frame; what is there already keeps when it was found."""
-    either = or_(table.c.district == district, table.c.other_district == district) if district else true()
+def _bring(
+    connection: Connection, table: Table, key: Sequence[str], frame: pl.DataFrame, scope: ColumnElement[bool]
+) -> None:
+    """Make the rows of the scope those of the frame; what is there already keeps when it was found."""
     columns = [table.c[name] for name in frame.columns]
-    there = {tuple(row) for row in connection.execute(select(*columns).where(either))}
+    there = {tuple(row) for row in connection.execute(select(*columns).where(scope))}
     wanted = set(frame.iter_rows())
     gone, fresh = (
         [dict(zip(frame.columns, row, strict=True)) for row in rows] for rows in (there - wanted, wanted - there)

@@ -138,6 +138,27 @@ def test_it_follows_corrections_and_undo(database, merges, day, statewide):
     assert found(database) == []
 
 
+def test_a_third_district_sees_what_a_correction_in_the_first_one_means_for_it(database, day, statewide):
+    """Ada left lincoln and erie before she came to dover: the nearest counts, and then the other one."""
+    add_integration(database, "erie-ps", "erie")
+    statewide.set(enabled=True, **BY)
+    day("erie", stay(exit_date=LEFT - timedelta(2), status="withdrawn"))
+    day("dover", THERE)
+    from_erie = ("transfer", "erie", LEFT - timedelta(2), "dover", CAME)
+    assert found(database) == [from_erie]
+    day("lincoln", GONE)
+    assert found(database) == [WENT_OVER]
+    assert len(linked(database)) == 3
+    day("lincoln", GONE, ssid="78")
+    assert found(database) == [from_erie], "it was another child's number"
+    assert len(linked(database)) == 1
+    day("lincoln", GONE)
+    by_days = (found(database), sorted(linked(database)))
+    statewide.set(enabled=False, **BY)
+    statewide.set(enabled=True, **BY)
+    assert (found(database), sorted(linked(database))) == by_days == ([WENT_OVER], by_days[1])
+
+
 def test_an_erased_student_is_forgotten_on_both_sides(database, snapshots, vault, day, statewide):
     statewide.set(enabled=True, **BY)
     day("lincoln", GONE)
