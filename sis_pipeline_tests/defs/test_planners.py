@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import dagster as dg
 import pandas as pd
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, ContractError, TransientError
 from sis_pipeline.defs.checks import entity_finding, reference_finding, too_many
@@ -158,6 +160,22 @@ def test_foreseen_errors_keep_their_words_and_others_lose_theirs():
     assert said.error_class == "internal"
     assert "Hopper" not in said.message
     assert "test_planners.py" in said.message
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        psycopg.OperationalError("FATAL: Grace Hopper"),
+        psycopg.InterfaceError("the connection is closed"),
+        OperationalError("insert", {}, psycopg.errors.AdminShutdown("terminating")),
+    ],
+)
+def test_a_database_that_goes_away_is_no_fault_of_ours(lost):
+    said = trouble(lost)
+    assert said.code == "transient.database"
+    assert "Hopper" not in said.message
+    assert "run it again" in said.advice
+    assert trouble(IntegrityError("insert", {}, psycopg.errors.UniqueViolation("twice"))).error_class == "internal"
 
 
 @pytest.mark.parametrize(
