@@ -363,6 +363,24 @@ def test_coming_back_to_the_same_school_is_a_re_entry() -> None:
     assert events(reopened) == [("re_enter", "field_change")]
 
 
+def test_a_return_that_is_dated_has_its_own_date() -> None:
+    """Where enrollments are derived, the stay that had ended begins anew; seen late, it is told as of its entry."""
+    left = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-20", status="withdrawn")
+    back = changed(district(), "enrollments", "e-s1-1", entry_date="2025-09-29")
+    merged = second_day(left, back)
+    assert events(merged) == [("re_enter", "field_change")]
+    assert merged.changes["effective_date"].to_list() == [date(2025, 9, 29)]
+
+
+def test_a_transfer_that_was_taken_back_and_comes_again_is_a_transfer() -> None:
+    """As from a system that was restored from yesterday's backup, and then brought up to date."""
+    assert lived((there(), DAY_2), (district(), DAY_2), (there(), DAY_2)) == [
+        [("transfer", "explicit_exit")],
+        [("no_show", "absence"), ("re_enter", "field_change")],
+        [("transfer", "explicit_exit")],
+    ]
+
+
 def test_a_zero_day_stay_is_a_no_show() -> None:
     roster = changed(district(), "enrollments", "e-s1-1", exit_date="2025-08-18", status="withdrawn")
     assert events(second_day(district(), roster)) == [("no_show", "explicit_exit")]
