@@ -148,7 +148,7 @@ def page(rows: Sequence[Shown], seconds: float) -> str:
         "never happened fails. The same tests run in smaller counts in `make test`; what they mean for you is in",
         "[guarantees](guarantees.md).",
         "",
-        f"{held} of {len(rows)} rows held. {_machine(seconds)}",
+        f"{held} of {len(rows)} rows held. {machine(seconds)}",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
@@ -160,7 +160,7 @@ def page(rows: Sequence[Shown], seconds: float) -> str:
     return "\n".join([*lines, ""])
 
 
-def _machine(seconds: float) -> str:
+def machine(seconds: float) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {seconds / 60:.0f} minutes on {os.cpu_count()} cores, {platform.system()} "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,25 +32,26 @@ from sis_pipeline_tests.faults.rows import Count, Recorder, Row
 from sis_pipeline_tests.faults.syncs import left, prove_roster_tidy
 from sis_pipeline_tests.truth.chain import YEAR, Town, fresh_database, installation, read, unheard
 
-PROCESSES, SERVERS = 200, 50
+DAYS = {"first load": (1,), "later day": (1, 12)}
+"""What has been read; the last of them waits to be merged. Between day 1 and 12 so many leave that some are held."""
+PROCESSES = {"first load": 100, "later day": 300}
+SERVERS = 50
 IN_A_ROW = 10
 """Kills of one installation before it may end."""
 LATE = 0.02
 """Seconds after the beginning of a step up to which it is struck."""
 ROW = Row(
     30,
-    f"a merge with its publication killed by SIGKILL as each of its steps begins (each question to PostgreSQL, each file "
-    f"and its name) and at random moments in them, {PROCESSES} times, up to {IN_A_ROW} times in a row; PostgreSQL killed by "
-    f"kill -9 under it, {SERVERS} times, its first process or all of them",
+    "a merge with its publication killed by SIGKILL as each of its steps begins (each question to PostgreSQL, each file and "
+    f"its name) and at random moments in them, up to {IN_A_ROW} times in a row; PostgreSQL killed by kill -9 under it, its "
+    "first process or all of them",
     "after each kill all tables are those of before or those of after, nothing between; run once more to its end they are "
     "those of an undisturbed run, every event of the ledger and every entry of the audit log is there once, the log is "
     "whole, and nothing is left",
-    PROCESSES + SERVERS,
+    200 + SERVERS,
     "kills",
 )
 SYSTEMS = (System("ps", "powerschool", 40, {"max_page_size": 60}), System("ic", "infinite_campus", 40))
-DAYS = {"first load": (1,), "later day": (1, 12)}
-"""What has been read; the last of them waits to be merged. Between day 1 and 12 so many leave that some are held."""
 
 
 def log_of(roster: Roster) -> Counter[tuple[str, str, str]]:
@@ -69,11 +71,11 @@ def _told(details: dict[str, object]) -> str:
 class Eve:
     """An installation on the eve of a publication: read and judged, not merged. Every attempt is made on a copy of it."""
 
-    def __init__(self, server: SandboxServer, home: Path, postgres: URL, template: str, days: Sequence[int]) -> None:
-        self._server, self._home, self._postgres, self._template, self._days = server, home, postgres, template, days
+    def __init__(self, server: SandboxServer, home: Path, postgres: URL, template: str, name: str) -> None:
+        self._server, self._home, self._postgres, self._template = server, home, postgres, template
+        self._days = DAYS[name]
         self._key = Fernet.generate_key().decode()
-
-        self.day = days[-1]
+        self.name, self.day = name, self._days[-1]
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -109,11 +111,12 @@ class Eve:
                 fresh_database(self._postgres, self._url.database) as url,
                 installation(url, home, key=self._key) as roster,
             ):
-                Town(self._server, roster, url, home / "files").set_day(self._days[-1])
+                Town(self._server, roster, url, home / "files").set_day(self.day)
                 yield roster
 
     def is_over(self, roster: Roster) -> bool:
         """Whether the publication has happened, seen at one point in time; whatever is between fails."""
+        _let_orphans_end(roster)
         found = left(roster.engine.execution_options(isolation_level="REPEATABLE READ")).tables
         assert found in (self.before.tables, self.after.tables), "half of a publication"
         return bool(found == self.after.tables)
@@ -130,6 +133,16 @@ class Eve:
         assert (log - self.log, self.log - log) == (Counter(), Counter()), "every entry once"
         prove_roster_tidy(roster)
         prove_every_folder_is_an_attempts(roster)
+
+
+def _let_orphans_end(roster: Roster) -> None:
+    """PostgreSQL ends what a killed process had asked for, be it a commit, before it finds out."""
+    others = text(
+        "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    )
+    with roster.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while connection.scalar(others):
+            time.sleep(0.005)
 
 
 def finished() -> Done:
@@ -184,7 +197,7 @@ def eve(
     request: pytest.FixtureRequest, server: SandboxServer, tmp_path: Path, postgres: URL, _template: str
 ) -> Iterator[Eve]:
     """On the server that all tests share."""
-    with (eve := Eve(server, tmp_path, postgres, _template, DAYS[request.param])).kept():
+    with (eve := Eve(server, tmp_path, postgres, _template, request.param)).kept():
         yield eve
 
 
@@ -196,10 +209,10 @@ def test_killed_at_every_step(eve: Eve, row: Recorder, count: Count, chance: Ran
         row.happened()
         row.ran()
 
-    wanted = count(full=PROCESSES // len(DAYS), part=3)
+    wanted = count(full=PROCESSES[eve.name], part=3)
     struck_in_a_row(eve, strikes(len(eve.done.steps), wanted, chance), killed)
     phases = Counter(phase for phase, _ in eve.done.steps)
-    row.note(f"on day {eve.day}: {' and '.join(f'{steps} steps of the {phase}' for phase, steps in phases.items())}")
+    row.note(f"{eve.name}: {' and '.join(f'{steps} steps of the {phase}' for phase, steps in phases.items())}")
 
 
 @pytest.fixture
@@ -218,7 +231,7 @@ def own_postgres() -> Iterator[tuple[Path, URL]]:
 @pytest.fixture
 def its_eve(own_postgres: tuple[Path, URL], server: SandboxServer, tmp_path: Path) -> Iterator[Eve]:
     """On the server that is to be killed."""
-    with (eve := Eve(server, tmp_path, own_postgres[1], "template1", DAYS["later day"])).kept():
+    with (eve := Eve(server, tmp_path, own_postgres[1], "template1", "later day")).kept():
         with eve.copy() as roster, roster.engine.connect() as connection:
             assert connection.scalar(text("show fsync")) == "on"
         yield eve

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ class Town:
         self.server, self.world, self.roster, self.url, self.files = server, server.world, roster, url, files
         self._lived: list[Truth] = []
         self._ledger: frozenset[str] = frozenset()
+        self._today: date | None = None
 
     def connect(self, **settings: Mapping[str, Any]) -> None:
         """Add every system in the world's order of priority, with more settings by the system's name."""
@@ -140,7 +141,11 @@ class Town:
                 write_bundle(
                     self.world.view(system.name, number), self.files / system.name, version=system.options["version"]
                 )
-        noon = datetime.combine(self.world.date(on or number), time(12), tzinfo=UTC)
+        today = self.world.date(on or number)
+        if today == self._today:
+            return  # the clock goes on
+        self._today = today
+        noon = datetime.combine(today, time(12), tzinfo=UTC)
         offset = f"{(noon - datetime.now(UTC)).total_seconds()} seconds"
         with self.roster.engine.begin() as connection:
             connection.execute(text(f"alter database {self.url.database} set sis.clock_offset = '{offset}'"))
