@@ -134,10 +134,16 @@ def test_ten_days(
     facts.update(students=students, kinds=dict(kinds), seconds=time.monotonic() - began)
 
 
+SETTINGS: Mapping[str, Mapping[str, object]] = {
+    "ps": {"section_enrollments_via": "powerquery"},
+    "sky-q": {"withdrawal_statuses": {"G1": "graduated"}},
+}
+"""What a district says of its system. What a withdrawal code means is the district's own affair in Qmlativ."""
+
+
 def connect(place: Town, run: Run) -> None:
-    place.connect(
-        **{name: {"section_enrollments_via": "powerquery"} for name in {"ps"} & {one.name for one in run.systems}}
-    )
+    names = {system.name for system in run.systems}
+    place.connect(**{name: settings for name, settings in SETTINGS.items() if name in names})
     guarding = Guarding(place.roster.engine)
     guarding.set(place.world.district, run.guard, actor="tests", reason="the guard is looked at elsewhere")
 
