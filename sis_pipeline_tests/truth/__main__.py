@@ -83,7 +83,7 @@ def page(rows: Sequence[Sequence[str]], seconds: float) -> str:
         "moved, was corrected. Its systems are read over HTTP or as files, merged and published every day, and every day",
         "the ledger must have gained exactly these events, each once, of the right kind, at the right place and on the",
         "right day; the students, their records, values, conflicts, enrollments and seats must be the true ones, nothing",
-        "may be held, and the same day once more must write nothing. Three days of all systems are lived in `make test`.",
+        "may be held, and the same day once more must write nothing. The first two days of all systems are lived in `make test`.",
         "",
         "- A day that is **lost** is told by the next reading, with the source's own dates; what only shows by an absence",
         "  has the day on which it showed.",
