@@ -265,8 +265,8 @@ def _pair_transfers(
 
     The other half may have been seen earlier: an entry after a stay that had already ended, an exit from a stay whose
     successor was already there. Who comes back (a new stay at a school of before, or an old one reopened on the day `seen`)
-    is transferred from where they went when they left; whoever was a no-show there had never left it. Returns the events, and `after_row` of the entries and of the
-    exits that they use up.
+    is transferred from where they went when they left, or from where they leave at once; whoever was a no-show there had
+    never left it. Returns the events, and `after_row` of the entries and of the exits that they use up.
     """
     known = pl.col("was_entry_date").is_not_null()
     left = pl.concat([
@@ -299,13 +299,15 @@ def _pair_transfers(
     went_there = (pl.col("left_entry") >= pl.col("since") - pl.duration(days=TRANSFER_DAYS)) & (
         pl.col("exit_date") > pl.col("since")
     )
+    # a derived stay that opened again keeps its first entry, so nothing else says that they were there in between
+    at_once = pl.col("news") & pl.col("fresh") & (gap <= CONTINUED_DAYS)
     pairs = (
         left.join(came, on="student_id")
         .filter(
             (pl.col("left_school") != pl.col("school_id"))
             & (pl.col("arrived") > pl.col("left_entry"))
             & (pl.col("news") | pl.col("fresh"))
-            & (pl.col("since").is_null() | went_there)
+            & (pl.col("since").is_null() | went_there | at_once)
         )
         .with_columns(gap=gap)
         .filter(pl.col("gap") <= TRANSFER_DAYS)

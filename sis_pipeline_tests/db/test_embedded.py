@@ -86,6 +86,8 @@ def test_a_server_that_is_long_in_coming_is_waited_for(server, monkeypatch):
     def impatient(program, arguments, **options):
         begin(program, [one for one in arguments if one != "-w"] + ["-W"], **options)
         assert next(patience), "it is not begun twice"
+        while not (server / "postmaster.pid").exists():
+            continue
         raise subprocess.TimeoutExpired(program, 10)
 
     monkeypatch.setattr(postgres_server, "pgexec", impatient)

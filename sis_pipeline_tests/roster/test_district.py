@@ -329,6 +329,14 @@ def test_who_moves_back_into_the_very_stay_that_had_ended_is_transferred() -> No
     assert lived((there(), DAY_2), (back, date(2025, 10, 6)))[1] == [("transfer", "explicit_exit")]
 
 
+def test_who_moves_to_and_fro_between_two_such_stays_is_transferred_each_time() -> None:
+    back = district().stay("s1", "2", entry_date="2025-10-02", exit_date="2025-10-06", status="withdrawn")
+    gone = {"exit_date": "2025-10-08", "status": "withdrawn"}
+    forth = changed(district(), "enrollments", "e-s1-1", **gone).stay("s1", "2", entry_date="2025-10-02")
+    days = ((there(), DAY_2), (back, date(2025, 10, 6)), (forth, date(2025, 10, 8)))
+    assert lived(*days) == [[("transfer", "explicit_exit")]] * 3
+
+
 def test_who_comes_back_from_nowhere_re_enters() -> None:
     """To the school left last, after an earlier transfer; and to one of two schools that were both left."""
     again = there("2025-10-04").stay("s1", "2", sis_id="e-again", entry_date="2025-10-06")
