@@ -11,7 +11,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test check format soak faults bench peers lock docs clean
+.PHONY: help install demo ui test check format soak truth faults bench peers lock docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ format: install ## format the code
 
 soak: install ## 10,000 students at page size 100 and the true rate limit (about 22 minutes)
 	@$(BIN)/python -m pytest -m soak -s
+
+truth: install ## live ten days with every kind of system, prove the ledger against the truth, and write docs/truth.md
+	@$(BIN)/python -m sis_pipeline_tests.truth
 
 faults: install ## provoke every fault the connections must survive, and write docs/faults.md (under 20 minutes)
 	@$(BIN)/python -m sis_pipeline_tests.faults

@@ -28,6 +28,10 @@ CATALOGUE: dict[str, Entry] = {
     "transient.already_running": Entry(
         "Another process is syncing the same integration and school year.", "Wait for it to end, then run it again."
     ),
+    "transient.database": Entry(
+        "PostgreSQL was stopped, broke off the connection, or could not do its work in time or for want of resources.",
+        "Nothing of a transaction that was broken off is kept. Check the server (`sis doctor`), then run it again.",
+    ),
     "transient.export": Entry(
         "An export could not be written: the disk is full, or the folder can't be written to or replaced.",
         "Make room, or name a folder that you may write to; what was there before is untouched.",

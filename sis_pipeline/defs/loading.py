@@ -27,7 +27,7 @@ from sis_pipeline.defs.checks import (
     unknown_codes,
 )
 from sis_pipeline.defs.deltas import Way, against, choose, drift_in_words, measure, unfit
-from sis_pipeline.defs.failures import trouble
+from sis_pipeline.defs.failures import foreseen, trouble
 from sis_pipeline.defs.identity import recognised
 from sis_pipeline.defs.progress import tell
 from sis_pipeline.defs.resources import Connection, ProviderResource, Roster, Traffic
@@ -336,8 +336,8 @@ def _note(roster: Roster, key: str, error: BaseException | None, *, retry: int =
     """
     if isinstance(error, AlreadyRunningError) or not isinstance(error, Exception | None):
         return
-    if error is not None and not isinstance(error, SisError):
-        error = InternalError(trouble(error).message, code="internal.unexpected")
+    if error is not None:
+        error = foreseen(error) or InternalError(trouble(error).message, code="internal.unexpected")
     with suppress(ConfigError, SQLAlchemyError):
         roster.integrations.note_sync(key, error, counts=retry == 0)
 

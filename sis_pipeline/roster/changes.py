@@ -171,8 +171,8 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
     )
     exits = stays.filter(~pl.col("is_open") & (pl.col("was_open") | (pl.col("was_entry_date").is_null() & ~is_first)))
     exits = exits.with_columns(kind=_exit_kind())
-    reopened = stays.filter(pl.col("is_open") & ~pl.col("was_open"))
-    transfers, used_entries, used_exits = _pair_transfers(entries, exits, reopened, stays, as_of=about.as_of)
+    reopened = stays.filter(pl.col("is_open") & ~pl.col("was_open")).with_columns(seen=_day_of_return(about.as_of))
+    transfers, used_entries, used_exits = _pair_transfers(entries, exits, reopened, stays)
     # a stay that is new and already over may be both a used entry and a separate exit
     entries, reopened = (
         it.join(used_entries, on="after_row", how="anti", maintain_order="left") for it in (entries, reopened)
@@ -191,10 +191,7 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
             ),
             transfers,
             continued,
-            _events(
-                reopened.with_columns(kind=pl.lit("re_enter"), evidence=pl.lit("field_change"), seen=about.as_of),
-                "seen",
-            ),
+            _events(reopened.with_columns(kind=pl.lit("re_enter"), evidence=pl.lit("field_change")), "seen"),
             _events(
                 amended.with_columns(kind=pl.lit("amend"), evidence=pl.lit("field_change"), seen=_amended_day()),
                 "seen",
@@ -234,6 +231,12 @@ def _differs() -> pl.Expr:
     )
 
 
+def _day_of_return(as_of: date) -> pl.Expr:
+    """Of a stay that had ended and runs again: its entry, where that was moved behind the exit, else the day it showed."""
+    moved = (pl.col("entry_date") > pl.col("was_entry_date")) & (pl.col("entry_date") >= pl.col("was_exit_date"))
+    return pl.when(moved).then("entry_date").otherwise(pl.lit(as_of))
+
+
 def _amended_day() -> pl.Expr:
     """The day the correction is about: the exit if that changed, else the entry."""
     return pl.when(pl.col("exit_date").ne_missing(pl.col("was_exit_date"))).then("exit_date").otherwise("entry_date")
@@ -256,14 +259,14 @@ def _events(stays: pl.DataFrame, day: str, otherwise: date | None = None) -> pl.
 
 
 def _pair_transfers(
-    entries: pl.DataFrame, exits: pl.DataFrame, reopened: pl.DataFrame, stays: pl.DataFrame, *, as_of: date
+    entries: pl.DataFrame, exits: pl.DataFrame, reopened: pl.DataFrame, stays: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """Exit and entry of one student at two schools within 14 days are one `transfer`, each used once, nearest first.
 
     The other half may have been seen earlier: an entry after a stay that had already ended, an exit from a stay whose
-    successor was already there. Who comes back (a new stay at a school of before, or an old one reopened on `as_of`)
-    is transferred from where they went when they left. Returns the events, and `after_row` of the entries and of the
-    exits that they use up.
+    successor was already there. Who comes back (a new stay at a school of before, or an old one reopened on the day `seen`)
+    is transferred from where they went when they left, or from where they leave at once; whoever was a no-show there had
+    never left it. Returns the events, and `after_row` of the entries and of the exits that they use up.
     """
     known = pl.col("was_entry_date").is_not_null()
     left = pl.concat([
@@ -281,7 +284,11 @@ def _pair_transfers(
         entries.join(last_left, on=["student_id", "school_id"], how="left").with_columns(
             fresh=pl.lit(value=True), arrived="entry_date", since=pl.when(returning).then("since")
         ),
-        reopened.with_columns(fresh=pl.lit(value=True), arrived=pl.lit(as_of), since="was_exit_date"),
+        reopened.with_columns(
+            fresh=pl.lit(value=True),
+            arrived="seen",
+            since=pl.when(pl.col("was_status") != "no_show").then("was_exit_date"),
+        ),
         stays.filter(known & pl.col("is_open") & pl.col("was_open")).with_columns(
             fresh=pl.lit(value=False), arrived="entry_date"
         ),
@@ -292,13 +299,15 @@ def _pair_transfers(
     went_there = (pl.col("left_entry") >= pl.col("since") - pl.duration(days=TRANSFER_DAYS)) & (
         pl.col("exit_date") > pl.col("since")
     )
+    # a derived stay that opened again keeps its first entry, so nothing else says that they were there in between
+    at_once = pl.col("news") & pl.col("fresh") & (gap <= CONTINUED_DAYS)
     pairs = (
         left.join(came, on="student_id")
         .filter(
             (pl.col("left_school") != pl.col("school_id"))
             & (pl.col("arrived") > pl.col("left_entry"))
             & (pl.col("news") | pl.col("fresh"))
-            & (pl.col("since").is_null() | went_there)
+            & (pl.col("since").is_null() | went_there | at_once)
         )
         .with_columns(gap=gap)
         .filter(pl.col("gap") <= TRANSFER_DAYS)

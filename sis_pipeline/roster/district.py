@@ -507,7 +507,7 @@ def _stays(
     of_gone = now.all("enrollments").join(gone_students, on=["integration", "student_sis_id"], how="semi")
     presence = now.presence("enrollments", usable=placed, tombstones=[of_gone])
     delivered = fit(placed.with_columns(district=pl.lit(inputs.district)), table)
-    carried = presence.fates(before.enrollments).filter(pl.col("fate") == CARRIED)
+    carried = _carried_stays(presence, before.enrollments, delivered)
     reports = pl.concat([delivered, carried.select(table.names)])
 
     stays = combine_reports(reports, now.priorities)
@@ -521,6 +521,18 @@ def _stays(
     target = withdraw(target, _repointed(now.inputs.withdrawals, people.renamed))
     target, holds = _guarded_stays(now, before.enrollments, target, frozen)
     return choose_primary(mark_transfers(target), now.priorities), holds
+
+
+def _carried_stays(presence: Presence, existing: pl.DataFrame, delivered: pl.DataFrame) -> pl.DataFrame:
+    """The stays published before of which the source said nothing. One that its system now names otherwise, because its
+    entry was corrected, is told anew: it would stand beside itself."""
+    fated = presence.fates(existing)
+    places = fated.filter(pl.col("fate") == CARRIED).join(delivered, on=PLACE, how="semi").select(PLACE)
+    old, new = (rows.join(places, on=PLACE, how="semi", maintain_order="left") for rows in (fated, delivered))
+    by = new.with_row_index("after").select("after", by="integration")
+    told = old.with_row_index("before").join(match_stays(old, new).drop_nulls().join(by, on="after"), on="before")
+    anew = told.filter((pl.col("fate") == CARRIED) & (pl.col("by") == pl.col("integration")))
+    return fated.filter(pl.col("fate") == CARRIED).join(anew, on=STAY, how="anti", maintain_order="left")
 
 
 def _closings(now: _Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:

@@ -12,7 +12,9 @@ from random import Random
 from sis_pipeline.sandbox import filling, names
 from sis_pipeline.sandbox.population import (
     ENTRY_NEW,
+    EXIT_GRADUATED,
     EXIT_TRANSFER,
+    HIGHEST_GRADE,
     Population,
     add_family,
     add_person,
@@ -125,6 +127,8 @@ def _live_in(day: Day, system: System, settled: list[int]) -> None:
     if system.speech.scheduled:
         times(10**9, _amend_entry)
         times(10**9, _no_show)
+        if system.options.get("graduates"):
+            times(10**9, _graduate)
     _enter_pre_registered(day, system)
     if day.number > 2:
         _re_enter(day, system)
@@ -140,8 +144,10 @@ def _log(day: Day, person: Person, kind: str, **about: object) -> None:
 
 
 def _log_seats(day: Day, person: Person, kind: str, seats: tuple[Seat, ...], *, stated: bool) -> None:
+    """A drop that no date is given for shows today, and if that is later, on the first day of the seat."""
     for seat in seats:
-        effective = seat.begin if kind == "section_add" else (seat.dropped or day.date)
+        shown = seat.dropped if stated and seat.dropped else max(day.date, seat.begin)
+        effective = seat.begin if kind == "section_add" else shown
         day.changes.append(
             Change(person.key, kind, effective, stated, section=(seat.system, seat.section),
                    school=day.world.sections[seat.system, seat.section].school)
@@ -222,12 +228,23 @@ def _depart(day: Day, system: System, person: Person) -> bool:
     return True
 
 
+def _graduate(day: Day, system: System, person: Person) -> bool:
+    """Early, in the middle of the year."""
+    stint = current(day, person, system.name)
+    if stint is None or stint.grade != HIGHEST_GRADE:
+        return False
+    _leave(day, system, person, stint, "graduated")
+    _log(day, person, "graduate", school=stint.school)
+    return True
+
+
 def _leave(day: Day, system: System, person: Person, stint: Stint, status: str) -> Person:
     """End a person's time in a system today: an exit with code and date, or whatever the system makes of it."""
     if system.leaving == "vanish":
         day.absences[stint.school] += 1
     person = _close_seats(day, person, system, by_absence=system.leaving != "explicit")
-    ended = stint._replace(exit=day.date, exit_code=EXIT_TRANSFER, status=status, modified=day.at)
+    code = EXIT_GRADUATED if status == "graduated" else EXIT_TRANSFER
+    ended = stint._replace(exit=day.date, exit_code=code, status=status, modified=day.at)
     person = _with_stint(person, stint, ended)
     records = tuple(
         replace(record, gone=day.date, modified=day.at) if record.system == system.name else record
@@ -327,11 +344,11 @@ def _move(day: Day, left: System, right: System, person: Person) -> None:
 
 def _re_enter(day: Day, system: System) -> None:
     """Somebody who left on an earlier day comes back to the same school."""
+    latest = day.date - timedelta(days=system.options.get("stays_away", 1))
     for person in day.people.values():
-        record = person.records[0]
+        record, last = person.records[0], person.stints[-1]
         away = not person.shared and record.system == system.name and record.gone is not None
-        if away and record.gone < day.date and person.key not in day.touched:  # type: ignore[operator]
-            last = person.stints[-1]
+        if away and record.gone <= latest and last.status != "graduated" and person.key not in day.touched:  # type: ignore[operator]
             back = replace(person, records=(replace(record, gone=None, modified=day.at),))
             if system.leaving == "tombstone":  # what was marked as deleted with the student is there again
                 back = replace(back, seats=tuple(seat._replace(modified=day.at) for seat in back.seats))

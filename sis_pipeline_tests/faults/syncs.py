@@ -182,6 +182,12 @@ def left(engine: Engine) -> Left:
 
 def prove_tidy(roster: Roster, *, killed: int) -> None:
     """Nothing is left of the syncs that were killed but what says that there were any."""
+    prove_roster_tidy(roster)
+    _prove_runs_closed(killed)
+
+
+def prove_roster_tidy(roster: Roster) -> None:
+    """The same, for what is not Dagster's."""
     data = Path(roster.settings.data_url)
     _prove_half_written_files_go(roster, data)
     with roster.engine.connect() as connection:
@@ -207,7 +213,6 @@ def prove_tidy(roster: Roster, *, killed: int) -> None:
     for path, content_hash in folders.items():
         if content_hash is not None:
             _prove_only_what_is_listed(data / path)
-    _prove_runs_closed(killed)
 
 
 def _prove_half_written_files_go(roster: Roster, data: Path) -> None:

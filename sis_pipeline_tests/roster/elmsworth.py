@@ -56,7 +56,7 @@ def _seat(section: str, person: str, role: str = "student", **more: Any) -> dict
 
 def _staff(name: str, role: str = "teacher", **more: Any) -> dict[str, Any]:
     return {"staff_id": uid(name), "first_name": name, "last_name": "Quist", "role": role, "local_id": f"T{name}",
-            "school_id": uid("North"), **more}  # fmt: skip
+            "school_id": uid("North"), "near_match": False, **more}  # fmt: skip
 
 
 def _link(name: str, *, active: bool = True) -> dict[str, Any]:

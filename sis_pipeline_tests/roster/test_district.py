@@ -329,6 +329,14 @@ def test_who_moves_back_into_the_very_stay_that_had_ended_is_transferred() -> No
     assert lived((there(), DAY_2), (back, date(2025, 10, 6)))[1] == [("transfer", "explicit_exit")]
 
 
+def test_who_moves_to_and_fro_between_two_such_stays_is_transferred_each_time() -> None:
+    back = district().stay("s1", "2", entry_date="2025-10-02", exit_date="2025-10-06", status="withdrawn")
+    gone = {"exit_date": "2025-10-08", "status": "withdrawn"}
+    forth = changed(district(), "enrollments", "e-s1-1", **gone).stay("s1", "2", entry_date="2025-10-02")
+    days = ((there(), DAY_2), (back, date(2025, 10, 6)), (forth, date(2025, 10, 8)))
+    assert lived(*days) == [[("transfer", "explicit_exit")]] * 3
+
+
 def test_who_comes_back_from_nowhere_re_enters() -> None:
     """To the school left last, after an earlier transfer; and to one of two schools that were both left."""
     again = there("2025-10-04").stay("s1", "2", sis_id="e-again", entry_date="2025-10-06")
@@ -361,6 +369,24 @@ def test_coming_back_to_the_same_school_is_a_re_entry() -> None:
     assert events(merged) == [("re_enter", "new_record")]
     reopened = second_day(left, district())
     assert events(reopened) == [("re_enter", "field_change")]
+
+
+def test_a_return_that_is_dated_has_its_own_date() -> None:
+    """Where enrollments are derived, the stay that had ended begins anew; seen late, it is told as of its entry."""
+    left = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-20", status="withdrawn")
+    back = changed(district(), "enrollments", "e-s1-1", entry_date="2025-09-29")
+    merged = second_day(left, back)
+    assert events(merged) == [("re_enter", "field_change")]
+    assert merged.changes["effective_date"].to_list() == [date(2025, 9, 29)]
+
+
+def test_a_transfer_that_was_taken_back_and_comes_again_is_a_transfer() -> None:
+    """As from a system that was restored from yesterday's backup, and then brought up to date."""
+    assert lived((there(), DAY_2), (district(), DAY_2), (there(), DAY_2)) == [
+        [("transfer", "explicit_exit")],
+        [("no_show", "absence"), ("re_enter", "field_change")],
+        [("transfer", "explicit_exit")],
+    ]
 
 
 def test_a_zero_day_stay_is_a_no_show() -> None:

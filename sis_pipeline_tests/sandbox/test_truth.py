@@ -72,6 +72,35 @@ def test_every_kind_of_event_happens(world: World) -> None:
     assert across
 
 
+def test_some_graduate_in_the_middle_of_the_year_where_that_is_asked_for() -> None:
+    world = World(systems=[System("a", "powerschool", 80, {"graduates": True})])
+    days = {day: [change for change in world.truth(day).changes if change.kind == "graduate"] for day in range(2, 5)}
+    assert [len(changes) for changes in days.values()] == [1] * len(days)
+    for day, [change] in days.items():
+        assert (change.effective, change.stated) == (world.date(day), True)
+        assert world.people(5)[change.person].stints[-1].status == "graduated", "and never comes back"
+
+
+def test_who_left_stays_away_as_long_as_is_asked_for() -> None:
+    world = World(systems=[System("a", "powerschool", 80, {"stays_away": 3})])
+    left, stayed = {}, []
+    for day in range(2, 8):
+        for change in world.truth(day).changes:
+            if change.kind in {"withdraw", "no_show"}:
+                left[change.person] = day
+            elif change.kind == "re_enter":
+                stayed.append(day - left[change.person])
+    assert stayed
+    assert min(stayed) == 3
+
+
+def test_a_drop_without_a_date_shows_on_its_day_but_never_before_the_seat_begins(world: World) -> None:
+    today = world.date(2)
+    drops = [change for change in world.truth(2).changes if change.kind == "section_drop" and not change.stated]
+    assert {change.effective > today for change in drops} == {False, True}
+    assert all(change.effective >= today for change in drops)
+
+
 def test_the_first_load_is_one_enroll_per_good_enrollment(world: World) -> None:
     for year in (world.school_year, world.prior_year):
         truth = world.truth(1, year)

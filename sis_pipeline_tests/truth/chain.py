@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ YEAR = SchoolYear.on(datetime.now(UTC).date())
 def fresh_database(postgres: URL, template: str) -> Iterator[URL]:
     """A migrated, empty database for as long as the context lasts."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    admin = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    admin = create_engine(postgres, isolation_level="AUTOCOMMIT", pool_pre_ping=True)  # it may be killed meanwhile
     with admin.connect() as connection:
         connection.execute(text(f"create database {name} template {template} strategy file_copy"))
     try:
@@ -53,14 +53,15 @@ def fresh_database(postgres: URL, template: str) -> Iterator[URL]:
 
 
 @contextmanager
-def installation(url: URL, home: Path) -> Iterator[Roster]:
-    """An installation of its own on a database: nothing of this machine's settings counts."""
+def installation(url: URL, home: Path, *, key: str | None = None) -> Iterator[Roster]:
+    """An installation of its own on a database: nothing of this machine's settings counts. `key`: what seals its
+    secrets; a new one where none is given."""
     with pytest.MonkeyPatch.context() as environment:
         for name in [name for name in os.environ if name.startswith("SIS_")]:
             environment.delenv(name)
         environment.setenv("SIS_HOME", str(home))
         environment.setenv("SIS_DATABASE_URL", url.render_as_string(hide_password=False))
-        environment.setenv("SIS_ENCRYPTION_KEYS", Fernet.generate_key().decode())
+        environment.setenv("SIS_ENCRYPTION_KEYS", key or Fernet.generate_key().decode())
         roster = Roster()
         try:
             yield roster
@@ -116,6 +117,7 @@ class Town:
         self.server, self.world, self.roster, self.url, self.files = server, server.world, roster, url, files
         self._lived: list[Truth] = []
         self._ledger: frozenset[str] = frozenset()
+        self._today: date | None = None
 
     def connect(self, **settings: Mapping[str, Any]) -> None:
         """Add every system in the world's order of priority, with more settings by the system's name."""
@@ -130,30 +132,41 @@ class Town:
             else:
                 connect(self.roster, self.server, system.name, priority=place, **{"requests_per_minute": 6_000, **more})
 
-    def set_day(self, number: int) -> None:
-        """Let it be noon of a day in the systems and on the database's clock, which is what the pipeline goes by."""
+    def set_day(self, number: int, on: int | None = None) -> None:
+        """Let it be noon of a day in the systems and on the database's clock, which is what the pipeline goes by; `on`
+        the clock it may be a later one."""
         self.server.set_day(number)
         for system in self.world.systems:
             if system.dialect == "oneroster_csv":
                 write_bundle(
                     self.world.view(system.name, number), self.files / system.name, version=system.options["version"]
                 )
-        noon = datetime.combine(self.world.date(number), time(12), tzinfo=UTC)
+        today = self.world.date(on or number)
+        if today == self._today:
+            return  # the clock goes on
+        self._today = today
+        noon = datetime.combine(today, time(12), tzinfo=UTC)
         offset = f"{(noon - datetime.now(UTC)).total_seconds()} seconds"
         with self.roster.engine.begin() as connection:
             connection.execute(text(f"alter database {self.url.database} set sis.clock_offset = '{offset}'"))
         self.roster.engine.dispose()  # a connection keeps the offset it was opened with
 
-    def live(self, number: int, year: SchoolYear, *, reread: bool = False) -> Lived:
+    def live(
+        self, number: int, year: SchoolYear, *, on: int | None = None, partial: str | None = None, reread: bool = False
+    ) -> Lived:
         """Read, judge, merge and publish a day of a school year, look at the tables, then merge and publish once more.
 
-        `reread`: what is merged the second time is also read anew.
+        `on`: the day on the clock, where the systems show an earlier one. `partial`: a system that counts more seats than
+        it shows. `reread`: what is merged the second time is also read anew.
         """
-        self.set_day(number)
+        self.set_day(number, on)
         truth = self.world.truth(number, year.key)
         self._lived.append(truth)
         run = uuid.uuid4().hex
+        if partial:
+            self.server.faults.add("wrong_count", system=partial, path="enrollments", times=None, by=7)
         loads = self._load(truth, year, run)
+        self.server.faults.clear()
         [planned] = plan_districts(self.roster, year.key, rows=1)
         assert planned.plan is not None, planned.trouble
         for merged in merge_districts(self.roster, year.key, run, unheard):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 import polars as pl
@@ -19,13 +17,22 @@ from sis_pipeline.roster.oneroster_export import OPEN, VERSIONS, Version
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.validate import check_references
 from sis_pipeline.sandbox.systems import System
-from sis_pipeline.sandbox.views import as_published
 from sis_pipeline.sandbox.world import World
 from sis_pipeline.store import bulk
 from sis_pipeline.store.oneroster_export import export_oneroster
 from sis_pipeline_tests.providers.sources import Script, pull
 from sis_pipeline_tests.truth.chain import YEAR, Lived, Town, town
-from sis_pipeline_tests.truth.tables import Event, true_events
+from sis_pipeline_tests.truth.proofs import (
+    prove_again_writes_nothing,
+    prove_disagreements,
+    prove_ledger,
+    prove_nobody_is_lost_or_invented,
+    prove_own_values,
+    prove_what_was_planned_was_published,
+    quarantined,
+    true_seats,
+)
+from sis_pipeline_tests.truth.tables import true_events
 
 SYSTEMS = (
     System("ps", "powerschool", 60),
@@ -39,7 +46,6 @@ SYSTEMS = (
     System("csv12", "oneroster_csv", 30, {"version": "1.2"}),
 )
 WITHOUT_PRIOR_YEAR = {"campus", "sky-sms"}
-UNSAID = {"sky-sms": {"graduation_year"}, "csv11": {"pronouns", "preferred_first_name"}}
 PRIOR = SchoolYear(YEAR.start - 1)
 DAYS = ((1, YEAR), (1, PRIOR), (2, YEAR))
 """As they are loaded, one after the other, into one database."""
@@ -76,18 +82,12 @@ def test_every_system_was_read_to_a_proven_end(seen: Lived) -> None:
 
 
 def test_what_was_planned_is_what_was_then_published(seen: Lived) -> None:
-    """Row for row by table, with every event of the ledger and every removal that waits."""
-    assert {name: (it.added, it.changed, it.removed) for name, it in seen.plan.counts.items()} == {
-        name: (it.inserted, it.updated, it.deleted) for name, it in seen.published.applied.items() if it.written
-    }
-    assert (seen.plan.changes, seen.plan.held) == (seen.published.changes, seen.published.held)
+    prove_what_was_planned_was_published(seen)
     assert seen.plan.total.total > 0
 
 
 def test_nobody_is_lost_and_nobody_invented(seen: Lived) -> None:
-    """Also over the years: who was here before is the same student, and who left is still known."""
-    assert Counter(seen.tables.groups.values()) == Counter(seen.tables.known.values())
-    assert seen.tables.students == set(seen.tables.groups)
+    prove_nobody_is_lost_or_invented(seen)
     assert len(seen.tables.students) >= len(seen.truth.people) > 200
 
 
@@ -97,37 +97,12 @@ def test_who_is_in_several_systems_is_matched_and_nobody_else(seen: Lived) -> No
 
 
 def test_disagreements_are_conflicts_with_every_record_that_speaks(seen: Lived) -> None:
-    """In a year that is over, systems keep the grade then or the grade now: the truth does not say who is right."""
-    over = seen.truth.school_year != YEAR.key
-    found = {key: who for key, who in seen.tables.conflicts.items() if not (over and key[1] == "grade_level")}
-    true = {(person, _merged_as(name)): frozenset(who) for (person, name), who in seen.truth.disagreements.items()}
-    assert found == true
-    assert found
+    prove_disagreements(seen)
+    assert seen.tables.conflicts
 
 
-def _merged_as(attribute: str) -> str:
-    """An address is chosen as a whole, never put together from two systems."""
-    kind = attribute.partition("_")[0]
-    return f"{kind}_address" if kind in {"home", "mailing"} else attribute
-
-
-def test_the_ledger_gains_what_happened_and_nothing_else(seen: Lived, world: World) -> None:
-    """Sections are dropped on the date the system gives; where it gives none, on the day it showed or, if that is
-    later, on the first day of the seat. Every other event has the truth's own date."""
-    true, found = true_events(seen.truth), seen.tables.events
-    assert _undated(found) == _undated(true)
-    stated = {event for event in true if event[1] != "section_drop"} | {
-        (one.person, one.kind, one.effective, one.school, one.from_school, seen.truth.section_sis_id(one))
-        for one in seen.truth.changes
-        if one.kind == "section_drop" and one.stated
-    }
-    assert stated <= set(found)
-    today = world.date(seen.truth.day)
-    assert all(day >= today for _, _, day, *_ in set(found) - stated)
-
-
-def _undated(events: Counter[Event]) -> Counter[tuple[object, ...]]:
-    return Counter((person, kind, *rest) for person, kind, _, *rest in events.elements())
+def test_the_ledger_gains_what_happened_and_nothing_else(seen: Lived) -> None:
+    prove_ledger(seen.tables.events, true_events(seen.truth))
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -140,52 +115,19 @@ def test_enrollments_that_run_are_the_true_ones_each_with_its_type(
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_seats_are_the_true_ones(lived: dict[tuple[int, SchoolYear], Lived], world: World, number: int) -> None:
-    today: date = world.date(number)
-    expected = {
-        (row.student.person.key, (system.name, system.sis_id("section", row.seat.section)))
-        for system in SYSTEMS
-        for row in world.view(system.name, number).seats
-        if row.seat.year == world.year and row.end > today and not (row.bad or row.tombstone or row.never)
-    }
-    assert lived[number, YEAR].tables.seats == expected
+    assert lived[number, YEAR].tables.seats == true_seats(world, number)
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_who_is_in_one_system_only_has_that_systems_values(
-    lived: dict[tuple[int, SchoolYear], Lived], world: World, number: int
+    lived: dict[tuple[int, SchoolYear], Lived], number: int
 ) -> None:
-    """In SMS 2.0 the graduation year is how the grade is written, so the grade stands for it; CSV 1.1 has no
-    column for preferred names and pronouns."""
-    wrong, compared = [], 0
-    values = lived[number, YEAR].tables.values
-    for system in SYSTEMS:
-        for student in world.view(system.name, number).students:
-            if student.person.shared or student.bad or student.tombstone or not student.stint_in(world.year):
-                continue
-            for attribute in system.carries - UNSAID.get(system.name, set()):
-                compared += 1
-                if values[student.person.key][attribute] != as_published(student.values, attribute):
-                    wrong.append((system.name, attribute, student.sis_id))
-    assert wrong == []
-    assert compared > 3_000
+    found = lived[number, YEAR]
+    assert prove_own_values(found.tables.values, found.truth) > 3_000
 
 
 def test_bad_rows_are_set_aside_and_no_others(seen: Lived) -> None:
-    """What is not promised to be counted (contacts, teachers' rows) is left out on both sides."""
-    counted = {"students", "enrollments", "section_enrollments", "sections", "staff", "schools", "courses"}
-    found = {
-        (system, entity): rows
-        for system, of_system in seen.tables.quarantined.items()
-        for entity, rows in of_system.items()
-        if entity in counted
-    }
-    assert found == {
-        (system, entity): rows.bad
-        for system, of_system in seen.truth.rows.items()
-        for entity, rows in of_system.items()
-        if entity in counted and rows.bad
-    }
-    assert bool(found) == (seen.truth.school_year == YEAR.key)
+    assert bool(quarantined(seen)) == (seen.truth.school_year == YEAR.key)
 
 
 def test_nothing_is_held(seen: Lived) -> None:
@@ -193,8 +135,7 @@ def test_nothing_is_held(seen: Lived) -> None:
 
 
 def test_the_same_day_again_writes_nothing(seen: Lived) -> None:
-    assert seen.again.changes == {}
-    assert {table: applied.written for table, applied in seen.again.applied.items() if applied.written} == {}
+    prove_again_writes_nothing(seen)
     assert sum(applied.unchanged for applied in seen.again.applied.values()) > 2_000
 
 
