@@ -11,6 +11,8 @@ import polars as pl
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.district import DistrictInputs, IntegrationInput
+from sis_pipeline.roster.policies import Policies
+from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline_tests.roster.rosters import Roster
 
 Row = dict[str, Any]
@@ -39,21 +41,55 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "grade_level": _mostly("05", "06", None),
     "modified_at": _mostly("2025-09-01T00:00:00+00:00", "2025-09-02T00:00:00+00:00", None),
 }
-record = st.fixed_dictionaries({"integration": st.sampled_from("abc"), "school": st.sampled_from("12"), **VALUES})
+VALUES |= {
+    "home_street": _mostly(None, "1 Elm St.", "2 Elm St"),
+    "home_city": _mostly(None, "Waco"),
+    "directory_opt_out": _mostly(None, False, True),
+    "graduation_year": _mostly(None, 2030, 2031),
+    "enrollment_status": _mostly(None, "active", "withdrawn"),
+}
+ENTRIES = ["2025-08-18", "2025-08-25", "2025-08-29", "2025-09-10", "2025-10-10", "2025-12-01"]
+STAY: dict[str, st.SearchStrategy[Any]] = {
+    "school": st.sampled_from("123"),
+    "entry_date": st.sampled_from(ENTRIES),
+    "exit_date": _mostly(None, "2025-08-18", "2025-08-29", "2025-09-09", "2025-09-10", "2025-10-09"),
+    "status": _mostly("active", "withdrawn", "graduated", "pre_registered", "no_show"),
+    "enrollment_type": _mostly("primary", "secondary"),
+    "entry_date_source": _mostly("sis", "class_begin", "session_start"),
+    "entry_code": _mostly(None, "E1"),
+    "exit_code": _mostly(None, "W1"),
+    "grade_level": _mostly(None, "05"),
+}
+stay = st.fixed_dictionaries(STAY)
+record = st.fixed_dictionaries(
+    {"integration": st.sampled_from("abc"), "school": st.just("1"), **VALUES, "stays": st.lists(stay, max_size=3)}
+)
+policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
+LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
 edits = st.dictionaries(st.sampled_from(sorted(VALUES)), st.none(), min_size=1, max_size=3)
+stay_edits = st.dictionaries(st.sampled_from(sorted(STAY)), st.none(), min_size=1, max_size=2)
 fate = st.sampled_from(["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "tombstone", "quarantined"])
 
 
 @st.composite
 def edited(draw: st.DrawFn, row: Row) -> Row:
-    """The record with a few of its values drawn anew."""
-    return row | {name: draw(VALUES[name]) for name in draw(edits)}
+    """The record with a few of its values, and of its stays', drawn anew."""
+    changed = row | {name: draw(VALUES[name]) for name in draw(edits)}
+    stays = []
+    for one in row["stays"]:
+        became = draw(fate)
+        if became == "edited":
+            stays.append(one | {name: draw(STAY[name]) for name in draw(stay_edits)})
+        elif became != "gone":
+            stays.append(one | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
+    return changed | {"stays": stays + draw(st.lists(stay, max_size=1))}
 
 
 @st.composite
 def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
     """Two deliveries, the second made of the first."""
     first = [row | {"sis_id": str(n)} for n, row in enumerate(draw(st.lists(record, min_size=1, max_size=most)))]
+    first = [_numbered(row) for row in first]
     second, lost = [], []
     for row in draw(st.permutations(first)):
         became = draw(fate)
@@ -64,26 +100,51 @@ def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
             second.append(changed | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
     fresh = draw(st.lists(record, max_size=3))
     second += [row | {"sis_id": f"n{n}"} for n, row in enumerate(fresh)]
+    second = [_numbered(row) for row in second]
     priorities = draw(st.permutations([1, 2, 2]))
     complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
+    always = {
+        "priorities": priorities,
+        "policies": Policies(draw(policy), draw(st.dictionaries(st.sampled_from(["email", "ssid", "home_address"]), policy))),
+        "thresholds": draw(st.sampled_from([Thresholds(), LENIENT])),
+    }
     return (
-        {"rows": first, "priorities": priorities, "completeness": dict.fromkeys("abc", "complete"), "lost": []},
-        {"rows": second, "priorities": priorities, "completeness": complete, "lost": lost},
+        {"rows": first, "completeness": dict.fromkeys("abc", "complete"), "lost": [], **always},
+        {"rows": second, "completeness": complete, "lost": lost, **always},
     )
+
+
+def _numbered(row: Row) -> Row:
+    """Its stays' ids stay with them, whatever becomes of the others."""
+    taken = {one["sis_id"] for one in row["stays"] if "sis_id" in one}
+    free = (name for n in range(9) if (name := f"e{row['sis_id']}-{n}") not in taken)
+    return row | {"stays": [one if "sis_id" in one else one | {"sis_id": next(free)} for one in row["stays"]]}
+
+
+def _add(roster: Roster, row: Row) -> None:
+    """A student's record and its stays."""
+    integration, sis_id = row["integration"], row["sis_id"]
+    values = {name: value for name, value in row.items() if name not in {"school", "stays"}}
+    roster.add("students", school_sis_id=f"school-{row['school']}", **values)
+    for told in row["stays"]:
+        values = {name: value for name, value in told.items() if name != "school"}
+        roster.stay(sis_id, told["school"], integration=integration, **values)
 
 
 def inputs(day: Row, existing: Mapping[str, pl.DataFrame], as_of: date, **rest: Any) -> DistrictInputs:
     """A day's delivery as the engine takes it."""
     roster = Roster()
     for integration in "abc":
-        for number in "12":
+        for number in "123":
             roster.school(number, integration)
     for row in day["rows"]:
-        roster.student(row["sis_id"], **{name: value for name, value in row.items() if name != "sis_id"})
+        _add(roster, row)
     parts = {
         name: IntegrationInput(rank, day["completeness"][name], as_of - timedelta(days=1))
         for name, rank in zip("abc", day["priorities"], strict=True)
     }
     rejected = [(row["integration"], row["sis_id"]) for row in day["lost"]]
     quarantined = pl.DataFrame(rejected, schema=dict.fromkeys(("integration", "sis_id"), pl.String), orient="row")
-    return roster.inputs(existing, as_of=as_of, integrations=parts, quarantined={"students": quarantined}, **rest)
+    judged = {name: day[name] for name in ("policies", "thresholds")}
+    lost = {"students": quarantined}
+    return roster.inputs(existing, as_of=as_of, integrations=parts, quarantined=lost, **judged, **rest)
