@@ -30,7 +30,7 @@ def _engine(merged: MergedRoster, reference: Expected, name: str) -> Iterable[Ro
         return [{"student_id": one, "now": other} for one, other in merged.retired.items()]
     frame = merged.frames[name] if name in reference.tables else getattr(merged, name)
     rows: Iterable[Row] = frame.to_dicts()
-    return [row for row in rows if row.get("kind") not in {"section_add", "section_drop"}]
+    return [row for row in rows if name != "section_enrollments" or row["role"] == "student"]
 
 
 def _only(row: Row, columns: list[str] | None) -> Row:

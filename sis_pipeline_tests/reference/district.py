@@ -11,6 +11,7 @@ from typing import Any
 from sis_pipeline.roster.district import DistrictInputs
 from sis_pipeline.roster.model import MERGED, STUDENT_YEARS, STUDENTS
 from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline_tests.reference import seats as seated
 from sis_pipeline_tests.reference import stays as enrolled
 from sis_pipeline_tests.reference.delivery import Delivery, Key, Row, key_of, published_records, student_records
 from sis_pipeline_tests.reference.ledger import events, grade_events
@@ -50,7 +51,12 @@ def expected(inputs: DistrictInputs) -> Expected:
     merged = one_record_each(now, sources)
     years = _years(now, merged, stays, found.retired)
     years_before = _years_before(now, found.retired).values()
-    changes = events(now, before, stays, _first_loads(now)) + grade_events(now, years_before, years)
+    known, seats_before = seated.sections(now), seated.published_seats(now, found.retired)
+    seats = seated.seats(now, {key_of(row): row["student_id"] for row in records}, seats_before, known, stays)
+    first = _first_loads(now)
+    changes = [row | {"section_id": None} for row in events(now, before, stays, first)]
+    changes += [row | {"section_id": None} for row in grade_events(now, years_before, years)]
+    changes += seated.events(now, seats_before, seats, known, first)
     return Expected(
         tables={
             "student_links": _links(now, found, sources, previous),
@@ -59,6 +65,7 @@ def expected(inputs: DistrictInputs) -> Expected:
             "student_years": years,
             "conflicts": [row | {"school_year": now.year, "district": now.district} for row in merged.conflicts],
             "enrollments": [{name: stay[name] for name in MERGED["enrollments"].names} for stay in stays],
+            "section_enrollments": [{name: seat[name] for name in seated.COLUMNS} for seat in seats],
             "enrollment_changes": [row | {"operation_id": inputs.operation_id} for row in changes],
         },
         findings={

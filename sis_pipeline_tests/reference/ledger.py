@@ -1,6 +1,6 @@
 """What the difference between two days is called: who enrolled, left, was transferred, came back, was corrected.
-Written from DESIGN 7, docs/failure-modes.md 15 to 23 and what `changes` promises; events of sections are not played here,
-and ids of events are not compared."""
+Written from DESIGN 7, docs/failure-modes.md 15 to 23 and what `changes` promises; events of sections are
+found in `seats`, and ids of events are not compared."""
 
 from __future__ import annotations
 

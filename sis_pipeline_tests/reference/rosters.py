@@ -48,6 +48,11 @@ VALUES |= {
     "graduation_year": _mostly(None, 2030, 2031),
     "enrollment_status": _mostly(None, "active", "withdrawn"),
 }
+SECTIONS = {
+    "fall": ("2025-08-18", "2025-10-10"),
+    "spring": ("2026-01-05", "2026-06-10"),
+    "year": ("2025-08-18", "2026-06-10"),
+}
 ENTRIES = ["2025-08-18", "2025-08-25", "2025-08-29", "2025-09-10", "2025-10-10", "2025-12-01"]
 STAY: dict[str, st.SearchStrategy[Any]] = {
     "school": st.sampled_from("123"),
@@ -61,8 +66,15 @@ STAY: dict[str, st.SearchStrategy[Any]] = {
     "grade_level": _mostly(None, "05"),
 }
 stay = st.fixed_dictionaries(STAY)
+seat = st.fixed_dictionaries(
+    {
+        "section": st.sampled_from(["fall", "spring", "year"]),
+        "begin_date": _mostly("2025-08-18", "2025-10-15", None),
+        "end_date": _mostly(None, "2025-08-18", "2025-10-01", "2025-10-10", "2026-06-01"),
+    }
+)
 record = st.fixed_dictionaries(
-    {"integration": st.sampled_from("abc"), "school": st.just("1"), **VALUES, "stays": st.lists(stay, max_size=3)}
+    {"integration": st.sampled_from("abc"), "school": st.just("1"), **VALUES, "stays": st.lists(stay, max_size=3), "seats": st.lists(seat, max_size=2)}
 )
 policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
 LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
@@ -82,7 +94,8 @@ def edited(draw: st.DrawFn, row: Row) -> Row:
             stays.append(one | {name: draw(STAY[name]) for name in draw(stay_edits)})
         elif became != "gone":
             stays.append(one | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
-    return changed | {"stays": stays + draw(st.lists(stay, max_size=1))}
+    seats = draw(st.lists(st.sampled_from(row["seats"]), max_size=2)) if row["seats"] else []
+    return changed | {"stays": stays + draw(st.lists(stay, max_size=1)), "seats": seats + draw(st.lists(seat, max_size=1))}
 
 
 @st.composite
@@ -124,8 +137,12 @@ def _numbered(row: Row) -> Row:
 def _add(roster: Roster, row: Row) -> None:
     """A student's record and its stays."""
     integration, sis_id = row["integration"], row["sis_id"]
-    values = {name: value for name, value in row.items() if name not in {"school", "stays"}}
+    values = {name: value for name, value in row.items() if name not in {"school", "stays", "seats"}}
     roster.add("students", school_sis_id=f"school-{row['school']}", **values)
+    for number, told in enumerate(row["seats"]):
+        values = {"begin_date": told["begin_date"], "end_date": told["end_date"], "person_sis_id": sis_id}
+        name = f"x{sis_id}-{number}"
+        roster.add("section_enrollments", sis_id=name, section_sis_id=told["section"], integration=integration, **values)
     for told in row["stays"]:
         values = {name: value for name, value in told.items() if name != "school"}
         roster.stay(sis_id, told["school"], integration=integration, **values)
@@ -137,6 +154,10 @@ def inputs(day: Row, existing: Mapping[str, pl.DataFrame], as_of: date, **rest: 
     for integration in "abc":
         for number in "123":
             roster.school(number, integration)
+        for name, (begin, end) in SECTIONS.items():
+            of_year = {"title": name, "kind": "semester", "start_date": begin, "end_date": end}
+            roster.add("academic_sessions", sis_id=name, integration=integration, **of_year)
+            roster.section(name, integration=integration, session_sis_ids=f'["{name}"]')
     for row in day["rows"]:
         _add(roster, row)
     parts = {
