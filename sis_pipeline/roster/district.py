@@ -373,6 +373,7 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
         now.existing("student_links"),
         now.existing("students"),
         now.inputs.decisions,
+        before=now.existing("student_sources"),
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before

@@ -38,6 +38,7 @@ def expected(inputs: DistrictInputs) -> Expected:
         candidates,
         now.existing("student_links"),
         now.existing("students"),
+        previous,
         inputs.decisions.to_dicts(),
     )
     records, previous = _with_students(candidates, previous, found)
@@ -45,9 +46,7 @@ def expected(inputs: DistrictInputs) -> Expected:
     before = enrolled.published_stays(now, found.retired)
     stays, held = _stays(now, records, previous, before)
     held_students = {student for student, _, _ in held}
-    sources = records + [
-        row for row in previous if row["fate"] == "absence" and row["student_id"] in held_students
-    ]
+    sources = records + [row for row in previous if row["fate"] == "absence" and row["student_id"] in held_students]
     merged = one_record_each(now, sources)
     years = _years(now, merged, stays, found.retired)
     years_before = _years_before(now, found.retired).values()
@@ -130,7 +129,9 @@ def _links(now: Delivery, found: Found, sources: Rows, previous: Rows) -> list[R
                 "student_id": student or found.everybody[key],
                 "rule": rule,
                 "confidence": confidence,
-                "active": (was["active"] or key in here) and key not in lost if speaks and key in before else was["active"],
+                "active": (was["active"] or key in here) and key not in lost
+                if speaks and key in before
+                else was["active"],
             }
         )
     return rows

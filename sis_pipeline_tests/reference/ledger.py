@@ -109,7 +109,9 @@ def grade_events(now: Delivery, before: Iterable[Row], after: Iterable[Row]) -> 
             "integration": None,
         }
         for row in after
-        if runs and row["grade_level"] and was.get(row["student_id"], row["grade_level"]) not in {None, row["grade_level"]}
+        if runs
+        and row["grade_level"]
+        and was.get(row["student_id"], row["grade_level"]) not in {None, row["grade_level"]}
     ]
 
 
@@ -132,8 +134,8 @@ def _entry_kind(it: Story, stories: Iterable[Story]) -> str:
 def _transfers(
     stories: Sequence[Story], entries: Sequence[Story], reopened: Sequence[Story], exits: Sequence[Story], as_of: date
 ) -> Iterator[tuple[Story, Arrival]]:
-    """An exit and an entry at two schools within two weeks, of which at least one is news; each once, nearest first. Who
-    comes back was transferred from where they went when they left, not from before."""
+    """An exit and an entry at two schools within two weeks, of which at least one is news. Who comes back was transferred
+    from where they went when they left, not from before."""
     gone = [it for it in exits if LEFT[it.now["status"]] == "withdraw"]
     gone += [it for it in stories if it.was and not is_open(it.now) and not is_open(it.was)]
     arrivals = [Arrival(it, it.now["entry_date"], max(_been(it, stories), default=None), True) for it in entries]
@@ -144,19 +146,30 @@ def _transfers(
         if it.was and is_open(it.now) and is_open(it.was)
     ]
     pairs = [
-        (abs(arrival.day - one.now["exit_date"]), one, arrival)
+        (abs((arrival.day - one.now["exit_date"]).days), one, arrival.story)
         for one in gone
         if one.now["exit_date"]
         for arrival in arrivals
         if _is_transfer(one, arrival)
     ]
-    left: set[int] = set()
-    came: set[int] = set()
-    for _, one, arrival in sorted(pairs, key=lambda pair: (pair[0], pair[1].number, pair[2].story.number)):
-        if one.number not in left and arrival.story.number not in came:
-            left.add(one.number)
-            came.add(arrival.story.number)
-            yield one, arrival
+    by_number = {arrival.story.number: arrival for arrival in arrivals}
+    return ((one, by_number[came.number]) for one, came in _each_once(pairs))
+
+
+def _each_once(pairs: Iterable[tuple[int, Story, Story]]) -> Iterator[tuple[Story, Story]]:
+    """Of days between, exit and entry: each exit and entry once, nearest first; of several as near the entry that is
+    primary, then the exit that is, then by school and entry date (written at `changes._each_once`)."""
+
+    def order(pair: tuple[int, Story, Story]) -> tuple[Any, ...]:
+        days, left, came = pair
+        names = ("enrollment_type", "school_id", "entry_date")
+        return days, *((came.now[name], left.now[name]) for name in names)
+
+    used: set[tuple[str, int]] = set()
+    for _, left, came in sorted(pairs, key=order):
+        if not used & {("left", left.number), ("came", came.number)}:
+            used |= {("left", left.number), ("came", came.number)}
+            yield left, came
 
 
 def _is_transfer(one: Story, arrival: Arrival) -> bool:
@@ -182,11 +195,7 @@ def _continued(entries: Sequence[Story], exits: Sequence[Story]) -> Iterator[tup
         for came in entries
         if place(came.now) == place(left.now) and came.now["entry_date"] > left.now["entry_date"]
     ]
-    used: set[int] = set()
-    for gap, left, came in sorted(pairs, key=lambda pair: (pair[0], pair[1].number, pair[2].number)):
-        if gap in {0, 1} and not used & {left.number, came.number}:
-            used |= {left.number, came.number}
-            yield left, came
+    return _each_once(pair for pair in pairs if pair[0] in {0, 1})
 
 
 def _amended(it: Story, as_of: date) -> date | None:

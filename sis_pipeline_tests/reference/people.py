@@ -150,12 +150,18 @@ def compared(it: Facts) -> Iterator[Signature]:
 
 
 def who_is_who(
-    district: str, records: Sequence[Row], links: Sequence[Row], students: Sequence[Row], decisions: Sequence[Row] = ()
+    district: str,
+    records: Sequence[Row],
+    links: Sequence[Row],
+    students: Sequence[Row],
+    before: Sequence[Row],
+    decisions: Sequence[Row] = (),
 ) -> Found:
-    """`records` have `school_id`; `decisions` are between two records, and no link joins two that were told apart."""
+    """`records` have `school_id`; `before`: what records said when they were published; `decisions` are between two
+    records, and no link joins two that were told apart."""
     link = {(row["integration"], row["sis_id"]): row for row in links}
     facts = _facts(records, students)
-    recycled = frozenset(_recycled(facts, link))
+    recycled = frozenset(_recycled(facts, link, _facts(before, [])))
     facts = [it for it in facts if it.key not in recycled]
     numbers = {it.key: number for number, it in enumerate(facts) if it.key}
     decided = {verdict: _decided(decisions, verdict, numbers) for verdict in ("same", "distinct")}
@@ -219,16 +225,32 @@ def _only_issuer(rows: Iterable[Row], kind: str) -> str:
     return str(next(iter(named))) if len(named) == 1 else ""
 
 
-def _recycled(facts: Sequence[Facts], link: Mapping[Key, Row]) -> Iterator[Key]:
-    """Records of which name and birth date are both others than those of the student they were: another child's."""
-    published = {it.student: it for it in facts if it.student}
+def _recycled(facts: Sequence[Facts], link: Mapping[Key, Row], before: Sequence[Facts]) -> Iterator[Key]:
+    """Records that tell of another child, by name and birth date, than the student they were is published as, and than
+    they told of themselves before."""
+    students = {it.student: it for it in facts if it.student}
+    own = {it.key: it for it in before}
     for it in facts:
-        before = published.get(link[it.key]["student_id"]) if it.key in link else None
-        if it.key and before and it.birth and before.birth and it.birth != before.birth:
-            same_first = not (it.firsts and before.firsts) or it.firsts & before.firsts
-            same_last = not (it.lasts and before.lasts) or it.lasts & before.lasts
-            if not (same_first and same_last):
+        if it.key in link and it.key:
+            student = students.get(link[it.key]["student_id"])
+            if student and _is_another(it, student) and not (it.key in own and _is_as_before(it, own[it.key])):
                 yield it.key
+
+
+def _is_another(it: Facts, student: Facts) -> bool:
+    known = it.birth is not None and student.birth is not None
+    return known and it.birth != student.birth and not _same_name(it, student)
+
+
+def _is_as_before(it: Facts, own: Facts) -> bool:
+    return _same_name(it, own) or (it.birth is not None and it.birth == own.birth)
+
+
+def _same_name(it: Facts, other: Facts) -> bool:
+    """First and last name, or what is known of them."""
+    same_first = not (it.firsts and other.firsts) or it.firsts & other.firsts
+    same_last = not (it.lasts and other.lasts) or it.lasts & other.lasts
+    return bool(same_first and same_last)
 
 
 def _decided(decisions: Iterable[Row], verdict: str, numbers: Mapping[Key, int]) -> list[Pair]:

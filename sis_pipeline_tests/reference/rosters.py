@@ -74,13 +74,27 @@ seat = st.fixed_dictionaries(
     }
 )
 record = st.fixed_dictionaries(
-    {"integration": st.sampled_from("abc"), "school": st.just("1"), **VALUES, "stays": st.lists(stay, max_size=3), "seats": st.lists(seat, max_size=2)}
+    {
+        "integration": st.sampled_from("abc"),
+        "school": st.just("1"),
+        **VALUES,
+        "stays": st.lists(stay, max_size=3),
+        "seats": st.lists(seat, max_size=2),
+    }
 )
 policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
 LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
-edits = st.dictionaries(st.sampled_from(sorted(VALUES)), st.none(), min_size=1, max_size=3)
+WHO = ("first_name", "last_name", "birth_date", "ssid", "local_id", "email")
+edits = st.dictionaries(st.sampled_from([*VALUES, *WHO, *WHO, *WHO]), st.none(), max_size=3)
 stay_edits = st.dictionaries(st.sampled_from(sorted(STAY)), st.none(), min_size=1, max_size=2)
-fate = st.sampled_from(["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "tombstone", "quarantined"])
+fate = st.sampled_from(["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "tombstone", "quarantined", "given away"])
+
+
+@st.composite
+def told_of(draw: st.DrawFn, people: list[Row]) -> Row:
+    """What some system says of one of these people, rightly or not quite."""
+    row = draw(st.sampled_from(people)) | {"integration": draw(st.sampled_from("abc"))}
+    return row if draw(st.booleans()) else draw(edited(row))
 
 
 @st.composite
@@ -92,33 +106,40 @@ def edited(draw: st.DrawFn, row: Row) -> Row:
         became = draw(fate)
         if became == "edited":
             stays.append(one | {name: draw(STAY[name]) for name in draw(stay_edits)})
-        elif became != "gone":
+        elif became not in {"gone", "given away"}:
             stays.append(one | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
     seats = draw(st.lists(st.sampled_from(row["seats"]), max_size=2)) if row["seats"] else []
-    return changed | {"stays": stays + draw(st.lists(stay, max_size=1)), "seats": seats + draw(st.lists(seat, max_size=1))}
+    return changed | {
+        "stays": stays + draw(st.lists(stay, max_size=1)),
+        "seats": seats + draw(st.lists(seat, max_size=1)),
+    }
 
 
 @st.composite
 def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
     """Two deliveries, the second made of the first."""
-    first = [row | {"sis_id": str(n)} for n, row in enumerate(draw(st.lists(record, min_size=1, max_size=most)))]
-    first = [_numbered(row) for row in first]
+    people = draw(st.lists(record, min_size=1, max_size=3))
+    first = [_numbered(draw(told_of(people)) | {"sis_id": str(number)}) for number in range(draw(st.integers(1, most)))]
     second, lost = [], []
     for row in draw(st.permutations(first)):
         became = draw(fate)
         if became == "quarantined":
             lost.append(row)
+        elif became == "given away":
+            other = draw(record)
+            second.append(row | {name: other[name] for name in ("first_name", "last_name", "birth_date", "ssid")})
         elif became != "gone":
             changed = draw(edited(row)) if became == "edited" else row
             second.append(changed | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
-    fresh = draw(st.lists(record, max_size=3))
-    second += [row | {"sis_id": f"n{n}"} for n, row in enumerate(fresh)]
-    second = [_numbered(row) for row in second]
+    fresh = [draw(told_of(people)) | {"sis_id": f"n{number}"} for number in range(draw(st.integers(0, 3)))]
+    second = [_numbered(row) for row in [*second, *fresh]]
     priorities = draw(st.permutations([1, 2, 2]))
     complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
     always = {
         "priorities": priorities,
-        "policies": Policies(draw(policy), draw(st.dictionaries(st.sampled_from(["email", "ssid", "home_address"]), policy))),
+        "policies": Policies(
+            draw(policy), draw(st.dictionaries(st.sampled_from(["email", "ssid", "home_address"]), policy))
+        ),
         "thresholds": draw(st.sampled_from([Thresholds(), LENIENT])),
     }
     return (
@@ -142,7 +163,9 @@ def _add(roster: Roster, row: Row) -> None:
     for number, told in enumerate(row["seats"]):
         values = {"begin_date": told["begin_date"], "end_date": told["end_date"], "person_sis_id": sis_id}
         name = f"x{sis_id}-{number}"
-        roster.add("section_enrollments", sis_id=name, section_sis_id=told["section"], integration=integration, **values)
+        roster.add(
+            "section_enrollments", sis_id=name, section_sis_id=told["section"], integration=integration, **values
+        )
     for told in row["stays"]:
         values = {name: value for name, value in told.items() if name != "school"}
         roster.stay(sis_id, told["school"], integration=integration, **values)

@@ -136,9 +136,9 @@ def _guarded(
     active, left = Counter(map(school, taken.values())), Counter(map(school, filter(is_taken, target)))
     missing = Counter(map(school, absent))
     limits = now.inputs.thresholds
-    waits = {
-        one for one, number in missing.items() if number > limits.school(active[one], one) or not left[one]
-    } | ({*missing} if not left.total() else set())
+    waits = {one for one, number in missing.items() if number > limits.school(active[one], one) or not left[one]} | (
+        {*missing} if not left.total() else set()
+    )
     held = {seat_key(seat): seat | {"evidence": None} for seat in absent if school(seat) in waits}
     return [held.get(seat_key(seat), seat) for seat in target]
 

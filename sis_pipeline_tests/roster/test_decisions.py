@@ -215,3 +215,13 @@ def test_laws_of_decisions(
         if not any(verdict == DISTINCT for *_, verdict in pairs) and not any(row["ssid"] for row in named):
             for a, b, _ in pairs:
                 assert found[key[a]] == found[key[b]]
+
+
+def test_who_a_person_joined_keeps_being_read_though_names_and_birth_dates_differ() -> None:
+    roster = Roster().school("1").school("1", "b").student("s1", ssid="77")
+    other = {"integration": "b", "ssid": "77", "last_name": "Hill", "birth_date": "2011-05-05"}
+    made = decisions(decided(SAME, "a/s1", "b/b1"))
+    tables = loaded(roster.student("b1", **other), decisions=made)
+    again = merge(roster, tables, as_of=DAY_2, decisions=made)
+    assert again.recycled.is_empty()
+    assert again.changes.is_empty()
