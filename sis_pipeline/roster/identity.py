@@ -104,6 +104,7 @@ def resolve_students(
     links: pl.DataFrame,
     students: pl.DataFrame | None = None,
     decisions: pl.DataFrame | None = None,
+    *,
     before: pl.DataFrame | None = None,
 ) -> Resolution:
     """Which student each record is.
@@ -116,15 +117,17 @@ def resolve_students(
     issuer, or a pair decided distinct. `before`: what records said when they were published, columns as `records`.
 
     An existing link holds, unless name and birth date are both others than the student's, and than the record's own
-    `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems' state ids differ for a time after a correction in one
-    of them; every other way to join two different state ids of one issuer is cut.
+    `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems'
+    state ids differ for a time after a correction in one of them; every other way to join two different state ids of
+    one issuer is cut.
     """
     known = _known_people(students, "student_id")
     facts = _student_facts(records, known)
     decided = no_decisions() if decisions is None else decisions
     linked = links_as_decided(_link_frame(links, "student_id"), decided)
     recycled = _recycled(facts, linked, before)
-    return _Resolver(facts, linked, STUDENT_RULES, STUDENT_NEAR_RULES, decided, recycled).run("student", district)
+    resolver = _Resolver(facts, linked, STUDENT_RULES, STUDENT_NEAR_RULES, decisions=decided, recycled=recycled)
+    return resolver.run("student", district)
 
 
 def resolve_staff(
@@ -137,7 +140,9 @@ def resolve_staff(
     known = _known_people(staff, "staff_id")
     facts = _staff_facts(records, known)
     recycled = facts.head(0).select(RECORD)
-    resolver = _Resolver(facts, _link_frame(links, "staff_id"), STAFF_RULES, (), no_decisions(), recycled)
+    resolver = _Resolver(
+        facts, _link_frame(links, "staff_id"), STAFF_RULES, (), decisions=no_decisions(), recycled=recycled
+    )
     return resolver.run("staff", district)
 
 
@@ -301,6 +306,7 @@ class _Resolver:
         links: pl.DataFrame,
         rules: Sequence[Rule],
         near_rules: Sequence[Rule],
+        *,
         decisions: pl.DataFrame,
         recycled: pl.DataFrame,
     ) -> None:

@@ -13,7 +13,7 @@ from sis_pipeline.roster.model import MERGED, STUDENT_YEARS, STUDENTS
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline_tests.reference import seats as seated
 from sis_pipeline_tests.reference import stays as enrolled
-from sis_pipeline_tests.reference.delivery import Delivery, Key, Row, key_of, published_records, student_records
+from sis_pipeline_tests.reference.delivery import Delivery, Row, key_of, published_records, student_records
 from sis_pipeline_tests.reference.ledger import events, grade_events
 from sis_pipeline_tests.reference.people import Found, who_is_who
 from sis_pipeline_tests.reference.values import Merged, one_record_each
@@ -36,10 +36,10 @@ def expected(inputs: DistrictInputs) -> Expected:
     found = who_is_who(
         now.district,
         candidates,
-        now.existing("student_links"),
-        now.existing("students"),
-        previous,
-        inputs.decisions.to_dicts(),
+        links=now.existing("student_links"),
+        students=now.existing("students"),
+        before=previous,
+        decisions=inputs.decisions.to_dicts(),
     )
     records, previous = _with_students(candidates, previous, found)
 
@@ -104,7 +104,7 @@ def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[
         for row in previous
         if row["fate"] == "carried" and row["enrollment_status"] in {None, *enrolled.OPEN}
     }
-    target = enrolled.with_missing(now, stays, before, fates, vouched, over)
+    target = enrolled.with_missing(now, stays, before, fates, vouched=vouched, over=over)
     target, held = enrolled.guarded(now, before, target)
     return enrolled.with_one_primary(now, enrolled.with_transfers(target)), held
 

@@ -152,6 +152,7 @@ def compared(it: Facts) -> Iterator[Signature]:
 def who_is_who(
     district: str,
     records: Sequence[Row],
+    *,
     links: Sequence[Row],
     students: Sequence[Row],
     before: Sequence[Row],
@@ -179,7 +180,7 @@ def who_is_who(
 
     ids, retired, found_before = _ids(district, facts, group, links, link)
     near = _near(facts, group, ids, decided["distinct"])
-    assigned = _assigned(facts, group, ids, found_before, link, rules, near)
+    assigned = _assigned(facts, group, ids, found_before=found_before, link=link, rules=rules, near=near)
     now = {key: student for key, (student, _, _) in assigned.items()}
     before = {key: retired.get(row["student_id"], row["student_id"]) for key, row in link.items()}
     return Found(assigned, near, _cut_rows(facts, cut), recycled, retired, {**before, **now})
@@ -388,6 +389,7 @@ def _assigned(
     facts: Sequence[Facts],
     group: Sequence[int],
     ids: Mapping[int, str],
+    *,
     found_before: frozenset[int],
     link: Mapping[Key, Row],
     rules: Mapping[int, tuple[int, str]],

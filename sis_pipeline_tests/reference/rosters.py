@@ -53,11 +53,11 @@ SECTIONS = {
     "spring": ("2026-01-05", "2026-06-10"),
     "year": ("2025-08-18", "2026-06-10"),
 }
-ENTRIES = ["2025-08-18", "2025-08-25", "2025-08-29", "2025-09-10", "2025-10-10", "2025-12-01"]
+ENTRIES = ["2025-08-18", "2025-08-25", "2025-09-01", "2025-09-10", "2025-10-10", "2025-12-01"]
 STAY: dict[str, st.SearchStrategy[Any]] = {
     "school": st.sampled_from("123"),
     "entry_date": st.sampled_from(ENTRIES),
-    "exit_date": _mostly(None, "2025-08-18", "2025-08-29", "2025-09-09", "2025-09-10", "2025-10-09"),
+    "exit_date": _mostly(None, "2025-08-18", "2025-08-31", "2025-09-09", "2025-09-10", "2025-10-09"),
     "status": _mostly("active", "withdrawn", "graduated", "pre_registered", "no_show"),
     "enrollment_type": _mostly("primary", "secondary"),
     "entry_date_source": _mostly("sis", "class_begin", "session_start"),

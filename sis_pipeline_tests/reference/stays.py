@@ -159,6 +159,7 @@ def with_missing(
     stays: Sequence[Row],
     before: Sequence[Row],
     fates: Fates,
+    *,
     vouched: Collection[tuple[str, str]],
     over: Mapping[str | None, date],
 ) -> list[Row]:
