@@ -164,7 +164,7 @@ def who_is_who(
     facts = _facts(records, students)
     recycled = frozenset(_recycled(facts, link, _facts(before, [])))
     facts = [it for it in facts if it.key not in recycled]
-    numbers = {it.key: number for number, it in enumerate(facts) if it.key}
+    numbers = _numbers(facts, link)
     decided = {verdict: _decided(decisions, verdict, numbers) for verdict in ("same", "distinct")}
 
     linked = _linked(facts, link)
@@ -252,6 +252,13 @@ def _same_name(it: Facts, other: Facts) -> bool:
     same_first = not (it.firsts and other.firsts) or it.firsts & other.firsts
     same_last = not (it.lasts and other.lasts) or it.lasts & other.lasts
     return bool(same_first and same_last)
+
+
+def _numbers(facts: Sequence[Facts], link: Mapping[Key, Row]) -> dict[Key, int]:
+    """The number of every record; one that is not here any more is meant by its student as published."""
+    students = {it.student: number for number, it in enumerate(facts) if it.student}
+    gone = {key: students[row["student_id"]] for key, row in link.items() if row["student_id"] in students}
+    return gone | {it.key: number for number, it in enumerate(facts) if it.key}
 
 
 def _decided(decisions: Iterable[Row], verdict: str, numbers: Mapping[Key, int]) -> list[Pair]:

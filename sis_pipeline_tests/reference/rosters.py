@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 from hypothesis import strategies as st
 
+from sis_pipeline.roster.decisions import DECISIONS, DISTINCT, SAME
 from sis_pipeline.roster.district import DistrictInputs, IntegrationInput
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
@@ -135,7 +136,12 @@ def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
     second = [_numbered(row) for row in [*second, *fresh]]
     priorities = draw(st.permutations([1, 2, 2]))
     complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
+    named = [(row["integration"], row["sis_id"], None) for row in first]
+    two = st.lists(st.sampled_from(named), min_size=2, max_size=2, unique=True)
+    verdicts = st.tuples(two, st.sampled_from([SAME, DISTINCT]))
+    decided = draw(st.lists(verdicts, max_size=2) if len(named) > 1 else st.just([]))
     always = {
+        "decisions": [(*one, *other, verdict) for (one, other), verdict in decided],
         "priorities": priorities,
         "policies": Policies(
             draw(policy), draw(st.dictionaries(st.sampled_from(["email", "ssid", "home_address"]), policy))
@@ -190,5 +196,6 @@ def inputs(day: Row, existing: Mapping[str, pl.DataFrame], as_of: date, **rest: 
     rejected = [(row["integration"], row["sis_id"]) for row in day["lost"]]
     quarantined = pl.DataFrame(rejected, schema=dict.fromkeys(("integration", "sis_id"), pl.String), orient="row")
     judged = {name: day[name] for name in ("policies", "thresholds")}
+    judged["decisions"] = pl.DataFrame(day["decisions"], schema=DECISIONS, orient="row")
     lost = {"students": quarantined}
     return roster.inputs(existing, as_of=as_of, integrations=parts, quarantined=lost, **judged, **rest)
