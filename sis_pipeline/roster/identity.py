@@ -124,9 +124,9 @@ def resolve_students(
     known = _known_people(students, "student_id")
     facts = _student_facts(records, known)
     decided = no_decisions() if decisions is None else decisions
-    linked = links_as_decided(_link_frame(links, "student_id"), decided)
-    recycled = _recycled(facts, linked, before)
-    resolver = _Resolver(facts, linked, STUDENT_RULES, STUDENT_NEAR_RULES, decisions=decided, recycled=recycled)
+    resolver = _Resolver(
+        facts, _link_frame(links, "student_id"), STUDENT_RULES, STUDENT_NEAR_RULES, decided, before=before
+    )
     return resolver.run("student", district)
 
 
@@ -139,11 +139,7 @@ def resolve_staff(
     """
     known = _known_people(staff, "staff_id")
     facts = _staff_facts(records, known)
-    recycled = facts.head(0).select(RECORD)
-    resolver = _Resolver(
-        facts, _link_frame(links, "staff_id"), STAFF_RULES, (), decisions=no_decisions(), recycled=recycled
-    )
-    return resolver.run("staff", district)
+    return _Resolver(facts, _link_frame(links, "staff_id"), STAFF_RULES, (), no_decisions()).run("staff", district)
 
 
 def resolve_schools(district: str, schools: pl.DataFrame) -> pl.DataFrame:
@@ -306,11 +302,14 @@ class _Resolver:
         links: pl.DataFrame,
         rules: Sequence[Rule],
         near_rules: Sequence[Rule],
-        *,
         decisions: pl.DataFrame,
-        recycled: pl.DataFrame,
+        *,
+        before: pl.DataFrame | None = None,
     ) -> None:
-        self.links, self.rules, self.near_rules, self.recycled = links, rules, near_rules, recycled
+        links = links_as_decided(links, decisions)
+        self.links, self.rules, self.near_rules = links, rules, near_rules
+        is_child = "birth_date" in facts.columns
+        self.recycled = _recycled(facts, links, before) if is_child else facts.head(0).select(*RECORD)
         # renumber: a recycled record is nobody's, and must not lend its facts to anybody
         self.facts = (
             facts.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
