@@ -478,6 +478,8 @@ def _stays(
     presence = now.presence("enrollments", usable=placed, tombstones=[of_gone])
     delivered = fit(placed.with_columns(district=pl.lit(inputs.district)), table)
     carried = presence.fates(before.enrollments).filter(pl.col("fate") == CARRIED)
+    # an expected student whom no later reading names comes on the day all the same
+    carried = carried.with_columns(pl.col("status").replace("pre_registered", "active"))
     reports = pl.concat([delivered, carried.select(table.names)])
 
     stays = combine_reports(reports, now.priorities)

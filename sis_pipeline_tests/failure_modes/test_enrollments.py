@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import polars as pl
 
-from sis_pipeline.roster.district import MergedRoster
+from sis_pipeline.roster.district import IntegrationInput, MergedRoster
 from sis_pipeline.roster.validate import validate
 from sis_pipeline_tests.roster.rosters import DAY_1, DAY_2, YEAR, Roster, events, loaded, merge, publish, rows
 from sis_pipeline_tests.roster.test_district import changed, district, event, second_day, student_of
@@ -38,6 +38,15 @@ def test_16_who_is_registered_ahead_begins_on_the_day() -> None:
     merged = merge(roster, tables, as_of=DAY_2)
     assert stays_of(merged, tables, "early", "status") == ["active"]
     assert merged.changes.is_empty(), "the event of the registration had the day"
+
+
+def test_16_who_is_registered_ahead_begins_on_the_day_also_where_no_later_reading_names_them() -> None:
+    roster = district().student("early", last_name="Early", stay={"entry_date": "2025-10-02"})
+    tables = loaded(roster, as_of=DAY_1)
+    delta = {"a": IntegrationInput(completeness="delta")}
+    merged = merge(roster.without("early"), tables, as_of=DAY_2, integrations=delta)
+    assert stays_of(merged, tables, "early", "status") == ["active"]
+    assert merged.changes.is_empty()
 
 
 def test_17_a_corrected_date_amends_the_enrollment_that_it_is_about() -> None:

@@ -92,11 +92,15 @@ def _with_students(candidates: Rows, previous: Rows, found: Found) -> tuple[list
 
 
 def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[list[Row], Collection[Any]]:
-    """The stays of the year, and the keys of those that wait for a person."""
+    """The stays of the year, and the keys of those that wait for a person. Who was expected comes on the day, also where
+    only a reading of before says so."""
     students = {key_of(row): row["student_id"] for row in records}
     delivered = enrolled.placed_reports(now, students)
     fates = enrolled.enrollment_fates(now, delivered)
-    reports = delivered + [stay for stay in before if fates.of(stay) == "carried"]
+    carried = [stay for stay in before if fates.of(stay) == "carried"]
+    reports = delivered + [
+        stay | {"status": "active"} if stay["status"] == "pre_registered" else stay for stay in carried
+    ]
     over = enrolled.day_after_year(now)
     stays = [enrolled.settled(stay, now.inputs.as_of, over) for stay in enrolled.combined(now, reports)]
     vouched = {

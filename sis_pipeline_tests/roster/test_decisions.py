@@ -225,3 +225,9 @@ def test_who_a_person_joined_keeps_being_read_though_names_and_birth_dates_diffe
     again = merge(roster, tables, as_of=DAY_2, decisions=made)
     assert again.recycled.is_empty()
     assert again.changes.is_empty()
+
+
+def test_a_confirmation_that_can_not_be_is_reported_once_whichever_side_it_names_first() -> None:
+    made = decisions(decided(SAME, "a/1", "b/2"), decided(SAME, "b/2", "a/1"))
+    result = resolve({**A1, "ssid": "1"}, {**B2, "ssid": "2"}, decisions=made)
+    assert rows(result.cut_chains, "integration", "other_integration", "rule") == [("b", "a", CONFIRMED)]
