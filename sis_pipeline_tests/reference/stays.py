@@ -61,7 +61,8 @@ def enrollment_fates(now: Delivery, reports: Iterable[Row]) -> Fates:
 
 
 def combined(now: Delivery, reports: Sequence[Row]) -> list[Row]:
-    """One stay of all its reports: the best system speaks for it, but the entry is the most exactly known one."""
+    """One stay of all its reports: the best system speaks for it, but the entry is the most exactly known one. A report
+    belongs to the nearest stay that a better system told; of two as near to the later (written at `combine_reports`)."""
     stays: list[Row] = []
     entries: list[list[Row]] = []
     at: dict[Any, list[int]] = defaultdict(list)
@@ -69,9 +70,13 @@ def combined(now: Delivery, reports: Sequence[Row]) -> list[Row]:
     for system in systems:
         fresh = []
         for report in _one_per_entry([row for row in reports if row["integration"] == system]):
-            near = [(abs(stays[number]["entry_date"] - report["entry_date"]), number) for number in at[place(report)]]
-            distance, number = min(near, default=(timedelta.max, -1))
-            if distance <= timedelta(NEAR_DAYS):
+            near = [
+                (abs(day - report["entry_date"]).days, -day.toordinal(), number)
+                for number in at[place(report)]
+                for day in [stays[number]["entry_date"]]
+            ]
+            days, _, number = min(near, default=(NEAR_DAYS + 1, 0, -1))
+            if days <= NEAR_DAYS:
                 entries[number].append(report)
             else:
                 fresh.append(report)
