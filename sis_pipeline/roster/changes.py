@@ -166,9 +166,7 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
     fresh = stays.filter(pl.col("was_entry_date").is_null())
     is_first = pl.col("integration").is_in(list(about.first_loads))
     arrivals, first = fresh.filter(~is_first), fresh.filter(is_first)
-    entries = arrivals.filter(pl.col("status") != "no_show").with_columns(
-        kind=_entry_kind(arrivals.filter(pl.col("status") != "no_show"), stays)
-    )
+    entries = _with_kind(arrivals.filter(pl.col("status") != "no_show"), stays)
     exits = stays.filter(~pl.col("is_open") & (pl.col("was_open") | (pl.col("was_entry_date").is_null() & ~is_first)))
     exits = exits.with_columns(kind=_exit_kind())
     reopened = stays.filter(pl.col("is_open") & ~pl.col("was_open"))
@@ -204,20 +202,18 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
     )
 
 
-def _entry_kind(entries: pl.DataFrame, stays: pl.DataFrame) -> pl.Series:
-    """`re_enter` where the student has been at the school before in the year, else `enroll`."""
+def _with_kind(entries: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
+    """`re_enter` where the student has been at the school before in the year, and left it last on `since`; else `enroll`."""
     been = stays.filter(~pl.col("is_open")).select("student_id", "school_id", left="exit_date", came="entry_date")
-    again = (
+    since = (
         entries.select("after_row", "student_id", "school_id", "entry_date")
         .join(been, on=["student_id", "school_id"])
         .filter((pl.col("came") < pl.col("entry_date")) & (pl.col("left") <= pl.col("entry_date")))
+        .group_by("after_row")
+        .agg(since=pl.col("left").max())
     )
-    kinds = (
-        pl.when(pl.col("after_row").is_in(again["after_row"].implode()))
-        .then(pl.lit("re_enter"))
-        .otherwise(pl.lit("enroll"))
-    )
-    return entries.select(kinds).to_series()
+    kind = pl.when(pl.col("since").is_not_null()).then(pl.lit("re_enter")).otherwise(pl.lit("enroll"))
+    return entries.join(since, on="after_row", how="left", maintain_order="left").with_columns(kind=kind)
 
 
 def _exit_kind() -> pl.Expr:
@@ -273,14 +269,8 @@ def _pair_transfers(
         "student_id", "exit_date", "news", left_row="after_row", left_school="school_id", left_entry="entry_date",
         left=pl.coalesce(_stay("was_"), _stay()), left_now=_stay(), left_evidence="evidence",
     )  # fmt: skip
-    last_left = (
-        stays.filter(~pl.col("is_open")).group_by("student_id", "school_id").agg(since=pl.col("exit_date").max())
-    )
-    returning = pl.col("kind") == "re_enter"
     came = pl.concat([
-        entries.join(last_left, on=["student_id", "school_id"], how="left").with_columns(
-            fresh=pl.lit(value=True), arrived="entry_date", since=pl.when(returning).then("since")
-        ),
+        entries.with_columns(fresh=pl.lit(value=True), arrived="entry_date"),
         reopened.with_columns(fresh=pl.lit(value=True), arrived=pl.lit(as_of), since="was_exit_date"),
         stays.filter(known & pl.col("is_open") & pl.col("was_open")).with_columns(
             fresh=pl.lit(value=False), arrived="entry_date"

@@ -59,7 +59,7 @@ STAY: dict[str, st.SearchStrategy[Any]] = {
     "school": st.sampled_from("123"),
     "entry_date": st.sampled_from(ENTRIES),
     "exit_date": _mostly(None, "2025-08-18", "2025-08-31", "2025-09-09", "2025-09-10", "2025-10-09"),
-    "status": _mostly("active", "withdrawn", "graduated", "pre_registered", "no_show"),
+    "status": _mostly("active", "withdrawn", "transferred", "graduated", "pre_registered", "no_show"),
     "enrollment_type": _mostly("primary", "secondary"),
     "entry_date_source": _mostly("sis", "class_begin", "session_start"),
     "entry_code": _mostly(None, "E1"),
@@ -79,7 +79,7 @@ record = st.fixed_dictionaries(
         "integration": st.sampled_from("abc"),
         "school": st.just("1"),
         **VALUES,
-        "stays": st.lists(stay, max_size=3),
+        "stays": st.lists(stay, max_size=5),
         "seats": st.lists(seat, max_size=2),
     }
 )

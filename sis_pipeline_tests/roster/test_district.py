@@ -346,6 +346,17 @@ def test_who_moves_back_to_the_school_of_before_is_transferred() -> None:
     assert seen_later[1:] == [[("withdraw", "explicit_exit")], [("transfer", "new_record")]]
 
 
+def test_who_moves_back_for_a_time_that_is_over_when_it_is_first_seen_is_transferred() -> None:
+    back = there("2025-10-06").stay(
+        "s1", "1", sis_id="e-again", entry_date="2025-10-06", exit_date="2025-10-20", status="withdrawn"
+    )
+    seen = lived((there(), DAY_2), (there("2025-10-06"), date(2025, 10, 6)), (back, date(2025, 10, 21)))
+    assert seen[1:] == [
+        [("withdraw", "explicit_exit")],
+        [("transfer", "new_record"), ("withdraw", "explicit_exit")],
+    ]
+
+
 def test_who_moves_back_into_the_very_stay_that_had_ended_is_transferred() -> None:
     """Where enrollments are derived there is one stay per student and school, which opens again."""
     back = district().stay("s1", "2", entry_date="2025-10-02", exit_date="2025-10-06", status="withdrawn")
