@@ -30,7 +30,9 @@ def _engine(merged: MergedRoster, reference: Expected, name: str) -> Iterable[Ro
         return [{"student_id": one, "now": other} for one, other in merged.retired.items()]
     frame = merged.frames[name] if name in reference.tables else getattr(merged, name)
     rows: Iterable[Row] = frame.to_dicts()
-    return [row for row in rows if name != "section_enrollments" or row["role"] == "student"]
+    of_staff = {"near_matches": ("entity", "staff"), "section_enrollments": ("role", "teacher")}
+    column, value = of_staff.get(name, ("", None))
+    return [row for row in rows if value is None or row[column] != value]
 
 
 def _only(row: Row, columns: list[str] | None) -> Row:

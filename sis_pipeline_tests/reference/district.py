@@ -62,7 +62,7 @@ def expected(inputs: DistrictInputs) -> Expected:
             "student_sources": _sources(now, sources),
             "students": _students(now, merged, found),
             "student_years": years,
-            "conflicts": [row | {"school_year": now.year, "district": now.district} for row in merged.conflicts],
+            "conflicts": _conflicts(now, merged, found),
             "enrollments": [{name: stay[name] for name in MERGED["enrollments"].names} for stay in stays],
             "section_enrollments": [{name: seat[name] for name in seated.COLUMNS} for seat in seats],
             "enrollment_changes": [row | {"operation_id": inputs.operation_id} for row in changes],
@@ -171,6 +171,18 @@ def _students(now: Delivery, merged: Merged, found: Found) -> list[Row]:
         for student, values in merged.values.items()
         if student not in later
     ]
+
+
+def _conflicts(now: Delivery, merged: Merged, found: Found) -> list[Row]:
+    """The conflicts of now, and those of before that are none any more, stale and as they last stood; not of students who
+    are another one by now."""
+    standing = {(row["student_id"], row["attribute"]): row for row in merged.conflicts}
+    over = [
+        row | {"candidates": json.loads(row["candidates"]), "status": "stale"}
+        for row in now.existing("conflicts")
+        if (row["student_id"], row["attribute"]) not in standing and row["student_id"] not in found.retired
+    ]
+    return [row | {"school_year": now.year, "district": now.district} for row in [*standing.values(), *over]]
 
 
 def _years(now: Delivery, merged: Merged, stays: Rows, renamed: Mapping[str, str]) -> list[Row]:
