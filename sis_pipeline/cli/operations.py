@@ -165,7 +165,7 @@ def _render(shown: Console, detail: Detail) -> None:
     facts = [
         ("started", it.started_at), ("published", it.published_at), ("by", it.actor), ("because", it.reason),
         ("Dagster run", it.run_id), ("epoch", it.epoch), ("superseded by", it.superseded_by), ("because", it.why_superseded),
-        ("held back removals", it.held), ("accounts", it.accounts or None), ("left out, as undone", list(it.withheld) or None),
+        ("held back removals", it.held), ("merged", it.way), ("accounts", it.accounts or None), ("left out, as undone", list(it.withheld) or None),
         *((f"holds {what}", list(ids)) for what, ids in detail.holds.items() if ids),
         *((f"conflicts {what}", count) for what, count in detail.conflicts.items() if count),
     ]  # fmt: skip

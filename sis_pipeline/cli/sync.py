@@ -66,7 +66,12 @@ def sync(
     read: Read = False,
     rows: Rows = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Read everything, even where an integration's settings say `reads: delta`.")
+        bool,
+        typer.Option(
+            "--full",
+            help="Read everything, even where an integration's settings say `reads: delta`, and merge everything, even "
+            "what did not change; the result of a merge is the same.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

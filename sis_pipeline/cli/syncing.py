@@ -163,7 +163,7 @@ class Syncing:
 
     def run(self, targets: Sequence[Target], *, merge: bool = True, keep: bool = False, full: bool = False) -> Report:
         """Sync every target, then merge the school years of those that succeeded. `keep` leaves the children up; `full`
-        reads everything, even where settings ask for changes only."""
+        reads and merges everything, even where settings ask for changes only and where nothing changed."""
         report, began = Report(), time.monotonic()
         about = {target.integration.key: target.integration for target in targets}
         for name in [MERGER, *list(about)[: self._parallel]]:
@@ -183,7 +183,7 @@ class Syncing:
         report.integrations.sort(key=lambda entry: order[entry["integration"], entry["school_year"]])
         if merge:
             report.merges = self._merge(
-                sorted({entry["school_year"] for entry in report.integrations if not entry["error"]})
+                sorted({entry["school_year"] for entry in report.integrations if not entry["error"]}), full=full
             )
         report.inputs = inputs_of_merges(self._here, sorted({target.school_year for target in targets}))
         if any(entry["error"] and entry["error"].get("died") for entry in (*report.integrations, *report.merges)):
@@ -198,8 +198,8 @@ class Syncing:
             raise RefusalError(error["message"], error["advice"], ExitCode.CONFIG, error["code"])
         self._prepared = True
 
-    def _merge(self, years: Sequence[str]) -> list[dict[str, Any]]:
-        jobs = [Job(MERGER, "merge", {"school_year": year}) for year in years]
+    def _merge(self, years: Sequence[str], *, full: bool) -> list[dict[str, Any]]:
+        jobs = [Job(MERGER, "merge", {"school_year": year, "full": full}) for year in years]
         outcomes = self._fan.run(jobs, keep=True)
         return [entry for outcome in outcomes for entry in _merge_entries(outcome, self._here)]
 

@@ -77,10 +77,10 @@ def sync(report: Report, integration: str, school_year: str, *, full: bool = Fal
     return run_sync(integration, school_year, on_event=report, full=full).as_json()
 
 
-def merge(report: Report, school_year: str) -> dict[str, Any]:  # noqa: ARG001 every job is given it
+def merge(report: Report, school_year: str, *, full: bool = False) -> dict[str, Any]:  # noqa: ARG001 every job is given it
     from sis_pipeline.defs.runs import run_merge
 
-    return run_merge(school_year).as_json()
+    return run_merge(school_year, full=full).as_json()
 
 
 JOBS: dict[str, Callable[..., Any]] = {"prepare": prepare, "sync": sync, "merge": merge}

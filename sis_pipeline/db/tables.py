@@ -584,6 +584,17 @@ student_edits = Table(
     comment="What people wrote into students beside the pipeline; noted by a trigger, remembered whatever is published.",
 )
 
+table_writes = Table(
+    "table_writes",
+    metadata,
+    SqlColumn("entry", BigInteger, Identity(), primary_key=True, comment="running number"),
+    SqlColumn("table_name", Text, nullable=False, comment="the table"),
+    SqlColumn("written_by", Text, nullable=False, comment="the database user who wrote"),
+    _stamp("written_at", "when"),
+    comment="Statements that wrote to a school year's tables beside the pipeline, noted by triggers; after one, merges "
+    "read the tables themselves.",
+)
+
 conflict_decisions = Table(
     "conflict_decisions",
     metadata,

@@ -33,6 +33,7 @@ from sis_pipeline.roster.district import PUBLICATION
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, as_rows
+from sis_pipeline.store.merged import way_in_words
 
 MERGED_ASSETS: dict[str, str] = {
     "merged_students": "students",
@@ -99,11 +100,15 @@ def _raw_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinitio
                 context.run.run_id,
                 context.log.info,
                 retry=context.op_execution_context.retry_number,
-                full=context.run.tags.get(FULL_TAG, "false") != "false",
+                full=_is_full(context),
             )
         return _raw_result(key, loaded)
 
     return raw_roster
+
+
+def _is_full(context: dg.AssetExecutionContext) -> bool:
+    return context.run.tags.get(FULL_TAG, "false") != "false"
 
 
 def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
@@ -307,7 +312,11 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
     def merge(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         with explained(context):
             districts = merging.merge_districts(
-                context.resources.roster, context.partition_key, context.run.run_id, context.log.info
+                context.resources.roster,
+                context.partition_key,
+                context.run.run_id,
+                context.log.info,
+                whole=_is_full(context),
             )
             inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         for name, table in MERGED_ASSETS.items():
@@ -331,6 +340,7 @@ def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> 
                 one.district: {
                     "rows": rows[one.district],
                     "in this run": "failed" if one.trouble else "merged" if one.merged else "unchanged",
+                    "how": way_in_words(one.stats) or "",
                     "operation": one.operation.operation_id if one.operation else "",
                 }
                 for one in districts
@@ -390,7 +400,11 @@ def _published_asset(years: dg.StaticPartitionsDefinition) -> dg.AssetsDefinitio
     def published_roster(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
         with explained(context):
             districts = merging.publish_districts(
-                context.resources.roster, context.partition_key, context.run.run_id, context.log.info
+                context.resources.roster,
+                context.partition_key,
+                context.run.run_id,
+                context.log.info,
+                whole=_is_full(context),
             )
             inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         yield dg.MaterializeResult(

@@ -14,7 +14,7 @@ from sis_pipeline.roster.drift import Drift, drift
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
 
 FULL_TAG = "sis/full"
-"""The run tag that asks for a full reading, whatever the settings say; any value but `false`."""
+"""The run tag that asks for a full reading, whatever the settings say, or a full merge; any value but `false`."""
 
 SLACK = timedelta(hours=12)
 """By how much a full reading may come early: else a nightly sync that begins a minute sooner than the last one does

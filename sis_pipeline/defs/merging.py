@@ -21,7 +21,7 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, inputs_of
 from sis_pipeline.store.holds import StoredHold
-from sis_pipeline.store.merged import Operation
+from sis_pipeline.store.merged import Operation, way_in_words
 from sis_pipeline.store.publish import Published, SupersededError, publish
 
 Say = Callable[[str], Any]
@@ -87,20 +87,23 @@ def merge_inputs(roster: Roster, school_year: str) -> list[Input]:
     )
 
 
-def merge_districts(roster: Roster, school_year: str, run_id: str, say: Say) -> list[DistrictMerge]:
-    """Merge every district of a school year whose inputs changed since its last publication; describe the others."""
+def merge_districts(
+    roster: Roster, school_year: str, run_id: str, say: Say, *, whole: bool = False
+) -> list[DistrictMerge]:
+    """Merge every district of a school year whose inputs changed since its last publication; describe the others. `whole`:
+    merge all of them, as MergeStore.gather says."""
     stale = set(roster.merges.stale_districts(school_year))
     return [
-        _merged(roster, district, school_year, run_id, say)
-        if district in stale
+        _merged(roster, district, school_year, run_id, say, whole=whole)
+        if whole or district in stale
         else _unchanged(roster, district, school_year, say)
         for district in roster.merges.districts_of(school_year)
     ]
 
 
-def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: Say) -> DistrictMerge:
+def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: Say, *, whole: bool) -> DistrictMerge:
     try:
-        operation = merge_one(roster, district, school_year, run_id)
+        operation = merge_one(roster, district, school_year, run_id, whole=whole)
     except Exception as error:  # noqa: BLE001 whatever fails is this district's trouble and nobody else's
         said = trouble(error)
         say(f"{district}: the merge failed, its published roster stays as it is. {said.message}")
@@ -109,8 +112,8 @@ def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: S
     stats = manifest["stats"]
     say(
         f"{district}: {stats['students']:,} students, {stats['matched']:,} of them in several systems, "
-        f"{stats['conflicts']:,} conflicts, {sum(stats['changes'].values()):,} changes, {stats['held']:,} removals held."
-        + _left_out(operation)
+        f"{stats['conflicts']:,} conflicts, {sum(stats['changes'].values()):,} changes, {stats['held']:,} removals held. "
+        f"Merged {way_in_words(stats)}." + _left_out(operation)
     )
     return DistrictMerge(district, operation, merged=True, rows=manifest["rows"], stats=stats)
 
@@ -129,9 +132,9 @@ def _left_out(operation: Operation | None) -> str:
     return f" What {withheld} says was undone, and is left out until it says something else." if withheld else ""
 
 
-def merge_one(roster: Roster, district: str, school_year: str, run_id: str) -> Operation:
+def merge_one(roster: Roster, district: str, school_year: str, run_id: str, *, whole: bool = False) -> Operation:
     """Gather, merge and keep one district's school year. The operation is marked failed where that fails."""
-    gathered = roster.merges.gather(district, school_year, run_id=run_id)
+    gathered = roster.merges.gather(district, school_year, run_id=run_id, whole=whole)
     try:
         merged = merge_district(gathered.inputs)
         prove_nobody_lost(gathered.inputs, merged)
@@ -167,11 +170,14 @@ def lost_records(inputs: DistrictInputs, merged: MergedRoster) -> int:
     )
 
 
-def publish_districts(roster: Roster, school_year: str, run_id: str, say: Say) -> list[DistrictPublication]:
-    """Publish the newest merge of every district that has one waiting; the others are described as they are."""
+def publish_districts(
+    roster: Roster, school_year: str, run_id: str, say: Say, *, whole: bool = False
+) -> list[DistrictPublication]:
+    """Publish the newest merge of every district that has one waiting; the others are described as they are. `whole`: as the
+    merges were asked for, which wait although no input has changed."""
     stale = set(roster.merges.stale_districts(school_year))
     return [
-        _published(roster, one, school_year, run_id, say, stale=one in stale)
+        _published(roster, one, school_year, run_id, say, stale=whole or one in stale)
         for one in roster.merges.districts_of(school_year)
     ]
 

@@ -121,11 +121,13 @@ def run_merge(
     *,
     instance: dg.DagsterInstance | None = None,
     launched_by: str = "sis",
+    full: bool = False,
 ) -> MergeResult:
-    """Merge and publish one school year, here and now. Raises ConfigError for an unknown year."""
+    """Merge and publish one school year, here and now; `full`: all of it, even what did not change. Raises ConfigError for
+    an unknown year."""
     year = _known_year(school_year)
     with _opened(instance) as opened:
-        done = _execute(opened, MERGE_JOB, year, launched_by)
+        done = _execute(opened, MERGE_JOB, year, launched_by, {FULL_TAG: "true"} if full else {})
     published = _materialised(done, dg.AssetKey(PUBLISHED))
     return MergeResult(year, done.run_id, done.success, _districts(published), _error(done))
 

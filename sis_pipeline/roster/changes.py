@@ -4,7 +4,7 @@ Which state holds is decided before, in `enrollments` and `guard`; nothing here 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import polars as pl
@@ -395,6 +395,9 @@ def _seat_events(before: State, after: State, about: About) -> pl.DataFrame:
     A seat that never begins is not taken: it is no news when first seen, no drop when its dates change, and taken again
     it is new.
     """
+    if before.section_enrollments.is_empty():  # what is first seen in a first load is no news
+        is_later = ~pl.col("integration").is_in(list(about.first_loads))
+        after = replace(after, section_enrollments=after.section_enrollments.filter(is_later))
     columns = ["begin_date", "end_date"]
     places = after.sections.select("section_id", "school_id", section_end="end_date")
     was = before.section_enrollments.select(

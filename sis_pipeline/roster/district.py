@@ -35,6 +35,7 @@ from sis_pipeline.roster.enrollments import (
     reconcile,
     reconcile_seats,
     settle_statuses,
+    without_settled,
 )
 from sis_pipeline.roster.frames import empty, fit, polars_schema
 from sis_pipeline.roster.freeze import CALENDAR, frozen_until, schools_with_calendar
@@ -54,7 +55,7 @@ from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.roster.withdrawals import WITHDRAWALS, end_seats, was_withdrawn, withdraw
+from sis_pipeline.roster.withdrawals import WITHDRAWALS, end_seats, was_withdrawn, withdraw, withdrawn_students
 
 Completeness = Literal["complete", "partial", "delta"]
 PublicationScope = Literal["year", "upsert", "append"]
@@ -113,7 +114,8 @@ class DistrictInputs:
     published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
-    that people withdrew, as withdrawals.WITHDRAWALS.
+    that people withdrew, as withdrawals.WITHDRAWALS. `whole`: merge what did not change anew as well; the result is
+    the same.
     """
 
     district: str
@@ -134,6 +136,7 @@ class DistrictInputs:
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
     withdrawals: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WITHDRAWALS))
+    whole: bool = False
 
     @property
     def released(self) -> frozenset[str]:
@@ -146,7 +149,7 @@ class MergeStats:
     """Numbers for people and plots. `matched`: students with records in two or more integrations this year.
 
     `due`: the ISO day from which on the same inputs are to be merged again, because a date in them has come; None where
-    no day changes anything.
+    no day changes anything. `whole`: as DistrictInputs.whole.
     """
 
     students: int
@@ -162,6 +165,10 @@ class MergeStats:
     integrations: Mapping[str, Mapping[str, int]]
     """By integration: `records`, `carried` (kept from before), `absent`, `tombstones`, `students`."""
     due: str | None = None
+    whole: bool = True
+    seats_merged: int | None = None
+    """Section enrollments that were merged, and not settled by the one report that says what is published; None in a merge of
+    an earlier version, which merged all."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +217,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     seats, seat_holds = _seats(
         now, people, before, stays=stays, sections=catalog["sections"], staff_ids=staff_ids, frozen=frozen
     )
-    catalog, catalog_holds = _without_unused(now, catalog, seats, before)
+    catalog, catalog_holds = _without_unused(now, catalog, seats.section_ids, before)
     holds = (*stay_holds, *seat_holds, *catalog_holds)
 
     sources = people.with_held(stay_holds)
@@ -219,8 +226,8 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     near = _doubted(people.resolution)
     years = _years(now, merged, stays, before)
     links = _student_links(now, people, sources)
-    after = State(stays, seats, years, catalog["sections"])
-    changes = detect_changes(before, after, now.about)
+    after = State(stays, seats.after, years, catalog["sections"])
+    changes = detect_changes(replace(before, section_enrollments=seats.before), after, now.about)
 
     frames = {
         "schools": _schools(now, school_ids),
@@ -237,7 +244,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
             merged, now.existing("conflicts"), people.renamed, inputs.district, inputs.school_year
         ),
         "enrollments": fit(stays, MERGED["enrollments"]).sort("student_id", "school_id", "entry_date"),
-        "section_enrollments": fit(seats, MERGED["section_enrollments"]).sort("section_id", "person_id", "role"),
+        "section_enrollments": seats.all.sort(SEAT),
         "enrollment_changes": changes,
     }
     near_matches = _near_matches(people.resolution, staff)
@@ -249,7 +256,11 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         recycled=people.resolution.recycled,
         retired=people.resolution.retired,
         retired_staff=staff.retired,
-        stats=_stats(now, people, sources, frames, holds, near=near_matches.height),
+        stats=replace(
+            _stats(now, people, sources, frames, holds, near=near_matches.height),
+            whole=inputs.whole,
+            seats_merged=seats.after.height,
+        ),
         settled=merged.settled,
     )
 
@@ -279,8 +290,10 @@ class _Delivery:
             return pl.DataFrame(schema=schema)
         return frame
 
-    def records(self, entity: str) -> pl.DataFrame:
-        return self.all(entity).filter(pl.col("record_status") == "active")
+    def records(self, entity: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
+        """The usable records; `columns`: only these, as all are much to carry along where there are many records."""
+        found = self.all(entity).lazy().filter(pl.col("record_status") == "active")
+        return (found if columns is None else found.select(columns)).collect()
 
     def of_year(self, entity: str) -> pl.DataFrame:
         """The records of this school year; a row's own year decides where it belongs."""
@@ -298,15 +311,24 @@ class _Delivery:
         return fit(frame, MERGED[table]).with_columns(also)
 
     def presence(
-        self, entity: str, *, usable: pl.DataFrame | None = None, tombstones: Sequence[pl.DataFrame] = ()
+        self,
+        entity: str,
+        *,
+        usable: pl.DataFrame | None = None,
+        nowhere: pl.DataFrame | None = None,
+        tombstones: Sequence[pl.DataFrame] = (),
     ) -> Presence:
-        """What was delivered of an entity. `usable`: the records that could be placed; the rest is there but unusable."""
-        delivered = self.records(entity) if usable is None else usable
-        unplaced = self.records(entity).join(delivered, on=RECORD, how="anti")
+        """What was delivered of an entity. `usable`: the records that could be placed; `nowhere`, or the rest, is there but
+        unusable."""
+        if usable is None:
+            usable = self.records(entity, RECORD)
+            nowhere = usable.clear()
+        elif nowhere is None:
+            nowhere = self.records(entity, RECORD).join(usable, on=RECORD, how="anti")
         rejected = self.inputs.quarantined.get(entity)
-        unusable = [unplaced.select(RECORD)] + ([] if rejected is None else [rejected.select(RECORD)])
+        unusable = [nowhere.select(RECORD)] + ([] if rejected is None else [rejected.select(RECORD)])
         deleted = pl.concat([part.select(RECORD) for part in (self.tombstones(entity), *tombstones)])
-        return Presence(delivered.select(RECORD), deleted, pl.concat(unusable), self.taken_on, self.complete)
+        return Presence(usable.select(RECORD), deleted, pl.concat(unusable), self.taken_on, self.complete)
 
 
 @dataclass(frozen=True)
@@ -442,8 +464,9 @@ def _before(now: _Delivery, people: _People, school_ids: pl.DataFrame) -> State:
         taken = taken.select("integration", "section_id", sis_id="person_sis_id")
         seats = _divided(seats, people, taken, "person_id")
         years = _without_emptied(years, people, stays)
-    stays, seats = (rows.unique(key, keep="first", maintain_order=True) for rows, key in ((stays, STAY), (seats, SEAT)))
-    return State(stays, seats, years, sections)
+    if renamed or people.moved.height:
+        seats = seats.unique(SEAT, keep="first", maintain_order=True)
+    return State(stays.unique(STAY, keep="first", maintain_order=True), seats, years, sections)
 
 
 def _divided(rows: pl.DataFrame, people: _People, reports: pl.DataFrame, person: str = "student_id") -> pl.DataFrame:
@@ -593,10 +616,10 @@ def _newest_runs(sections: pl.DataFrame) -> pl.DataFrame:
 
 
 def _without_unused(
-    now: _Delivery, catalog: dict[str, pl.DataFrame], seats: pl.DataFrame, before: State
+    now: _Delivery, catalog: dict[str, pl.DataFrame], seated: pl.Series, before: State
 ) -> tuple[dict[str, pl.DataFrame], tuple[Hold, ...]]:
     """The catalogue without what a complete snapshot no longer has, unless something that is kept refers to it or
-    nothing would be left; and what is held so."""
+    nothing would be left; and what is held so. `seated`: the sections that somebody sits in or teaches."""
     holds: list[Hold] = []
 
     def current(entity: Entity, key: str, existing: pl.DataFrame, in_use: Sequence[pl.Series] = ()) -> pl.DataFrame:
@@ -608,7 +631,7 @@ def _without_unused(
         return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
 
     catalog = {**catalog, "sections": _newest_runs(catalog["sections"])}
-    sections = current("sections", "section_id", before.sections, [seats["section_id"]])
+    sections = current("sections", "section_id", before.sections, [seated])
     return {
         "sections": sections,
         "courses": current("courses", "course_id", now.existing("courses"), [sections["course_id"].drop_nulls()]),
@@ -625,6 +648,24 @@ def _last_of(now: _Delivery, entity: Entity, key: str, existing: pl.DataFrame, k
     return guard(question, now.inputs.thresholds, now.inputs.rulings)
 
 
+@dataclass(frozen=True)
+class _Seats:
+    """Who sits in and teaches the sections: `settled` as before, and of the others what was published (`before`) and what
+    it becomes (`after`, with evidence)."""
+
+    settled: pl.DataFrame
+    before: pl.DataFrame
+    after: pl.DataFrame
+
+    @property
+    def all(self) -> pl.DataFrame:
+        return pl.concat([self.settled, self.after.select(self.settled.columns)])
+
+    @property
+    def section_ids(self) -> pl.Series:
+        return pl.concat([self.settled["section_id"], self.after["section_id"]]).unique()
+
+
 def _seats(
     now: _Delivery,
     people: _People,
@@ -634,41 +675,48 @@ def _seats(
     sections: pl.DataFrame,
     staff_ids: pl.DataFrame,
     frozen: Mapping[str, date],
-) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
+) -> tuple[_Seats, tuple[Hold, ...]]:
     """Who sits in and teaches the sections, and the removals that wait."""
-    inputs, table = now.inputs, MERGED["section_enrollments"]
-    running = _newest_runs(sections)
-    records = refer(now.records("section_enrollments"), "section_sis_id", running, "section_id")
-    records = refer(records, "person_sis_id", people.ids, "student_id")
-    records = refer(records, "person_sis_id", staff_ids, "staff_id")
+    table, existing = MERGED["section_enrollments"], before.section_enrollments
+    records = _placed_seats(now, people, sections, staff_ids)
+    is_placed = pl.all_horizontal(pl.col(SEAT).is_not_null())
+    nowhere = records.filter(~is_placed)
+    placed = fit(records.filter(is_placed) if nowhere.height else records, table)
+    presence = now.presence("section_enrollments", usable=placed, nowhere=nowhere)
+    del records  # there are many: each copy counts
+    if now.inputs.whole:
+        settled = existing.clear()
+    else:
+        settled, placed, existing = without_settled(placed, existing, withdrawn_students(stays))
+    carried = presence.fates(existing).filter(pl.col("fate") == CARRIED)
+    seats = combine_seats(pl.concat([placed, carried.select(table.names)]))
+    target = reconcile_seats(seats, existing, presence, now.inputs.as_of)
+    found = _Seats(settled, existing, end_seats(target, stays, sections))
+    return _guarded_seats(now, found, stays=stays, sections=sections, frozen=frozen)
+
+
+def _placed_seats(now: _Delivery, people: _People, sections: pl.DataFrame, staff_ids: pl.DataFrame) -> pl.DataFrame:
+    """The section enrollment records with the columns of SEAT, null where a reference leads nowhere."""
+    named = [name for name in MERGED["section_enrollments"].names if name in now.all("section_enrollments").columns]
+    records = now.records("section_enrollments", [*named, "section_sis_id", "person_sis_id"])
+    records = refer(records, "section_sis_id", _newest_runs(sections), "section_id").drop("section_sis_id")
     is_student = pl.col("role") == "student"
-    placed = records.with_columns(
-        person_id=pl.when(is_student).then("student_id").otherwise("staff_id"),
-        district=pl.lit(inputs.district),
-        school_year=pl.lit(inputs.school_year),
-    ).drop_nulls(SEAT)
-    presence = now.presence("section_enrollments", usable=placed)
-    carried = presence.fates(before.section_enrollments).filter(pl.col("fate") == CARRIED)
-    seats = combine_seats(pl.concat([fit(placed, table), carried.select(table.names)]))
-    target = reconcile_seats(seats, before.section_enrollments, presence, inputs.as_of)
-    target = end_seats(target, stays, sections)
-    return _guarded_seats(now, before, target, stays=stays, sections=sections, frozen=frozen)
+    seated = refer(records.filter(is_student), "person_sis_id", people.ids, "student_id")
+    others = refer(records.filter(~is_student), "person_sis_id", staff_ids, "staff_id")
+    placed = pl.concat([seated.rename({"student_id": "person_id"}), others.rename({"staff_id": "person_id"})])
+    return placed.drop("person_sis_id").with_columns(
+        district=pl.lit(now.inputs.district), school_year=pl.lit(now.inputs.school_year)
+    )
 
 
 def _guarded_seats(
-    now: _Delivery,
-    before: State,
-    target: pl.DataFrame,
-    *,
-    stays: pl.DataFrame,
-    sections: pl.DataFrame,
-    frozen: Mapping[str, date],
-) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
+    now: _Delivery, seats: _Seats, *, stays: pl.DataFrame, sections: pl.DataFrame, frozen: Mapping[str, date]
+) -> tuple[_Seats, tuple[Hold, ...]]:
     """Absences of seats are only asked about while the section runs and the student is still enrolled.
 
     A student who left takes the seats along; a held student keeps them, which the enrollment still open says.
     """
-    as_of, existing = now.inputs.as_of, before.section_enrollments
+    as_of, existing, target = now.inputs.as_of, seats.before, seats.after
     enrolled = stays.filter(pl.col("status").is_in(OPEN)).select(person_id="student_id").unique()
     places = sections.select("section_id", "school_id", section_start="start_date", section_end="end_date")
     running = (pl.col("section_end").is_null() | (pl.col("section_end") > as_of)) & (
@@ -686,13 +734,20 @@ def _guarded_seats(
         .with_columns(change=pl.lit("section_drop"))
     )
     asked = _undeclared(now, removals, "person_id", stays)
-    counts = [taken(seats).group_by("school_id").agg(active=pl.len().cast(pl.Int64)) for seats in (existing, target)]
+    counts = [
+        pl.concat([taken(seats.settled).select("school_id"), taken(others).select("school_id")])
+        .group_by("school_id")
+        .agg(active=pl.len().cast(pl.Int64))
+        for others in (existing, target)
+    ]
     question = Question("section_enrollments", SEAT, asked, before=counts[0], after=counts[1], frozen=frozen)
     holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
+    if not holds:
+        return seats, holds
     held = held_keys(holds, SEAT, existing)
     kept = existing.join(held, on=SEAT, how="semi").with_columns(evidence=pl.lit(None, pl.String))
     rest = target.join(held, on=SEAT, how="anti", maintain_order="left")
-    return pl.concat([rest, kept.select(rest.columns)]), holds
+    return replace(seats, after=pl.concat([rest, kept.select(rest.columns)])), holds
 
 
 def _merged_students(now: _Delivery, people: _People, sources: pl.DataFrame, own: pl.DataFrame) -> MergedStudents:

@@ -8,6 +8,7 @@ from datetime import date, timedelta
 
 import polars as pl
 
+from sis_pipeline.roster.frames import rows_in_common, without_rows
 from sis_pipeline.roster.model import ENTRY_DATE_SOURCES
 from sis_pipeline.roster.presence import ABSENT, CARRIED, TOMBSTONE, Presence
 
@@ -259,11 +260,36 @@ def homes(stays: pl.DataFrame) -> pl.DataFrame:
 
 def combine_seats(reports: pl.DataFrame) -> pl.DataFrame:
     """One row per section, person and role: of several reports the one without an end, then the latest end, then begin."""
-    ranked = reports.with_columns(end=pl.col("end_date").fill_null(date.max))
+    several = reports.select(pl.struct(SEAT).is_duplicated()).to_series()
+    if not several.any():
+        return reports
+    ranked = reports.filter(several).with_columns(end=pl.col("end_date").fill_null(date.max))
     order = ranked.sort(
         *SEAT, "end", "begin_date", "sis_id", descending=[False] * 3 + [True, True, False], nulls_last=True
     )
-    return order.unique(SEAT, keep="first", maintain_order=True).drop("end")
+    best = order.unique(SEAT, keep="first", maintain_order=True).drop("end")
+    return pl.concat([reports.filter(~several), best])
+
+
+def without_settled(
+    reports: pl.DataFrame, existing: pl.DataFrame, doubted: pl.Series
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The published seats that one report, and no other, repeats to the letter; the other reports; the other published
+    seats. `doubted`: people none of whose seats is settled.
+
+    A settled seat stays as it is: its report is the only one, so it neither changes nor is missing, and of equals there is
+    no news. Whatever is decided about the other seats is decided without it, but for counts.
+    """
+    same = rows_in_common(reports, existing)
+    contested = without_rows(reports, same["one"]).select(SEAT)
+    settled = (
+        existing[same["other"]]
+        .with_columns(same)
+        .filter(~pl.col("person_id").is_in(doubted.implode()))
+        .join(contested, on=SEAT, how="anti", maintain_order="left")
+    )
+    rest = without_rows(reports, settled["one"]), without_rows(existing, settled["other"])
+    return settled.drop(same.columns), *rest
 
 
 def never_begins(prefix: str = "") -> pl.Expr:
@@ -273,7 +299,10 @@ def never_begins(prefix: str = "") -> pl.Expr:
 
 def reconcile_seats(seats: pl.DataFrame, existing: pl.DataFrame, presence: Presence, as_of: date) -> pl.DataFrame:
     """The seats reported now, and those published before that nobody reports, ended as in `reconcile`; with `evidence`."""
+    reported = seats.with_columns(evidence=pl.lit(None, pl.String))
     missing = existing.join(seats.select(SEAT), on=SEAT, how="anti", maintain_order="left")
+    if missing.is_empty():
+        return reported
     fated = presence.fates(missing).join(presence.days(), on="integration", how="left", maintain_order="left")
     taking_part = pl.col("end_date").is_null() | ((pl.col("end_date") > as_of) & ~never_begins())
     gone = taking_part & (pl.col("fate") != CARRIED)
@@ -284,5 +313,4 @@ def reconcile_seats(seats: pl.DataFrame, existing: pl.DataFrame, presence: Prese
         ),
         end_date=pl.when(gone).then(end).otherwise("end_date"),
     )
-    reported = seats.with_columns(evidence=pl.lit(None, pl.String))
     return pl.concat([reported, ended.select(reported.columns)])

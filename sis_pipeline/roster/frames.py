@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -106,3 +107,29 @@ def _literal(value: Any, kind: Kind) -> Any:
     if kind == "timestamp":
         return datetime.fromisoformat(value)
     return value
+
+
+def rows_in_common(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
+    """The rows that two frames of the same columns both have, by their row number in each: `one`, `other`; in the order of
+    `other`. A row that a frame has more than once is left out."""
+    numbered = [
+        pl.DataFrame({name: pl.arange(frame.height, eager=True), "hash": frame.hash_rows()})
+        for name, frame in (("one", one), ("other", other.select(one.columns)))
+    ]
+    mine, theirs = (
+        frame if frame["hash"].n_unique() == frame.height else frame.filter(~pl.col("hash").is_duplicated())
+        for frame in numbered
+    )
+    pairs = theirs.join(mine, on="hash", maintain_order="left").select("one", "other")
+    # a hash only says which rows to compare
+    same = pl.repeat(value=True, n=pairs.height, dtype=pl.Boolean, eager=True)
+    for name in one.columns:
+        same &= one[name].gather(pairs["one"]).eq_missing(other[name].gather(pairs["other"]))
+    return pairs.filter(same)
+
+
+def without_rows(frame: pl.DataFrame, numbers: pl.Series) -> pl.DataFrame:
+    """The rows of a frame but those of these numbers, as they were ordered."""
+    left = np.ones(frame.height, dtype=np.bool_)
+    left[numbers.to_numpy()] = False
+    return frame.filter(pl.Series(left))

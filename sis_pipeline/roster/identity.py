@@ -412,9 +412,11 @@ class _Resolver:
         """Apply decisions, then the rules tier by tier; the edges that hold and those that were cut: node, hub, rule, tier."""
         held, cut = [_no_edges()], [_no_edges()]
         for edges in self._tiers():
+            if edges.is_empty():
+                continue
             before = self.labels
             self._join(edges)
-            torn = self._contradicting()
+            torn = self._contradicting(np.unique(self.labels[edges["node"].to_numpy()]))
             if len(torn):
                 is_torn = np.isin(self.labels[edges["node"].to_numpy()], torn)
                 left, right = before[edges["node"].to_numpy()], before[edges["hub"].to_numpy()]
@@ -430,13 +432,16 @@ class _Resolver:
         forced = self.decided.filter(pl.col("verdict") == SAME).select("node", "hub", rule=pl.lit(CONFIRMED))
         yield forced.with_columns(tier=pl.lit(-1, pl.Int32))
         for tier in sorted({rule.tier for rule in self.kind.rules}):
-            yield pl.concat([_edges(self.facts, rule) for rule in self.kind.rules if rule.tier == tier])
+            labelled = self.facts.with_columns(label=pl.Series(self.labels))
+            yield pl.concat([_edges(labelled, rule) for rule in self.kind.rules if rule.tier == tier])
 
-    def _contradicting(self) -> Nodes:
-        """Components that hold two different state ids of one issuer, or two people that a person told apart."""
+    def _contradicting(self, among: Nodes) -> Nodes:
+        """Of these components, those that hold two different state ids of one issuer, or two people that a person told
+        apart; of others, perhaps."""
         left, right = self._apart(self.labels)
         joined: Nodes = left[left == right]
-        known = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).drop_nulls("ssid")
+        asked = pl.Series(np.isin(self.labels, among))
+        known = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).filter(asked).drop_nulls("ssid")
         counts = known.group_by("label", "ssid_issuer").agg(pl.col("ssid").n_unique())
         two_ids: Nodes = counts.filter(pl.col("ssid") > 1)["label"].unique().to_numpy()
         torn: Nodes = np.unique(np.concatenate([joined, two_ids]))
@@ -474,16 +479,21 @@ class _Resolver:
         return people, dict(merged.select("person_id", "keeper").iter_rows())
 
     def _fresh_ids(self, fresh: pl.DataFrame, district: str) -> list[str]:
-        what = self.kind.name
-        taken = {*self.links["person_id"], *self.facts["person_id"].drop_nulls()}
-        ids = []
-        for integration, sis_id in fresh.select(*RECORD).iter_rows():
-            person_id, salt = derived_id(what, district, integration, sis_id), 0
-            while person_id in taken:
+        what, records = self.kind.name, fresh.select(*RECORD).rows()
+        ids = derived_ids(records, what, district)
+        taken = self._taken(ids)
+        for place in (number for number, person_id in enumerate(ids) if person_id in taken):
+            salt = 1
+            while self._taken([person_id := derived_id(what, district, *records[place], str(salt))]):
                 salt += 1
-                person_id = derived_id(what, district, integration, sis_id, str(salt))
-            ids.append(person_id)
+            ids[place] = person_id
         return ids
+
+    def _taken(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that somebody has."""
+        asked = pl.Series(ids, dtype=pl.String).implode()
+        people = (self.links["person_id"], self.facts["person_id"])
+        return {one for found in people for one in found.filter(found.is_in(asked)).drop_nulls()}
 
     def _near_matches(self, people: pl.DataFrame) -> pl.DataFrame:
         """Neighbours in a group that agrees on part of a rule, or is alike, but are two people: one pair per two people."""
@@ -587,12 +597,14 @@ def _no_edges() -> pl.DataFrame:
 
 
 def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
-    """Edges from every record to the first record that agrees with it on all columns of the rule."""
+    """Edges from every record to the first record that agrees with it on all columns of the rule, where that could join two
+    components: `facts` have their `label`. Who is not linked or joined by a stronger rule is a component alone."""
     columns = list(rule.columns)
-    agreeing = facts.select("node", *columns).drop_nulls()
+    agreeing = facts.select("node", "label", *columns).drop_nulls()
     plain = [name for name in columns if facts.schema[name] != pl.List(pl.String)]
-    # most records share their plain columns with nobody: leave them before variants multiply them
-    agreeing = agreeing.filter(pl.len().over(plain) > 1)
+    # most records share their plain columns with nobody else: leave them before variants multiply them
+    several = (pl.col("label").min() != pl.col("label").max()).over("hash")
+    agreeing = agreeing.with_columns(hash=agreeing.select(plain).hash_rows()).filter(several).drop("label", "hash")
     for name in columns:
         if name not in plain:
             agreeing = agreeing.explode(name)

@@ -38,7 +38,9 @@ class Presence:
         """
         flags = [(self.tombstones, TOMBSTONE), (self.delivered, DELIVERED), (self.unusable, CARRIED)]
         for records, fate in flags:
-            mark = records.select(RECORD).unique().with_columns(pl.lit(value=True).alias(f"_{fate}"))
+            # few may be asked about out of many
+            named = records.select(RECORD).join(existing.select(RECORD), on=RECORD, how="semi").unique()
+            mark = named.with_columns(pl.lit(value=True).alias(f"_{fate}"))
             existing = existing.join(mark, on=RECORD, how="left", maintain_order="left")
         chain = pl.coalesce(*(pl.when(pl.col(f"_{fate}")).then(pl.lit(fate)) for _, fate in flags))
         absent = (

@@ -64,7 +64,7 @@ def was_withdrawn() -> pl.Expr:
 
 def end_seats(seats: pl.DataFrame, stays: pl.DataFrame, sections: pl.DataFrame) -> pl.DataFrame:
     """The seats of `reconcile_seats` without those that went on at a school from which the student was withdrawn."""
-    left = stays.filter(was_withdrawn()).join(stays.filter(is_open()), on=PLACE, how="anti")
+    left = _left_by_withdrawal(stays)
     if left.is_empty():
         return seats
     ends = left.group_by(PLACE).agg(pl.col("exit_date").max(), showing=pl.col("evidence").sort_by("exit_date").last())
@@ -86,3 +86,12 @@ def end_seats(seats: pl.DataFrame, stays: pl.DataFrame, sections: pl.DataFrame) 
         )
         .select(seats.columns)
     )
+
+
+def withdrawn_students(stays: pl.DataFrame) -> pl.Series:
+    """Whose seats `end_seats` may end."""
+    return _left_by_withdrawal(stays)["student_id"].unique()
+
+
+def _left_by_withdrawal(stays: pl.DataFrame) -> pl.DataFrame:
+    return stays.filter(was_withdrawn()).join(stays.filter(is_open()), on=PLACE, how="anti")

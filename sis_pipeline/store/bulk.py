@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sis_pipeline.connect.errors import DataError, InternalError
 from sis_pipeline.db.tables import SCHEMA, metadata
 from sis_pipeline.roster import model
-from sis_pipeline.roster.frames import ARROW_TYPES, POLARS_DTYPES, polars_schema
+from sis_pipeline.roster.frames import ARROW_TYPES, POLARS_DTYPES, polars_schema, rows_in_common, without_rows
 from sis_pipeline.store import copy_format
 
 TOUCHED = ("changed_at", "last_seen")
@@ -59,23 +59,23 @@ def apply(
     scope: Scope,
     delete_absent: bool,
     keep: Callable[[pl.DataFrame], object] | None = None,
+    there: pl.DataFrame | None = None,
 ) -> Applied:
     """Make the rows of `scope` equal to `frame`, writing only those that differ; jsonb is compared as jsonb.
 
     `frame`: exactly the table's columns. Rows of the scope that the frame lacks are deleted only if `delete_absent`.
-    The rows of the scope are read first, so that only those that differ travel to PostgreSQL; where none does, nothing is
-    locked or written. `keep` is called before with the rows that will differ, as they are: the table's columns, of a new
+    The rows of the scope are read first, unless the caller knows what is `there`, so that only those that differ travel to
+    PostgreSQL; where none does, nothing is locked or written. `keep` is called before with the rows that will differ, as they are: the table's columns, of a new
     row the key only, and `existed`. Raises DataError for values that PostgreSQL can't hold and InternalError for a frame
     that is not of the table or not of the scope.
     """
     _check(table, frame, scope)
     with _words(table.name, frame.height):
-        if keep is None and _is_empty(connection, table, scope):
+        if keep is None and there is None and _is_empty(connection, table, scope):
             copy_in(connection, _target(table), _kinds(table), frame)
             return Applied(inserted=frame.height)
-        there = read(connection, table, scope)
-        fresh = _not_among(frame, there, table)
-        gone = there.join(frame, on=list(table.key), how="anti") if delete_absent else there.clear()
+        fresh, replaced = _differences(frame, read(connection, table, scope) if there is None else there)
+        gone = replaced.join(fresh, on=list(table.key), how="anti") if delete_absent else replaced.clear()
         if fresh.is_empty() and gone.is_empty():
             return Applied(unchanged=frame.height)
         with _staged(connection, table, fresh, "fresh") as stage:
@@ -232,16 +232,11 @@ def _is_empty(connection: Connection, table: model.Table, scope: Scope) -> bool:
     return bool(connection.scalar(text(query), dict(scope)))
 
 
-def _not_among(frame: pl.DataFrame, there: pl.DataFrame, table: model.Table) -> pl.DataFrame:
-    """The rows of a frame that are not there just so. jsonb that is spelled otherwise counts as another: PostgreSQL, which
+def _differences(frame: pl.DataFrame, there: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of each that the other has not just so. jsonb that is spelled otherwise counts as another: PostgreSQL, which
     knows better, is asked about it."""
-    key = list(table.key)
-
-    def hashed(rows: pl.DataFrame) -> pl.DataFrame:
-        return rows.select(*key, hash=rows.select(table.names).hash_rows())
-
-    same = hashed(frame).with_row_index("row").join(hashed(there), on=[*key, "hash"], how="anti")
-    return frame[same["row"].sort()]
+    same = rows_in_common(frame, there)
+    return without_rows(frame, same["one"]), without_rows(there, same["other"])
 
 
 def _kinds(table: model.Table) -> dict[str, model.Kind]:

@@ -27,6 +27,7 @@ from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, sur
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
+from sis_pipeline.store.known import KNOWN, NOTHING_KNOWN, WRITES, KeptFrames, KnownTables, writes_mark
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore, fingerprint
 
@@ -162,14 +163,15 @@ class MergeStore:
         as_of: date | None = None,
         policies: Policies | None = None,
         thresholds: Thresholds | None = None,
+        whole: bool = False,
     ) -> Gathered:
         """Open an operation and read everything its merge depends on, the published state at one point in time.
 
         `as_of`: the day the roster is judged on; the database's, in UTC, where unset. `policies`, `thresholds`: in place
-        of the district's own. Raises ConfigError where no integration of the district has a good snapshot of the school
-        year.
+        of the district's own. `whole`: as DistrictInputs.whole, and read all that is published from the tables. Raises
+        ConfigError where no integration of the district has a good snapshot of the school year.
         """
-        basis = self._basis(district, school_year, as_of=as_of, policies=policies, thresholds=thresholds)
+        basis = self._basis(district, school_year, as_of=as_of, policies=policies, thresholds=thresholds, whole=whole)
         operation = self.open(
             district,
             school_year,
@@ -200,6 +202,7 @@ class MergeStore:
         as_of: date | None = None,
         policies: Policies | None = None,
         thresholds: Thresholds | None = None,
+        whole: bool = False,
     ) -> _Basis:
         found, withheld = self._to_merge(check_district(district), school_year)
         if not found:
@@ -211,7 +214,7 @@ class MergeStore:
         rules: list[object] = [rule for rule in (policies, thresholds) if rule is not None]
         with steady_view(self._engine) as connection:
             before = published_epochs(connection, district)
-            known = erased.mark(connection, district)
+            erasures = erased.mark(connection, district)
             today = as_of or guarding.today_of(connection)
             rulings = guarding.rulings(connection, district, school_year, today)
             rules += _rules(connection, district, school_year)
@@ -222,7 +225,8 @@ class MergeStore:
             edited = survivorship.edited(connection, district, school_year)
             calendar = guarding.calendar(connection, district, school_year)
             withdrawn = withdrawals.standing(connection, district, school_year)
-            existing = _existing(connection, district, school_year)
+            known = NOTHING_KNOWN if whole else self.known(connection, district, school_year, writes_mark(connection))
+            existing = _existing(connection, district, school_year, known)
             rejected = _quarantined(connection, found)
             decided = decisions.mark(connection, district)
             of_students, of_staff = (decisions.standing(connection, district, one) for one in ("student", "staff"))
@@ -248,10 +252,11 @@ class MergeStore:
             rulings=rulings,
             calendar=calendar,
             withdrawals=withdrawn,
+            whole=whole,
         )
         terms = _terms(integrations.values(), [decided, *rules])
         mark = _fingerprint(found, released, terms)
-        return _Basis(found, integrations, inputs, before, mark, terms, decided, edited, known, withheld)
+        return _Basis(found, integrations, inputs, before, mark, terms, decided, edited, erasures, withheld)
 
     def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
         records = self._records(basis.integrations, basis.found, basis.inputs.district)
@@ -315,7 +320,8 @@ class MergeStore:
         )
 
     def read_merged(self, operation: Operation) -> MergedRoster:
-        """What the merge decided. Raises DataError for a file that was changed since, and where it is no longer kept."""
+        """What the merge decided, each frame read when it is asked for. Raises DataError where it is no longer kept and,
+        then, for a file that was changed since."""
         if operation.frames_expired_at is not None:
             raise DataError(
                 f"The frames of operation {operation.operation_id} are no longer kept, since "
@@ -330,13 +336,9 @@ class MergeStore:
                 code="data.erased",
                 advice="Merge the district again; the next merge starts from what is published now.",
             )
-        frames = {
-            name: self.files.read_frame(f"{operation.path}/{name}.parquet", expected)
-            for name, expected in manifest["files"].items()
-        }
-        extra = {name: frames.pop(name) for name in EXTRA_FRAMES}
+        extra = self._kept_frames(operation, manifest["files"], EXTRA_FRAMES)
         return MergedRoster(
-            frames=frames,
+            frames=self._kept_frames(operation, manifest["files"], MERGED),
             held=tuple(_hold(one) for one in manifest["held"]),
             retired=manifest["retired"],
             retired_staff=manifest["retired_staff"],
@@ -344,6 +346,25 @@ class MergeStore:
             settled=tuple(manifest.get("settled", ())),  # kept by an earlier version
             **extra,
         )
+
+    def known(self, connection: Connection, district: str, school_year: str, writes: str) -> KnownTables:
+        """The tables of a school year whose rows of a district are sure to be what its last publication left. `writes`:
+        writes_mark of now."""
+        epoch = published_epochs(connection, district).get(school_year)
+        if epoch is None:
+            return NOTHING_KNOWN
+        same = (sync_operations.c.district == district) & (sync_operations.c.school_year == school_year)
+        row = connection.execute(select(sync_operations).where(same, sync_operations.c.epoch == epoch)).one()
+        operation = _operation(row)
+        if (operation.summary or {}).get(WRITES) != writes or not self.kept(operation):
+            return NOTHING_KNOWN
+        manifest = self.manifest(operation)
+        if manifest.get("known_erasures") != erased.mark(connection, district):
+            return NOTHING_KNOWN
+        return KnownTables(self._kept_frames(operation, manifest["files"], KNOWN))
+
+    def _kept_frames(self, operation: Operation, hashes: Mapping[str, str], names: Iterable[str]) -> KeptFrames:
+        return KeptFrames(self.files, operation.path, {name: hashes[name] for name in names if name in hashes})
 
     def read_frame(self, operation: Operation, name: str) -> pl.DataFrame:
         """One table as an operation left it. Raises DataError for a file that is gone or was changed since."""
@@ -533,6 +554,14 @@ def _rules(connection: Connection, district: str, school_year: str) -> list[obje
     ]
 
 
+def way_in_words(stats: Mapping[str, Any]) -> str | None:
+    """How much of a roster was merged anew, by a merge's statistics; None where they do not say."""
+    if stats.get("seats_merged") is None:
+        return None
+    asked = ", whole as it was asked for" if stats["whole"] else ""
+    return f"{stats['seats_merged']:,} of {stats['section_enrollments']:,} section enrollments anew{asked}"
+
+
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:
     """The rows of a table that a merge of a district and school year owns, by the table's way of publication."""
     scope: dict[str, object] = {"district": district}
@@ -583,18 +612,17 @@ def _last_published(school_year: str) -> Any:
     )
 
 
-def _existing(connection: Connection, district: str, school_year: str) -> dict[str, pl.DataFrame]:
+def _existing(connection: Connection, district: str, school_year: str, known: KnownTables) -> dict[str, pl.DataFrame]:
     """The published rows a merge compares with; the ledger is only ever appended to, so it is left out."""
-    return {
-        name: bulk.read(
-            connection,
-            table,
-            scope_of(table, district, school_year),
-            beside=SEEN if name.endswith("_links") else None,
-        )
-        for name, table in MERGED.items()
-        if PUBLICATION[name] != "append"
-    }
+
+    def published(table: Table) -> pl.DataFrame:
+        frame = known.frame(table)
+        if frame is not None:
+            return frame
+        beside = SEEN if table.name.endswith("_links") else None
+        return bulk.read(connection, table, scope_of(table, district, school_year), beside=beside)
+
+    return {name: published(table) for name, table in MERGED.items() if PUBLICATION[name] != "append"}
 
 
 def _quarantined(connection: Connection, found: Sequence[Snapshot]) -> dict[str, pl.DataFrame]:

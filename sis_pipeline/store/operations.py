@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, Row, func, select
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db.tables import audit_log, roster_tables, sync_operations
-from sis_pipeline.store.merged import read_operation
+from sis_pipeline.store.merged import read_operation, way_in_words
 
 Counts = Mapping[str, int]
 TOLD = ("roster.publish", "roster.undo")
@@ -24,7 +24,7 @@ HOLDS = ("hold.opened", "hold.closed", "hold.applied")
 @dataclass(frozen=True, slots=True)
 class Told:
     """An operation as a person is told of it. `applied`: table -> inserted, updated, deleted, unchanged. `changes`:
-    ledger events by kind. `accounts`: what became of accounts. `inputs`: integration -> snapshot, verdict, age.
+    ledger events by kind. `accounts`: what became of accounts. `way`: how much was merged anew, in words. `inputs`: integration -> snapshot, verdict, age.
     `withheld`: integrations whose newest snapshot was undone and is left out. `actor`, `reason`: who published it, and why it was undone where it is an undo.
     `details_expired_at`: since when `applied` and `inputs` are no longer kept."""
 
@@ -46,6 +46,7 @@ class Told:
     changes: Counts
     held: int
     accounts: Counts
+    way: str | None
     inputs: Mapping[str, Mapping[str, Any]]
     withheld: Sequence[str]
     details_expired_at: datetime | None
@@ -215,6 +216,7 @@ def _one(row: Row[Any], history: History, publisher: Any) -> Told:
         changes=summary.get("changes", {}) if row.status == "published" else {},
         held=summary.get("held", 0),
         accounts=summary.get("accounts", {}),
+        way=None if row.undoes else way_in_words(summary),
         inputs=row.inputs,
         withheld=sorted(row.withheld),
         details_expired_at=row.details_expired_at,

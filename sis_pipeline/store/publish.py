@@ -18,6 +18,7 @@ from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import accounts, bulk, decisions, erased, holds, identity, statewide, survivorship
 from sis_pipeline.store.bulk import Applied
+from sis_pipeline.store.known import NOTHING_KNOWN, WRITES, KnownTables, writes_mark
 from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
 
@@ -143,13 +144,14 @@ def _erased_since(connection: Connection, operation: Operation, manifest: Mappin
 class Written:
     """What was written to the tables of a district. `before`: by table, the rows that every school year shares, and
     holds, as they were, where the operation can be undone. `who`: what was done to students, for the audit log.
-    `accounts`: what became of accounts."""
+    `accounts`: what became of accounts. `writes`: of the writes beside the pipeline, those that it made good."""
 
     applied: Mapping[str, Applied]
     changes: Mapping[str, int]
     before: Mapping[str, pl.DataFrame]
     who: Sequence[audit.Entry]
     accounts: Mapping[str, int]
+    writes: str
 
 
 def _publish(
@@ -162,7 +164,11 @@ def _publish(
     edited: str | None,
     actor: str | None,
 ) -> Published:
-    written = write(connection, operation, merged, edited=edited)
+    writes = writes_mark(connection)
+    known = NOTHING_KNOWN
+    if not merged.stats.whole:
+        known = store.known(connection, operation.district, operation.school_year, writes)
+    written = write(connection, operation, merged, edited=edited, writes=writes, known=known)
     moved = holds.record(connection, operation, merged.held, released)
     written = with_holds(written, moved)
     published = mark_published(connection, store, operation, merged, written)
@@ -173,25 +179,33 @@ def _publish(
 
 
 def write(
-    connection: Connection, operation: Operation, merged: MergedRoster, *, edited: str | None, whole: bool = False
+    connection: Connection,
+    operation: Operation,
+    merged: MergedRoster,
+    *,
+    edited: str | None,
+    writes: str,
+    known: KnownTables = NOTHING_KNOWN,
+    whole: bool = False,
 ) -> Written:
     """Bring the tables of a district to what an operation says. `whole`: its frames of tables that all school years
     share have every row of the district, and rows that they lack go. `edited`: survivorship.all_edited from before what
-    is written was compared with `students`. Raises EditedMeanwhileError where that is no longer so."""
+    is written was compared with `students`. `writes`: writes_mark from before any table was; `known`: what need not be
+    read. Raises EditedMeanwhileError where that is no longer so."""
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
     survivorship.begin_publishing(connection)
     who = identity.record(connection, operation, merged)
     before: dict[str, pl.DataFrame] = {}
     applied = {}
     for name in (one for one in MERGED if one in merged.frames):
-        applied[name] = _apply(connection, operation, merged, name, before, whole=whole)
+        applied[name] = _apply(connection, operation, merged, name, before, known=known, whole=whole)
         if name == "students":
             _refuse_edits(connection, operation, edited)
     survivorship.settle(connection, merged.settled)
     changes = _new_changes(connection, operation, started)
     made = accounts.follow(connection, operation.district)
     statewide.follow(connection, operation.district)
-    return Written(applied, changes, before, who, made)
+    return Written(applied, changes, before, who, made, writes)
 
 
 def with_holds(written: Written, moved: holds.Moved) -> Written:
@@ -221,6 +235,7 @@ def mark_published(
         "changes": written.changes,
         "held": held,
         "accounts": dict(written.accounts),
+        WRITES: written.writes,
     }
     if operation.base_epoch:
         summary[BEFORE] = store.write_before(operation, written.before)
@@ -236,6 +251,7 @@ def _apply(
     name: str,
     before: dict[str, pl.DataFrame],
     *,
+    known: KnownTables,
     whole: bool,
 ) -> Applied:
     table, frame, way = MERGED[name], merged.frames[name], PUBLICATION[name]
@@ -243,7 +259,7 @@ def _apply(
     if way == "append":
         return bulk.append(connection, table, frame, scope=scope)
     if way == "year":
-        return bulk.apply(connection, table, frame, scope=scope, delete_absent=True)
+        return bulk.apply(connection, table, frame, scope=scope, delete_absent=True, there=known.frame(table))
     kept: list[pl.DataFrame] = []
     keep = kept.append if operation.base_epoch else None
     applied = bulk.apply(connection, table, frame, scope=scope, delete_absent=whole, keep=keep)

@@ -21,6 +21,7 @@ from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import polars_schema
 from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.store import bulk, erased, holds, survivorship
+from sis_pipeline.store.known import writes_mark
 from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
 from sis_pipeline.store.operations import History, Place, operation_id_of
@@ -72,9 +73,9 @@ class Undoing:
             step = self._step(connection, operation_id)
             begin_writing(connection, step.undone.district)
             tried = replace(step.before, operation_id=str(uuid.uuid4()), undoes=step.undone.operation_id)
-            edited = survivorship.all_edited(connection, tried.district)
+            edited, writes = survivorship.all_edited(connection, tried.district), writes_mark(connection)
             merged = self._roster_before(connection, tried, step)
-            written = write(connection, tried, merged, edited=edited, whole=True)
+            written = write(connection, tried, merged, edited=edited, writes=writes, whole=True)
             never_committed.rollback()
         held, accounts = merged.stats.held, written.accounts
         published = Published(tried.operation_id, written.applied, written.changes, held, accounts)
@@ -161,7 +162,7 @@ class Undoing:
                 operation_id=operation.operation_id,
             )
         self._refuse_erased(connection, step.undone, step.before)
-        edited = survivorship.all_edited(connection, operation.district)
+        edited, writes = survivorship.all_edited(connection, operation.district), writes_mark(connection)
         merged = self._roster_before(connection, operation, step)
         undone, terms = self._merges.manifest(step.undone), self._merges.terms(step.undone)
         let_through = _let_through(self._merges, step.undone)
@@ -171,7 +172,7 @@ class Undoing:
         self._merges.keep(operation, merged, released=again, waiting=(), **rests_on, known_erasures=known)
         if not step.undone.undoes:
             survivorship.unsettle(connection, undone["settled"])
-        written: Written = write(connection, operation, merged, edited=edited, whole=True)
+        written: Written = write(connection, operation, merged, edited=edited, writes=writes, whole=True)
         because = f"operation {step.undone.operation_id} was undone"
         moved = holds.restore(
             connection,

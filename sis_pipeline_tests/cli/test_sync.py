@@ -156,8 +156,10 @@ def test_a_sync_gives_the_truth_and_a_second_one_changes_nothing(added, sis):
     assert merge["applied"]["students"]["inserted"] == truth.students
     assert "calls planned" in first.err
 
-    second = sis("sync", "--json", "--school-year", YEAR, "--integration", "campus")
+    second = sis("sync", "--json", "--full", "--school-year", YEAR, "--integration", "campus")
     (merge,) = second.json["merges"]
+    shown = sis("operations", "show", merge["operation_id"], "--json").json["operation"]
+    assert shown["way"].endswith("section enrollments anew, whole as it was asked for")
     assert merge["changes"] == {}
     assert sum(table[what] for table in merge["applied"].values() for what in ("inserted", "updated", "deleted")) == 0
 

@@ -44,6 +44,17 @@ def test_a_merge_whose_process_died_is_no_trouble_where_nothing_changed(publishe
     assert merge_and_publish(published) == [None, None]
 
 
+def test_asked_for_whole_it_is_merged_and_published_though_nothing_changed(published: Installation) -> None:
+    heard = list[str]()
+    [merged] = merge_districts(published.roster, YEAR, "run", heard.append, whole=True)
+    [done] = publish_districts(published.roster, YEAR, "run", unheard, whole=True)
+    assert (merged.merged, merged.stats["whole"], done.trouble) == (True, True, None)
+    assert "section enrollments anew, whole as it was asked for." in heard[0]
+    assert done.published is not None
+    assert done.published.unchanged
+    assert statuses(published) == ["published"] * 2
+
+
 def test_a_merge_that_was_not_published_is_not_once_its_inputs_have_gone_again(published: Installation) -> None:
     snapshots = published.roster.snapshots
     good_snapshot(snapshots, students=[sis_student("7"), sis_student("8", first_name="Grace")])

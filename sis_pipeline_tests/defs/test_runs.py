@@ -82,6 +82,11 @@ def test_two_systems_are_read_merged_and_published(connected, instance, sandbox,
     assert district["changes"] == truth.changes_by_kind()
     assert set(checks_of(instance, merged.run_id).values()) == {True}
 
+    event = instance.get_latest_materialization_event(dg.AssetKey("merged_students"))
+    seats = connected.scalar("select count(*) from sis.section_enrollments")
+    told = event.asset_materialization.metadata["by_district"].value
+    assert f"{seats:,} of {seats:,} section enrollments anew" in told
+
     again = run_merge(THIS_YEAR, instance=instance)
     assert (again.districts[0]["changes"], again.districts[0]["applied"]) == ({}, {})
 
