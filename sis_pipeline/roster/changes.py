@@ -166,9 +166,7 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
     fresh = stays.filter(pl.col("was_entry_date").is_null())
     is_first = pl.col("integration").is_in(list(about.first_loads))
     arrivals, first = fresh.filter(~is_first), fresh.filter(is_first)
-    entries = arrivals.filter(pl.col("status") != "no_show").with_columns(
-        kind=_entry_kind(arrivals.filter(pl.col("status") != "no_show"), stays)
-    )
+    entries = _with_kind(arrivals.filter(pl.col("status") != "no_show"), stays)
     exits = stays.filter(~pl.col("is_open") & (pl.col("was_open") | (pl.col("was_entry_date").is_null() & ~is_first)))
     exits = exits.with_columns(kind=_exit_kind())
     reopened = stays.filter(pl.col("is_open") & ~pl.col("was_open")).with_columns(seen=_day_of_return(about.as_of))
@@ -201,20 +199,18 @@ def _stay_events(before: pl.DataFrame, after: pl.DataFrame, about: About) -> pl.
     )
 
 
-def _entry_kind(entries: pl.DataFrame, stays: pl.DataFrame) -> pl.Series:
-    """`re_enter` where the student has been at the school before in the year, else `enroll`."""
+def _with_kind(entries: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
+    """`re_enter` where the student has been at the school before in the year, and left it last on `since`; else `enroll`."""
     been = stays.filter(~pl.col("is_open")).select("student_id", "school_id", left="exit_date", came="entry_date")
-    again = (
+    since = (
         entries.select("after_row", "student_id", "school_id", "entry_date")
         .join(been, on=["student_id", "school_id"])
         .filter((pl.col("came") < pl.col("entry_date")) & (pl.col("left") <= pl.col("entry_date")))
+        .group_by("after_row")
+        .agg(since=pl.col("left").max())
     )
-    kinds = (
-        pl.when(pl.col("after_row").is_in(again["after_row"].implode()))
-        .then(pl.lit("re_enter"))
-        .otherwise(pl.lit("enroll"))
-    )
-    return entries.select(kinds).to_series()
+    kind = pl.when(pl.col("since").is_not_null()).then(pl.lit("re_enter")).otherwise(pl.lit("enroll"))
+    return entries.join(since, on="after_row", how="left", maintain_order="left").with_columns(kind=kind)
 
 
 def _exit_kind() -> pl.Expr:
@@ -261,7 +257,7 @@ def _events(stays: pl.DataFrame, day: str, otherwise: date | None = None) -> pl.
 def _pair_transfers(
     entries: pl.DataFrame, exits: pl.DataFrame, reopened: pl.DataFrame, stays: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Exit and entry of one student at two schools within 14 days are one `transfer`, each used once, nearest first.
+    """Exit and entry of one student at two schools within 14 days are one `transfer`, as `_each_once` pairs them.
 
     The other half may have been seen earlier: an entry after a stay that had already ended, an exit from a stay whose
     successor was already there. Who comes back (a new stay at a school of before, or an old one reopened on the day `seen`)
@@ -276,14 +272,8 @@ def _pair_transfers(
         "student_id", "exit_date", "news", left_row="after_row", left_school="school_id", left_entry="entry_date",
         left=pl.coalesce(_stay("was_"), _stay()), left_now=_stay(), left_evidence="evidence",
     )  # fmt: skip
-    last_left = (
-        stays.filter(~pl.col("is_open")).group_by("student_id", "school_id").agg(since=pl.col("exit_date").max())
-    )
-    returning = pl.col("kind") == "re_enter"
     came = pl.concat([
-        entries.join(last_left, on=["student_id", "school_id"], how="left").with_columns(
-            fresh=pl.lit(value=True), arrived="entry_date", since=pl.when(returning).then("since")
-        ),
+        entries.with_columns(fresh=pl.lit(value=True), arrived="entry_date"),
         reopened.with_columns(
             fresh=pl.lit(value=True),
             arrived="seen",
@@ -311,10 +301,8 @@ def _pair_transfers(
         )
         .with_columns(gap=gap)
         .filter(pl.col("gap") <= TRANSFER_DAYS)
-        .sort("gap", "left_row", "came_row")
-        .unique("left_row", keep="first", maintain_order=True)
-        .unique("came_row", keep="first", maintain_order=True)
     )
+    pairs = _each_once(pairs)
     transfers = pairs.select(
         "student_id",
         pl.lit("transfer").alias("kind"),
@@ -332,6 +320,24 @@ def _pair_transfers(
     used_entries = pairs.filter("fresh").select(after_row="came_row")
     used_exits = pairs.filter("news").select(after_row="left_row")
     return transfers, used_entries, used_exits
+
+
+def _each_once(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Pairs in which every exit and every entry is used once, nearest first; of several as near, the entry that is primary
+    now, then the exit that is, then by school and entry date. A second choice counts where the first is used up.
+
+    `pairs`: student_id, left_row, came_row, gap, and the stays `came` and `left_now`.
+    """
+    names = [(stay, field) for field in ("enrollment_type", "school_id", "entry_date") for stay in ("came", "left_now")]
+    order = [pl.col(stay).struct.field(field).alias(f"{stay}_{field}") for stay, field in names]
+    pairs = pairs.sort("gap", *order)
+    found = [pairs.clear()]
+    while pairs.height:
+        first = pairs.filter(pl.col("left_row").is_first_distinct() & pl.col("came_row").is_first_distinct())
+        found.append(first)
+        for used in ("left_row", "came_row"):
+            pairs = pairs.join(first, on=used, how="anti", maintain_order="left")
+    return pl.concat(found)
 
 
 def _pair_continued(entries: pl.DataFrame, exits: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
@@ -354,10 +360,8 @@ def _pair_continued(entries: pl.DataFrame, exits: pl.DataFrame) -> tuple[pl.Data
         left.join(came, on=["student_id", "school_id"])
         .with_columns(gap=(pl.col("entry_date") - pl.col("exit_date")).dt.total_days())
         .filter(pl.col("gap").is_between(0, CONTINUED_DAYS) & (pl.col("entry_date") > pl.col("left_entry")))
-        .sort("gap", "left_row", "came_row")
-        .unique("left_row", keep="first", maintain_order=True)
-        .unique("came_row", keep="first", maintain_order=True)
     )
+    pairs = _each_once(pairs)
     events = pairs.select(
         "student_id",
         pl.lit("amend").alias("kind"),

@@ -99,8 +99,8 @@ def _leaver(pair: tuple[_End, _End], linked: Mapping[Record, str | None]) -> _En
 
 
 def decided_nodes(facts: pl.DataFrame, links: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
-    """The decisions between two nodes of `facts`: node, hub, verdict. A side is its record, else the person it is linked
-    to, else the person it names; a decision about somebody who is not here waits."""
+    """The decisions between two nodes of `facts`: node, hub (the earlier one), verdict. A side is its record, else the
+    person it is linked to, else the person it names; a decision about somebody who is not here waits."""
     sides = [
         _nodes(facts, links, decisions.select(integration=i, sis_id=s, person_id=p)).alias(name)
         for name, (i, s, p) in {
@@ -109,7 +109,8 @@ def decided_nodes(facts: pl.DataFrame, links: pl.DataFrame, decisions: pl.DataFr
         }.items()
     ]
     found = pl.DataFrame([*sides, decisions["verdict"]]).drop_nulls().filter(pl.col("node") != pl.col("hub"))
-    return found.unique().sort(pl.all())
+    ends = [pl.max_horizontal("node", "hub").alias("node"), pl.min_horizontal("node", "hub").alias("hub")]
+    return found.with_columns(ends).unique().sort(pl.all())
 
 
 def _nodes(facts: pl.DataFrame, links: pl.DataFrame, ends: pl.DataFrame) -> pl.Series:

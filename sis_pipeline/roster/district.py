@@ -397,6 +397,7 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
         now.existing("student_links"),
         now.existing("students"),
         now.inputs.decisions,
+        before=now.existing("student_sources"),
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before
@@ -508,6 +509,8 @@ def _stays(
     presence = now.presence("enrollments", usable=placed, tombstones=[of_gone])
     delivered = fit(placed.with_columns(district=pl.lit(inputs.district)), table)
     carried = _carried_stays(presence, before.enrollments, delivered)
+    # an expected student whom no later reading names comes on the day all the same
+    carried = carried.with_columns(pl.col("status").replace("pre_registered", "active"))
     reports = pl.concat([delivered, carried.select(table.names)])
 
     stays = combine_reports(reports, now.priorities)

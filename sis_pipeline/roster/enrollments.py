@@ -30,7 +30,8 @@ def combine_reports(reports: pl.DataFrame, priorities: Mapping[str, int]) -> pl.
     """One row per stay. `reports`: integration, sis_id, student_id, school_id and the enrollment columns.
 
     Reports of two systems are one stay if student and school are the same and the entry dates are at most 14 days
-    apart; two reports of one system are one only with the same entry date. The system with the lowest priority
+    apart, the nearest ones, of two as near the later; two reports of one system are one only with the same entry date,
+    or if both are part of one stay that a better system told. The system with the lowest priority
     number speaks for the stay, except for the entry (date, source, code), which comes from the best entry date
     source: the SIS's own, then class begin, then session start.
     """

@@ -131,6 +131,8 @@ def resolve_students(
     links: pl.DataFrame,
     students: pl.DataFrame | None = None,
     decisions: pl.DataFrame | None = None,
+    *,
+    before: pl.DataFrame | None = None,
 ) -> Resolution:
     """Which student each record is.
 
@@ -139,16 +141,17 @@ def resolve_students(
     published students; they take part in matching, so that a student who changes systems stays the same student.
     `decisions`: what people decided (`decisions.DECISIONS`): pairs decided `distinct` are never joined and never near
     matches, not even by a link; pairs decided `same` are joined unless that would join two different state ids of one
-    issuer, or a pair decided distinct.
+    issuer, or a pair decided distinct. `before`: what records said when they were published, columns as `records`.
 
-    An existing link holds, unless name and birth date both changed: then the id was given to another child and the
-    record is `recycled`. A link also holds while two systems' state ids differ for a time after a correction in one
-    of them; every other way to join two different state ids of one issuer is cut.
+    An existing link holds, unless name and birth date are both others than the student's, and than the record's own
+    `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems'
+    state ids differ for a time after a correction in one of them; every other way to join two different state ids of
+    one issuer is cut.
     """
     known = _known_people(students, "student_id")
     facts = student_facts(records, known)
     decided = no_decisions() if decisions is None else decisions
-    return _Resolver(STUDENTS, facts, _link_frame(links, "student_id"), decided).run(district)
+    return _Resolver(STUDENTS, facts, _link_frame(links, "student_id"), decided, before).run(district)
 
 
 def resolve_staff(
@@ -343,10 +346,17 @@ def _issued(kind: str) -> pl.Expr:
 class _Resolver:
     """One resolution, step by step; `labels` is the component of every node so far."""
 
-    def __init__(self, kind: Kind, facts: pl.DataFrame, links: pl.DataFrame, decisions: pl.DataFrame) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        facts: pl.DataFrame,
+        links: pl.DataFrame,
+        decisions: pl.DataFrame,
+        before: pl.DataFrame | None = None,
+    ) -> None:
         links = links_as_decided(links, decisions)
         self.kind, self.links = kind, links
-        self.recycled = _recycled(facts, links)
+        self.recycled = _recycled(facts, links, before)
         # renumber: a recycled record is nobody's, and must not lend its facts to anybody
         self.facts = (
             facts.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
@@ -607,13 +617,23 @@ def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
     )
 
 
-def _recycled(facts: pl.DataFrame, links: pl.DataFrame) -> pl.DataFrame:
-    """Linked records whose name and birth date both differ from the person they are linked to: the id was reused."""
+def _recycled(facts: pl.DataFrame, links: pl.DataFrame, before: pl.DataFrame | None) -> pl.DataFrame:
+    """Linked records whose name and birth date both differ from the student they are linked to: the id was reused. Not
+    one that said so before: a chain, or a person, joined it to a student who is published under other values."""
     people = facts.filter(pl.col("sis_id").is_null()).select("person_id", "firsts", "lasts", "birth_date")
     linked = facts.drop("person_id").join(links.select(*RECORD, "person_id"), on=RECORD, how="inner")
-    pairs = linked.join(people, on="person_id", how="inner", suffix="_before")
     same_name = _share("firsts") & _share("lasts")
-    return pairs.filter((pl.col("birth_date") != pl.col("birth_date_before")) & ~same_name).select(*RECORD)
+    other_birth_date = pl.col("birth_date") != pl.col("birth_date_before")
+    other = linked.join(people, on="person_id", suffix="_before").filter(other_birth_date & ~same_name)
+    other = other.select(*RECORD, "firsts", "lasts", "birth_date")
+    if before is None:
+        return other.select(RECORD)
+    own = before.join(other, on=RECORD, how="semi")
+    own = _with_keys(own, ["first_name", "preferred_first_name"], _first_names)
+    own = _with_keys(own, ["last_name", "preferred_last_name"], _last_names)
+    both = other.join(own.select(*RECORD, "firsts", "lasts", "birth_date"), on=RECORD, suffix="_before")
+    as_before = both.filter(same_name | ~other_birth_date)
+    return other.join(as_before, on=RECORD, how="anti").select(RECORD)
 
 
 def _share(variants: str) -> pl.Expr:

@@ -43,6 +43,15 @@ def test_16_who_is_registered_ahead_begins_on_the_day() -> None:
     assert merged.changes.is_empty(), "the event of the registration had the day"
 
 
+def test_16_who_is_registered_ahead_begins_on_the_day_also_where_no_later_reading_names_them() -> None:
+    roster = district().student("early", last_name="Early", stay={"entry_date": "2025-10-02"})
+    tables = loaded(roster, as_of=DAY_1)
+    delta = {"a": IntegrationInput(completeness="delta")}
+    merged = merge(roster.without("early"), tables, as_of=DAY_2, integrations=delta)
+    assert stays_of(merged, tables, "early", "status") == ["active"]
+    assert merged.changes.is_empty()
+
+
 @pytest.mark.parametrize("completeness", ["complete", "partial", "delta"])
 def test_17_a_corrected_date_amends_the_enrollment_that_it_is_about(completeness: Any) -> None:
     """Also where the enrollment is named by its date, and the reading can't prove that the former name is gone."""

@@ -93,6 +93,21 @@ def test_11_an_id_that_is_given_to_another_child_brings_no_history_along() -> No
     assert publish(tables, merged)["students"].equals(tables["students"]), "the child of before keeps all of it"
 
 
+def test_11_a_record_that_differs_from_its_student_as_it_always_did_is_no_other_child() -> None:
+    roster = Roster().school("1").school("1", "b").school("1", "c")
+    for integration, last, born in (
+        ("a", "Moss", "2012-03-04"),
+        ("b", "Moss-Hill", "2012-03-05"),
+        ("c", "Hill", "2012-03-05"),
+    ):
+        roster.student("1", integration=integration, ssid="77", last_name=last, birth_date=born)
+    tables = loaded(roster)
+    assert tables["students"].height == 1, "by the one in the middle"
+    again = merge(changed(roster, "students", "1", email="new@pine.example"), tables, as_of=DAY_2)
+    assert again.recycled.is_empty()
+    assert rows(again.frames["student_sources"], "email") == ["new@pine.example"] * 3
+
+
 def test_12_one_number_in_two_districts_is_two_children() -> None:
     roster = two_systems(
         {"local_id": "5", "local_id_issuer": "north"},

@@ -215,3 +215,19 @@ def test_laws_of_decisions(
         if not any(verdict == DISTINCT for *_, verdict in pairs) and not any(row["ssid"] for row in named):
             for a, b, _ in pairs:
                 assert found[key[a]] == found[key[b]]
+
+
+def test_who_a_person_joined_keeps_being_read_though_names_and_birth_dates_differ() -> None:
+    roster = Roster().school("1").school("1", "b").student("s1", ssid="77")
+    other = {"integration": "b", "ssid": "77", "last_name": "Hill", "birth_date": "2011-05-05"}
+    made = decisions(decided(SAME, "a/s1", "b/b1"))
+    tables = loaded(roster.student("b1", **other), decisions=made)
+    again = merge(roster, tables, as_of=DAY_2, decisions=made)
+    assert again.recycled.is_empty()
+    assert again.changes.is_empty()
+
+
+def test_a_confirmation_that_can_not_be_is_reported_once_whichever_side_it_names_first() -> None:
+    made = decisions(decided(SAME, "a/1", "b/2"), decided(SAME, "b/2", "a/1"))
+    result = resolve({**A1, "ssid": "1"}, {**B2, "ssid": "2"}, decisions=made)
+    assert rows(result.cut_chains, "integration", "other_integration", "rule") == [("b", "a", CONFIRMED)]

@@ -280,6 +280,29 @@ def test_an_exit_and_an_entry_within_fourteen_days_are_one_transfer() -> None:
     assert rows(statuses, "status") == ["active", "transferred"]
 
 
+def test_of_two_schools_entered_on_one_day_the_primary_one_is_where_the_student_was_transferred() -> None:
+    left = changed(district(), "enrollments", "e-s1-1", **EXIT).school("3")
+    for first, second in (("2", "3"), ("3", "2")):
+        both = {"entry_date": "2025-10-02", "enrollment_type": "secondary"}
+        roster = changed(left, "", "").stay("s1", second, **both).stay("s1", first, entry_date="2025-10-02")
+        merged = merge(roster, loaded(district().school("3")), as_of=DAY_2)
+        assert events(merged) == [("enroll", "new_record"), ("transfer", "explicit_exit")]
+        moved = merged.changes.filter(pl.col("kind") == "transfer")
+        assert rows(moved, "school_id") == [numbered_school("d1", first)]
+
+
+def test_an_exit_whose_nearest_entry_another_takes_is_paired_with_the_next() -> None:
+    before = district().school("3").school("4").stay("s1", "3", enrollment_type="secondary")
+    after = changed(
+        changed(before, "enrollments", "e-s1-1", **EXIT), "enrollments", "e-s1-3", **{**EXIT, "exit_date": "2025-09-30"}
+    )
+    after.stay("s1", "2", entry_date="2025-10-02").stay("s1", "4", entry_date="2025-10-04", enrollment_type="secondary")
+    merged = merge(after, loaded(before), as_of=date(2025, 10, 4))
+    moved = merged.changes.filter(pl.col("kind") == "transfer")
+    assert sorted(merged.changes["kind"]) == ["transfer", "transfer"]
+    assert set(moved["school_id"]) == {numbered_school("d1", "2"), numbered_school("d1", "4")}
+
+
 def test_a_transfer_across_systems() -> None:
     after = changed(district(), "enrollments", "e-s1-1", **EXIT).school("7", integration="b")
     after.student("b1", integration="b", school="7", last_name="Name1", ssid="001", stay={"entry_date": "2025-10-02"})
@@ -321,6 +344,17 @@ def test_who_moves_back_to_the_school_of_before_is_transferred() -> None:
     ]  # fmt: skip
     seen_later = lived((there(), DAY_2), (there("2025-10-06"), date(2025, 10, 6)), (back, date(2025, 10, 7)))
     assert seen_later[1:] == [[("withdraw", "explicit_exit")], [("transfer", "new_record")]]
+
+
+def test_who_moves_back_for_a_time_that_is_over_when_it_is_first_seen_is_transferred() -> None:
+    back = there("2025-10-06").stay(
+        "s1", "1", sis_id="e-again", entry_date="2025-10-06", exit_date="2025-10-20", status="withdrawn"
+    )
+    seen = lived((there(), DAY_2), (there("2025-10-06"), date(2025, 10, 6)), (back, date(2025, 10, 21)))
+    assert seen[1:] == [
+        [("withdraw", "explicit_exit")],
+        [("transfer", "new_record"), ("withdraw", "explicit_exit")],
+    ]
 
 
 def test_who_moves_back_into_the_very_stay_that_had_ended_is_transferred() -> None:

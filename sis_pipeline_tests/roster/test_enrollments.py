@@ -50,6 +50,19 @@ def test_two_systems_within_fourteen_days_report_one_stay() -> None:
     assert rows(result, "integration", "entry_date") == [("a", date(2025, 8, 18))]
 
 
+def test_of_two_stays_as_near_a_report_belongs_to_the_later() -> None:
+    told = {"entry_date_source": "session_start"}
+    result = combined(
+        {"entry_date": "2025-08-18", "exit_date": "2025-08-24", "status": "withdrawn", **told},
+        {"entry_date": "2025-09-01", **told},
+        {"integration": "b", "entry_date": "2025-08-25"},
+    )
+    assert rows(result, "entry_date", "status") == [
+        (date(2025, 8, 18), "withdrawn"),
+        (date(2025, 8, 25), "active"),
+    ]
+
+
 def test_more_than_fourteen_days_apart_are_two_stays() -> None:
     assert combined({"integration": "b", "entry_date": "2025-09-02"}, {"integration": "a"}).height == 2
 

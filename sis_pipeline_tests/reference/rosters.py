@@ -1,0 +1,201 @@
+"""Small rosters made to be nasty, two days each: systems that contradict each other about few people who are much alike.
+They are only made here; what they come to is `district`'s, and the engine's, to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, timedelta
+from typing import Any
+
+import polars as pl
+from hypothesis import strategies as st
+
+from sis_pipeline.roster.decisions import DECISIONS, DISTINCT, SAME
+from sis_pipeline.roster.district import DistrictInputs, IntegrationInput
+from sis_pipeline.roster.policies import Policies
+from sis_pipeline.roster.thresholds import Thresholds
+from sis_pipeline_tests.roster.rosters import Roster
+
+Row = dict[str, Any]
+DAYS = (date(2025, 10, 1), date(2025, 10, 20))
+
+
+def _mostly(value: Any, *others: Any) -> st.SearchStrategy[Any]:
+    return st.sampled_from([value] * (len(others) + 1) + list(others))
+
+
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "first_name": st.sampled_from(
+        ["Ada", "Adá", "ada maria", "Bea", "William", "Bill", "Maria", "Marta", "Katherine", "-"]
+    ),
+    "last_name": st.sampled_from(["Moss", "MÓSS", "Moss-Hill", "Hill", "O'Hill", "Garcia-Lopez", "Gracia Lopez"]),
+    "birth_date": st.sampled_from(["2012-03-04", "2012-03-04", "2012-04-03", "2012-03-05", "2011-11-21", None]),
+    "preferred_first_name": _mostly(None, "Lee", "Ada", "Bill"),
+    "preferred_last_name": _mostly(None, "Hill"),
+    "ssid": st.sampled_from(["1", "2", " 1", None, None]),
+    "ssid_issuer": _mostly(None, "TX", "OK"),
+    "local_id": st.sampled_from(["5", "6", "05", None, None]),
+    "local_id_issuer": _mostly(None, "north", "south"),
+    "email": st.sampled_from(["home@example.org", "Home@example.org ", "ada@example.org", "none", None]),
+    "phone": _mostly(None, "(512) 555-0100", "5125550111"),
+    "mobile_phone": _mostly(None, "+1 512 555 0100", "512-555-0111 x4"),
+    "grade_level": _mostly("05", "06", None),
+    "modified_at": _mostly("2025-09-01T00:00:00+00:00", "2025-09-02T00:00:00+00:00", None),
+}
+VALUES |= {
+    "home_street": _mostly(None, "1 Elm St.", "2 Elm St"),
+    "home_city": _mostly(None, "Waco"),
+    "directory_opt_out": _mostly(None, False, True),
+    "graduation_year": _mostly(None, 2030, 2031),
+    "enrollment_status": _mostly(None, "active", "withdrawn"),
+}
+SECTIONS = {
+    "fall": ("2025-08-18", "2025-10-10"),
+    "spring": ("2026-01-05", "2026-06-10"),
+    "year": ("2025-08-18", "2026-06-10"),
+}
+ENTRIES = ["2025-08-18", "2025-08-25", "2025-09-01", "2025-09-10", "2025-10-10", "2025-12-01"]
+STAY: dict[str, st.SearchStrategy[Any]] = {
+    "school": st.sampled_from("123"),
+    "entry_date": st.sampled_from(ENTRIES),
+    "exit_date": _mostly(None, "2025-08-18", "2025-08-31", "2025-09-09", "2025-09-10", "2025-10-09"),
+    "status": _mostly("active", "withdrawn", "transferred", "graduated", "pre_registered", "no_show"),
+    "enrollment_type": _mostly("primary", "secondary"),
+    "entry_date_source": _mostly("sis", "class_begin", "session_start"),
+    "entry_code": _mostly(None, "E1"),
+    "exit_code": _mostly(None, "W1"),
+    "grade_level": _mostly(None, "05"),
+}
+stay = st.fixed_dictionaries(STAY)
+seat = st.fixed_dictionaries(
+    {
+        "section": st.sampled_from(["fall", "spring", "year"]),
+        "begin_date": _mostly("2025-08-18", "2025-10-15", None),
+        "end_date": _mostly(None, "2025-08-18", "2025-10-01", "2025-10-10", "2026-06-01"),
+    }
+)
+record = st.fixed_dictionaries(
+    {
+        "integration": st.sampled_from("abc"),
+        "school": st.just("1"),
+        **VALUES,
+        "stays": st.lists(stay, max_size=5),
+        "seats": st.lists(seat, max_size=2),
+    }
+)
+policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
+LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
+WHO = ("first_name", "last_name", "birth_date", "ssid", "local_id", "email")
+edits = st.dictionaries(st.sampled_from([*VALUES, *WHO, *WHO, *WHO]), st.none(), max_size=3)
+stay_edits = st.dictionaries(st.sampled_from(sorted(STAY)), st.none(), min_size=1, max_size=2)
+fate = st.sampled_from(["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "tombstone", "quarantined", "given away"])
+
+
+@st.composite
+def told_of(draw: st.DrawFn, people: list[Row]) -> Row:
+    """What some system says of one of these people, rightly or not quite."""
+    row = draw(st.sampled_from(people)) | {"integration": draw(st.sampled_from("abc"))}
+    return row if draw(st.booleans()) else draw(edited(row))
+
+
+@st.composite
+def edited(draw: st.DrawFn, row: Row) -> Row:
+    """The record with a few of its values, and of its stays', drawn anew."""
+    changed = row | {name: draw(VALUES[name]) for name in draw(edits)}
+    stays = []
+    for one in row["stays"]:
+        became = draw(fate)
+        if became == "edited":
+            stays.append(one | {name: draw(STAY[name]) for name in draw(stay_edits)})
+        elif became not in {"gone", "given away"}:
+            stays.append(one | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
+    seats = draw(st.lists(st.sampled_from(row["seats"]), max_size=2)) if row["seats"] else []
+    return changed | {
+        "stays": stays + draw(st.lists(stay, max_size=1)),
+        "seats": seats + draw(st.lists(seat, max_size=1)),
+    }
+
+
+@st.composite
+def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
+    """Two deliveries, the second made of the first."""
+    people = draw(st.lists(record, min_size=1, max_size=3))
+    first = [_numbered(draw(told_of(people)) | {"sis_id": str(number)}) for number in range(draw(st.integers(1, most)))]
+    second, lost = [], []
+    for row in draw(st.permutations(first)):
+        became = draw(fate)
+        if became == "quarantined":
+            lost.append(row)
+        elif became == "given away":
+            other = draw(record)
+            second.append(row | {name: other[name] for name in ("first_name", "last_name", "birth_date", "ssid")})
+        elif became != "gone":
+            changed = draw(edited(row)) if became == "edited" else row
+            second.append(changed | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
+    fresh = [draw(told_of(people)) | {"sis_id": f"n{number}"} for number in range(draw(st.integers(0, 3)))]
+    second = [_numbered(row) for row in [*second, *fresh]]
+    priorities = draw(st.permutations([1, 2, 2]))
+    complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
+    named = [(row["integration"], row["sis_id"], None) for row in first]
+    two = st.lists(st.sampled_from(named), min_size=2, max_size=2, unique=True)
+    verdicts = st.tuples(two, st.sampled_from([SAME, DISTINCT]))
+    decided = draw(st.lists(verdicts, max_size=2) if len(named) > 1 else st.just([]))
+    always = {
+        "decisions": [(*one, *other, verdict) for (one, other), verdict in decided],
+        "priorities": priorities,
+        "policies": Policies(
+            draw(policy), draw(st.dictionaries(st.sampled_from(["email", "ssid", "home_address"]), policy))
+        ),
+        "thresholds": draw(st.sampled_from([Thresholds(), LENIENT])),
+    }
+    return (
+        {"rows": first, "completeness": dict.fromkeys("abc", "complete"), "lost": [], **always},
+        {"rows": second, "completeness": complete, "lost": lost, **always},
+    )
+
+
+def _numbered(row: Row) -> Row:
+    """Its stays' ids stay with them, whatever becomes of the others."""
+    taken = {one["sis_id"] for one in row["stays"] if "sis_id" in one}
+    free = (name for n in range(9) if (name := f"e{row['sis_id']}-{n}") not in taken)
+    return row | {"stays": [one if "sis_id" in one else one | {"sis_id": next(free)} for one in row["stays"]]}
+
+
+def _add(roster: Roster, row: Row) -> None:
+    """A student's record and its stays."""
+    integration, sis_id = row["integration"], row["sis_id"]
+    values = {name: value for name, value in row.items() if name not in {"school", "stays", "seats"}}
+    roster.add("students", school_sis_id=f"school-{row['school']}", **values)
+    for number, told in enumerate(row["seats"]):
+        values = {"begin_date": told["begin_date"], "end_date": told["end_date"], "person_sis_id": sis_id}
+        name = f"x{sis_id}-{number}"
+        roster.add(
+            "section_enrollments", sis_id=name, section_sis_id=told["section"], integration=integration, **values
+        )
+    for told in row["stays"]:
+        values = {name: value for name, value in told.items() if name != "school"}
+        roster.stay(sis_id, told["school"], integration=integration, **values)
+
+
+def inputs(day: Row, existing: Mapping[str, pl.DataFrame], as_of: date, **rest: Any) -> DistrictInputs:
+    """A day's delivery as the engine takes it."""
+    roster = Roster()
+    for integration in "abc":
+        for number in "123":
+            roster.school(number, integration)
+        for name, (begin, end) in SECTIONS.items():
+            of_year = {"title": name, "kind": "semester", "start_date": begin, "end_date": end}
+            roster.add("academic_sessions", sis_id=name, integration=integration, **of_year)
+            roster.section(name, integration=integration, session_sis_ids=f'["{name}"]')
+    for row in day["rows"]:
+        _add(roster, row)
+    parts = {
+        name: IntegrationInput(rank, day["completeness"][name], as_of - timedelta(days=1))
+        for name, rank in zip("abc", day["priorities"], strict=True)
+    }
+    rejected = [(row["integration"], row["sis_id"]) for row in day["lost"]]
+    quarantined = pl.DataFrame(rejected, schema=dict.fromkeys(("integration", "sis_id"), pl.String), orient="row")
+    judged = {name: day[name] for name in ("policies", "thresholds")}
+    judged["decisions"] = pl.DataFrame(day["decisions"], schema=DECISIONS, orient="row")
+    lost = {"students": quarantined}
+    return roster.inputs(existing, as_of=as_of, integrations=parts, quarantined=lost, **judged, **rest)

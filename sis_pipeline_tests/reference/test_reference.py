@@ -1,0 +1,62 @@
+"""The merge equals the reference, row for row: on nasty small rosters and on the benchmark's, two days of each.
+`python -m sis_pipeline_tests.reference` compares many more, and larger ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+
+from sis_pipeline.roster.district import merge_district
+from sis_pipeline_tests.reference import benchmark
+from sis_pipeline_tests.reference.comparing import differences
+from sis_pipeline_tests.reference.rosters import DAYS, inputs, two_days
+from sis_pipeline_tests.roster.rosters import Roster, laws, publish
+
+
+@laws(16)
+@given(two_days())
+def test_two_days_of_a_nasty_roster_are_merged_as_the_rules_say(days: tuple[dict[str, Any], ...]) -> None:
+    tables: dict[str, pl.DataFrame] = {}
+    for day, as_of in zip(days, DAYS, strict=True):
+        given_now = inputs(day, tables, as_of)
+        merged = merge_district(given_now)
+        assert differences(given_now, merged) == []
+        tables = publish(tables, merged)
+
+
+def test_two_days_of_the_benchmarks_roster_are_merged_as_the_rules_say() -> None:
+    tables: dict[str, pl.DataFrame] = {}
+    for day in (0, 1):
+        given_now = benchmark.inputs(300, day, tables)
+        merged = merge_district(given_now)
+        assert differences(given_now, merged) == []
+        assert merged.stats.matched
+        assert merged.stats.changes
+        tables = publish(tables, merged, benchmark.YEAR.key)
+
+
+SPOILT = [
+    ("students", {"first_name": pl.lit("Bea")}),
+    ("student_links", {"rule": pl.lit("ssid")}),
+    ("conflicts", {"chosen": pl.lit("07")}),
+    ("enrollments", {"status": pl.lit("withdrawn")}),
+    ("section_enrollments", {"end_date": pl.lit("2025-10-01").str.to_date()}),
+    ("enrollment_changes", {"kind": pl.lit("withdraw")}),
+]
+
+
+@pytest.mark.parametrize(("table", "wrong"), SPOILT, ids=[table for table, _ in SPOILT])
+def test_a_wrong_value_and_a_missing_row_are_differences(table: str, wrong: dict[str, pl.Expr]) -> None:
+    roster = Roster().school("1").school("1", "b").student("s1", ssid="7", grade_level="05").section("m", "s1")
+    given_now = roster.student("b1", integration="b", ssid="7", grade_level="06").inputs()
+    merged = merge_district(given_now)
+    assert differences(given_now, merged) == []
+    frame = merged.frames[table]
+    for spoilt in (frame.with_columns(**wrong), frame.head(frame.height - 1)):
+        found = differences(given_now, replace(merged, frames={**merged.frames, table: spoilt}))
+        assert found
+        assert all(line.startswith(f"{table}: ") for line in found)
