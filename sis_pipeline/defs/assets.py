@@ -99,7 +99,7 @@ def _raw_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinitio
                 context.run.run_id,
                 context.log.info,
                 retry=context.op_execution_context.retry_number,
-                full=context.run.tags.get(FULL_TAG, "false") != "false",
+                full=_in_full(context),
             )
         return _raw_result(key, loaded)
 
@@ -152,6 +152,10 @@ def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
             )
         ],
     )
+
+
+def _in_full(context: dg.AssetExecutionContext) -> bool:
+    return context.run.tags.get(FULL_TAG, "false") != "false"
 
 
 def _proof(*, changes: bool, complete: bool) -> str:
@@ -214,7 +218,14 @@ def _roster_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefini
     def roster(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with explained(context):
             integration, year = read_roster_key(context.partition_key)
-            loaded = load_roster(context.resources.roster, integration, year, context.run.run_id, context.log.info)
+            loaded = load_roster(
+                context.resources.roster,
+                integration,
+                year,
+                context.run.run_id,
+                context.log.info,
+                full=_in_full(context),
+            )
         for problem in loaded.failed:
             context.log.error(f"{integration} {year}: the snapshot is rejected. {problem}.")
         return _roster_result(key, loaded)

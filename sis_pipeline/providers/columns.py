@@ -18,7 +18,6 @@ from sis_pipeline.providers.base import RawSnapshot, Record
 from sis_pipeline.providers.decoding import Pieces, behind
 from sis_pipeline.providers.mapping import TEXT, ColumnMap, text_series
 from sis_pipeline.providers.mapping import Mapping as Renames
-from sis_pipeline.roster.school_year import SchoolYear
 
 BATCH = 5_000
 """Records that are Python objects at the same time, where their pages can be split."""
@@ -39,23 +38,20 @@ class Memory(Protocol):
     def keep(self, resource: str, columns: pa.Table) -> None: ...
 
 
-@dataclass(frozen=True)
 class Remembered:
     """Raw pages and the memory of earlier ones, for providers that make use of it."""
 
-    raw: RawSnapshot
-    memory: Memory
-
-    @property
-    def school_year(self) -> SchoolYear:
-        return self.raw.school_year
+    def __init__(self, raw: RawSnapshot, memory: Memory) -> None:
+        self._raw = raw
+        self.memory = memory
+        self.school_year = raw.school_year
 
     @property
     def resources(self) -> Sequence[str]:
-        return self.raw.resources
+        return self._raw.resources
 
     def bodies(self, resource: str) -> Iterator[tuple[About, bytes]]:
-        return self.raw.bodies(resource)
+        return self._raw.bodies(resource)
 
 
 def _unsplit(_resource: str, _body: bytes) -> Pieces | None:
