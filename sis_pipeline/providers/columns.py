@@ -217,7 +217,8 @@ class _Known:
 
     def __init__(self, columns: pa.Table) -> None:
         self.table = columns.drop_columns([FINGERPRINT.name])
-        self._halves = _halves(columns[FINGERPRINT.name].to_pylist())
+        fingerprints = columns[FINGERPRINT.name].combine_chunks()
+        self._halves = np.frombuffer(fingerprints.cast(pa.binary()).buffers()[2] or b"", "uint64").reshape(-1, 2)
         self._order = np.argsort(self._halves[:, 0], kind="stable")
         self._sorted = self._halves[self._order, 0]
 

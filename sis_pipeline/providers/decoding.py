@@ -85,6 +85,7 @@ class Pieces:
         return b"".join((b"{", msgspec.json.encode(self.key), b":[", b",".join(items), b"]}"))
 
 
+_LISTS = msgspec.json.Decoder(dict[str, list[msgspec.Raw]])
 _ENVELOPE = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -93,11 +94,13 @@ def pieces(body: bytes, keys: Sequence[str]) -> Pieces | None:
     """The list under the first of `keys` that a page has, without looking into its elements; None where there is no list,
     or the page is not read without pains: `json_body` then says what it is."""
     try:
-        document = _ENVELOPE.decode(body)
-        key = next((key for key in keys if key in document), None)
-        return None if key is None else Pieces(key, _LIST.decode(document[key]))
+        try:
+            lists = _LISTS.decode(body)
+        except msgspec.ValidationError:  # beside the list there is something else, as a count
+            lists = {key: _LIST.decode(value) for key, value in _ENVELOPE.decode(body).items() if key in keys}
     except (ValueError, RecursionError):
         return None
+    return next((Pieces(key, lists[key]) for key in keys if key in lists), None)
 
 
 def member(document: Json, keys: Sequence[str], what: str) -> Json:

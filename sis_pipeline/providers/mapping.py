@@ -234,6 +234,7 @@ def _identifier(value: Any) -> str | None:
     return None if isinstance(value, bool | dict | list) else text(value)
 
 
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _DATE_FORMATS = ("%Y-%m-%d", "%m/%d/%Y", "%Y%m%d")
 
 
@@ -243,12 +244,22 @@ def date_text(value: Any) -> str | None:
     if said is None or said.startswith("0001-01-01"):
         return None
     day = said.split("T")[0].split(" ")[0]
+    if _ISO_DATE.fullmatch(day) and _is_day(day):
+        return day
     for pattern in _DATE_FORMATS:
         try:
             return datetime.strptime(day, pattern).date().isoformat()  # noqa: DTZ007
         except ValueError:
             continue
     return said
+
+
+def _is_day(iso: str) -> bool:
+    try:
+        date.fromisoformat(iso)
+    except ValueError:
+        return False
+    return True
 
 
 def timestamp_text(value: Any) -> str | None:
@@ -320,6 +331,7 @@ def _next_day(value: Any) -> str | None:
 def _converted(rows: Sequence[Any], convert: Convert) -> list[str | None]:
     """Every value converted, equal texts once: dates and flags repeat a thousandfold in a roster."""
     if _PLAIN.issuperset(map(type, rows)):
+        convert = text if convert is _identifier else convert
         known = {value: None if value is None else convert(value) for value in set(rows)}
         return [known[value] for value in rows]
     known = {value: convert(value) for value in {value for value in rows if type(value) is str}}

@@ -16,7 +16,7 @@ from sis_pipeline.store.snapshots import Snapshot
 FOLDER = "_decoded"
 """No resource can be named like this; what deletes the pages of a snapshot deletes it with them."""
 INDEX = "index.json"
-COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class Decoded:
@@ -36,7 +36,7 @@ class Decoded:
 
     def _index(self, folder: str | None) -> dict[str, tuple[str, str]]:
         """By resource the file and the hash of its columns; empty where there are none that hold."""
-        with suppress(DataError, ValueError, KeyError, AttributeError):
+        with suppress(DataError, ValueError, TypeError, KeyError, AttributeError):
             found: dict[str, Any] = self._files.read_json(f"{folder}/{INDEX}")
             if found["judged_by"] == self._judged_by:
                 return {name: (f"{folder}/{name}.arrow", hashed) for name, hashed in found["columns"].items()}
