@@ -103,7 +103,13 @@ def with_index(content: str) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize(
     "damage",
-    [lost, cut, altered, without_index, *map(with_index, ["", "[", "[]", "5", "{}", json.dumps({"judged_by": "code"})])],
+    [
+        lost,
+        cut,
+        altered,
+        without_index,
+        *map(with_index, ["", "[", "[]", "5", "{}", json.dumps({"judged_by": "code"})]),
+    ],
 )
 def test_what_does_not_hold_is_as_if_it_were_not_there(shelf: Shelf, damage: Callable[[Path], None]) -> None:
     shelf.keep(1)
