@@ -171,12 +171,12 @@ class _Gathered:
         first, last = self._reader.decode(self._resource, pieces.page([pieces.items[0], pieces.items[-1]]), about)
         items = pieces.items if behind(self._last, [first]) else pieces.items[1:]
         self._last = [last]
-        digests = [xxhash.xxh3_128_digest(item) for item in items]
+        digests = b"".join([xxhash.xxh3_128_digest(item) for item in items])
         places = self._known.places(digests) if self._known else np.full(len(items), -1)
         self._waiting += [bytes(items[row]) for row in np.flatnonzero(places < 0).tolist()]
         self._add(places)
         if self._fingerprints is not None:
-            self._fingerprints += digests
+            self._fingerprints.append(digests)
         self._page, self._about = pieces.page, about
         if len(self._waiting) >= BATCH:
             self._decode_waiting()
@@ -209,7 +209,8 @@ class _Gathered:
             table = table.take(pa.array(np.concatenate([np.array([], "int64"), *self._places])))
         if self._fingerprints is None:
             return table, None
-        return table, pa.array(self._fingerprints, FINGERPRINT.type)
+        whole = pa.py_buffer(b"".join(self._fingerprints))
+        return table, pa.Array.from_buffers(FINGERPRINT.type, table.num_rows, [None, whole])
 
 
 class _Known:
@@ -218,19 +219,19 @@ class _Known:
     def __init__(self, columns: pa.Table) -> None:
         self.table = columns.drop_columns([FINGERPRINT.name])
         fingerprints = columns[FINGERPRINT.name].combine_chunks()
-        self._halves = np.frombuffer(fingerprints.cast(pa.binary()).buffers()[2] or b"", "uint64").reshape(-1, 2)
+        self._halves = _halves(fingerprints.cast(pa.binary()).buffers()[2] or b"")
         self._order = np.argsort(self._halves[:, 0], kind="stable")
         self._sorted = self._halves[self._order, 0]
 
-    def places(self, digests: Sequence[bytes]) -> np.ndarray[Any, Any]:
+    def places(self, digests: bytes) -> np.ndarray[Any, Any]:
         """The row of each, -1 where there is none."""
-        if not len(self._order):
-            return np.full(len(digests), -1)
         wanted = _halves(digests)
+        if not len(self._order):
+            return np.full(len(wanted), -1)
         nearest = np.minimum(np.searchsorted(self._sorted, wanted[:, 0]), len(self._sorted) - 1)
         found = self._order[nearest]
         return np.where((self._halves[found] == wanted).all(axis=1), found, -1)
 
 
-def _halves(digests: Sequence[bytes]) -> np.ndarray[Any, Any]:
-    return np.frombuffer(b"".join(digests), "uint64").reshape(-1, 2)
+def _halves(digests: bytes | pa.Buffer) -> np.ndarray[Any, Any]:
+    return np.frombuffer(digests, "uint64").reshape(-1, 2)
