@@ -218,8 +218,8 @@ class _Known:
 
     def __init__(self, columns: pa.Table) -> None:
         self.table = columns.drop_columns([FINGERPRINT.name])
-        fingerprints = columns[FINGERPRINT.name].combine_chunks()
-        self._halves = _halves(fingerprints.cast(pa.binary()).buffers()[2] or b"")
+        fingerprints = columns[FINGERPRINT.name].combine_chunks().cast(pa.binary()).buffers()[2]
+        self._halves = _halves(memoryview(fingerprints or b"")[: columns.num_rows * FINGERPRINT.type.byte_width])
         self._order = np.argsort(self._halves[:, 0], kind="stable")
         self._sorted = self._halves[self._order, 0]
 
@@ -233,5 +233,5 @@ class _Known:
         return np.where((self._halves[found] == wanted).all(axis=1), found, -1)
 
 
-def _halves(digests: bytes | pa.Buffer) -> np.ndarray[Any, Any]:
+def _halves(digests: bytes | memoryview) -> np.ndarray[Any, Any]:
     return np.frombuffer(digests, "uint64").reshape(-1, 2)
