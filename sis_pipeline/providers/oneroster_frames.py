@@ -4,6 +4,7 @@ the year's, and what follows from what. What a record means is in `oneroster_rec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal
 
@@ -17,6 +18,7 @@ from sis_pipeline.providers.base import RawSnapshot, Record
 from sis_pipeline.providers.columns import Columns, Reader
 from sis_pipeline.providers.mapping import Missing, code_table, day_after, text, text_series
 from sis_pipeline.providers.oneroster_records import (
+    LINKS,
     PEOPLE,
     STUDENT_ROLE,
     Delivered,
@@ -96,14 +98,12 @@ class _Roster:
             for column, series in self.columns[collection].values(table, entity, self.mapping).items()
         }
         spec = self.mapping.entities[entity]
-        frame = pd.DataFrame(
-            {column.column: values[column.column] for column in spec.columns if column.column in values}
-        )
-        empty = [one for one in spec.columns if one.required and one.column in frame and frame[one.column].isna().all()]
-        if len(frame) and any(one.paths for one in empty):
-            missing, records = Missing(spec), list(again())
+        frame = pd.DataFrame({column.column: values[column.column] for column in spec.columns})
+        empty = [one for one in spec.columns if one.required and one.paths and frame[one.column].isna().all()]
+        if len(frame) and empty:
+            missing, records = Missing(replace(spec, columns=tuple(empty))), list(again())
             missing.see(records)
-            for column in spec.columns:
+            for column in empty:
                 missing.look(column, column.raw({}, records), records)
             missing.complain()
         return frame
@@ -349,16 +349,8 @@ class _Roster:
             }
             for (student, guardian), place in found.items()
         ]
-        again = partial(self.records, users["key"])
-        contacts = self.chosen("contacts", again, users=users)
-        linked = {
-            column.column: pd.Series(column.texts(column.raw({}, links))[0], dtype="str")
-            for column in self.mapping.entities["contacts"].columns
-            if column.column not in contacts
-        }
-        return self.finished(
-            contacts.assign(**linked)[[column.column for column in self.mapping.entities["contacts"].columns]]
-        )
+        rows = {"users": users, LINKS: self.columns[LINKS].of(links)}
+        return self.finished(self.chosen("contacts", partial(self.records, users["key"]), **rows))
 
 
 def exploded(lists: pa.ChunkedArray, owners: pa.ChunkedArray) -> pa.Table:

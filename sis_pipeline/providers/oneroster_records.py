@@ -24,6 +24,8 @@ from sis_pipeline.roster.school_year import SchoolYear
 STUDENT_ROLE = "student"
 PEOPLE = ("users", "students", "teachers")
 """The collections that hold users; /students and /teachers also say what their users are."""
+LINKS = "links"
+"""No collection of a server: what follows of who is whose guardian."""
 _LISTED_AS = {"students": STUDENT_ROLE, "teachers": "teacher"}
 NOWHERE: list[str | None] = [None]
 MEMBERSHIPS = pa.large_list(
@@ -141,11 +143,12 @@ def _role(user: Record, entry: Record, position: int) -> Iterator[tuple[Any, ...
 def wanted(renames: mapping.Mapping, settings: RosterSettings) -> dict[str, Columns]:
     """By collection, what is kept of its records; of the other collections, which are small, the records are."""
     students, staff, contacts = (renames.entities[name].columns for name in ("students", "staff", "contacts"))
-    aside = {"demographics": [column for column in students if _is_in("demographics", column)]}
+    aside = [column for column in students if _is_in("demographics", column)]
+    linked = [column for column in contacts if _is_in("contact", column)]
     of_users = {
-        "students": [column for column in students if column not in aside["demographics"]],
+        "students": [column for column in students if column not in aside],
         "staff": staff,
-        "contacts": [column for column in contacts if not _is_in("contact", column)],
+        "contacts": [column for column in contacts if column not in linked],
     }
     types = frozenset(plain(kind) for kind in settings.ssid_types)
     about_users = {**_ABOUT_USERS, "state_id": (TEXT, lambda users: [state_id(user, types) for user in users])}
@@ -154,8 +157,9 @@ def wanted(renames: mapping.Mapping, settings: RosterSettings) -> dict[str, Colu
             people: Columns(of_users, {**about_users, "memberships": (MEMBERSHIPS, partial(_memberships, people))})
             for people in PEOPLE
         },
+        LINKS: Columns({"contacts": linked}, {}),
         "roles": Columns({}, {"memberships": (MEMBERSHIPS, _memberships_of_roles)}),
-        "demographics": Columns({"students": aside["demographics"]}, {"key": _KEY}, within="demographics"),
+        "demographics": Columns({"students": aside}, {"key": _KEY}, within="demographics"),
         "classes": Columns({"sections": renames.entities["sections"].columns}, {"key": _KEY, "terms": (TEXTS, _terms)}),
         "enrollments": Columns({"section_enrollments": renames.entities["section_enrollments"].columns}, {}),
     }
