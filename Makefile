@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := .venv-peers
 STAMP  := $(VENV)/.installed
 
 export DAGSTER_REDACT_USER_CODE_ERRORS := 1
@@ -10,7 +11,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test check format soak faults bench lock docs clean
+.PHONY: help install demo ui test check format soak faults bench peers lock docs clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -53,6 +54,11 @@ faults: install ## provoke every fault the connections must survive, and write d
 bench: install ## seconds and memory of each stage, as ratios to floors measured in the same run
 	@$(BIN)/python -m bench
 
+peers: install ## the same pages through dlt and an ORM, beside the pipeline (needs the network; about 20 minutes)
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/peers.txt
+	@$(BIN)/python -m bench.peers --dlt-python $(PEERS)/bin/python
+
 docs: install ## write the docs pages that are derived from the code
 	@$(BIN)/python -m sis_pipeline.cli.reference docs
 
@@ -61,5 +67,5 @@ lock: install ## compile requirements.lock anew from setup.py
 		--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet --output-file requirements.lock
 
 clean: ## remove .venv and caches; .sis, which holds the key, the database and the snapshots, stays
-	@rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

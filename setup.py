@@ -66,6 +66,7 @@ setup(
         "rapidfuzz>=3.14",
         "werkzeug>=3.1",
         "psutil>=7",
+        "setproctitle>=1.3",
         "matplotlib>=3.10",
         "tabulate>=0.9",
     ],

@@ -4,21 +4,13 @@ that were measured in the same run: quote the ratios, not the seconds."""
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from bench import generate, health, stages
-from sis_pipeline.db import embedded
-
-SPAWN = multiprocessing.get_context("spawn")
+from bench.apart import alone, emptied_home
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -78,22 +70,6 @@ def _print_health(answers: Sequence[health.Answered]) -> None:
     Console().print(table)
 
 
-@contextmanager
-def _home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="sis-bench-", ignore_cleanup_errors=True) as home:
-        Path(home).chmod(0o755)
-        try:
-            yield Path(home)
-        finally:
-            embedded.stop(Path(home) / "postgres")
-
-
-def _alone(work: Callable[..., Any], *given: Any) -> Any:
-    """The result of work in a process of its own."""
-    with ProcessPoolExecutor(1, SPAWN) as pool:
-        return pool.submit(work, *given).result()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
@@ -105,15 +81,15 @@ def main() -> None:
     asked = parser.parse_args()
     found = []
     for students in asked.students:
-        with _home() as home:
-            _alone(generate.write, students, stages.YEAR, home / "pages")
-            found.append(_alone(stages.run, students, str(home), home / "pages"))
+        with emptied_home() as home:
+            alone(generate.write, students, stages.YEAR, home / "pages")
+            found.append(alone(stages.run, students, str(home), home / "pages"))
             _print_days(found[-1])
     if len(found) > 1:
         _print_linearity(found)
     answers = []
     for calls in asked.calls:
-        with _home() as home:
+        with emptied_home() as home:
             answers.append(health.run(calls, str(home)))
     if answers:
         _print_health(answers)

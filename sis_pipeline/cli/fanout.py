@@ -5,23 +5,35 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import Any, Self
+
+from sis_pipeline.cli import worker
 
 Event = Mapping[str, Any]
 OnEvent = Callable[[str, Event], None]
 
-WORKER = "sis_pipeline.cli.worker"
+FORKS = multiprocessing.get_context("forkserver")
+READY = (
+    "__main__", "dagster", "dagster_postgres", "pandera.pandas", "requests", "authlib.oauth2.rfc6749", "alembic.command",
+    "phonenumbers", "email_validator",
+)  # fmt: skip
+"""What is imported once, in the process that children are forked from: two of the three seconds of processor time that a
+child takes to start. Nothing of Polars, which has threads from its import on and may not be forked (its user guide,
+"Multiprocessing")."""
+ASKING = threading.Lock()
+"""Starting a process asks how all others are, and of two threads that ask at once one is told 255."""
+WORKER = "sis_pipeline.defs.runs"
 PATIENCE = 15.0
 """Seconds that interrupted children get to close their runs before they are killed."""
 
@@ -45,46 +57,53 @@ class Outcome:
 
 
 class Child:
-    """One worker process. Its stdout carries events as JSON lines; everything else it prints goes to its log."""
+    """One worker process. It tells events as JSON; whatever it prints goes to its log."""
 
     def __init__(self, name: str, log: Path, events: queue.SimpleQueue[tuple[Child, Event]], module: str) -> None:
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with os.fdopen(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as stderr:
-            # A session of its own: Ctrl-C reaches the parent only, which then ends its children in order.
-            self.process = subprocess.Popen(  # noqa: S603 our own interpreter and module
-                [sys.executable, "-m", module, name],  # the name is for whoever lists processes
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,
-                env={**os.environ, "DAGSTER_REDACT_USER_CODE_ERRORS": "1"},
-            )
-        self._jobs, told = cast("IO[str]", self.process.stdin), cast("IO[str]", self.process.stdout)
+        os.close(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600))
+        jobs, self._jobs = FORKS.Pipe(duplex=False)
+        told, tells = FORKS.Pipe(duplex=False)
+        environment = {**os.environ, "DAGSTER_REDACT_USER_CODE_ERRORS": "1"}
+        self.process = FORKS.Process(
+            target=worker.serve,
+            name=name,
+            args=(name, log, module),
+            kwargs={"environment": environment, "jobs": jobs, "events": tells},
+            daemon=True,
+        )
+        with ASKING:
+            self.process.start()
+        jobs.close()
+        tells.close()
+        self._ended = threading.Event()
         threading.Thread(target=self._listen, args=(told, events), daemon=True).start()
 
     def submit(self, job: Job) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it died already: its end is on the way as an event
-            self._jobs.write(json.dumps({"kind": job.kind, "arguments": dict(job.arguments)}) + "\n")
-            self._jobs.flush()
+        with contextlib.suppress(OSError):  # it died already: its end is on the way as an event
+            self._jobs.send_bytes(json.dumps({"kind": job.kind, "arguments": dict(job.arguments)}).encode())
 
     def close(self) -> None:
         """No more jobs: the process ends by itself. One that still works interrupts its work, as if by Ctrl-C."""
-        with contextlib.suppress(BrokenPipeError):
-            self._jobs.close()
+        self._jobs.close()
 
     def ended_within(self, seconds: float) -> bool:
-        try:
-            self.process.wait(max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return self._ended.wait(max(0.0, seconds))
 
-    def _listen(self, told: IO[str], events: queue.SimpleQueue[tuple[Child, Event]]) -> None:
-        for line in told:
-            events.put((self, json.loads(line)))
-        events.put((self, {"event": "ended", "code": self.process.wait()}))
+    def kill(self) -> None:
+        self.process.kill()
+        self._ended.wait()
+
+    def _listen(self, told: Connection, events: queue.SimpleQueue[tuple[Child, Event]]) -> None:
+        with contextlib.suppress(EOFError, OSError):  # the end of what it has to tell, also where it was killed
+            while True:
+                events.put((self, json.loads(told.recv_bytes())))
+        wait([self.process.sentinel])
+        with ASKING:
+            code = self.process.exitcode
+        self._ended.set()
+        events.put((self, {"event": "ended", "code": code}))
 
 
 class FanOut:
@@ -95,6 +114,7 @@ class FanOut:
 
     def __init__(self, logs: Path, on_event: OnEvent, parallel: int = 4, *, module: str = WORKER) -> None:
         self._logs, self._on_event, self._parallel, self._module = logs, on_event, parallel, module
+        FORKS.set_forkserver_preload(list(READY))
         self._events: queue.SimpleQueue[tuple[Child, Event]] = queue.SimpleQueue()
         self._children: dict[str, Child] = {}
 
@@ -108,8 +128,7 @@ class FanOut:
         deadline = time.monotonic() + PATIENCE
         for child in children:
             if not child.ended_within(deadline - time.monotonic()):
-                child.process.kill()
-                child.process.wait()
+                child.kill()
 
     def warm(self, name: str) -> Child:
         """The child of that name, started if need be: it imports what it needs while others work."""

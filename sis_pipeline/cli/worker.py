@@ -1,5 +1,5 @@
-"""The child process of `sis sync`, `backfill` and `demo`: reads jobs as JSON lines from stdin, runs the Dagster assets,
-and tells its progress as JSON lines on what was stdout. Never started by hand; see `fanout` for the parent."""
+"""The child process of `sis sync`, `backfill` and `demo`: takes jobs as JSON from one pipe, runs the Dagster assets, and
+tells its progress as JSON into another. Never started by hand; see `fanout` for the parent."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from setproctitle import setproctitle
 
 Report = Callable[[Mapping[str, Any]], None]
 
 
 class Worker:
-    """Runs jobs one after the other. The end of stdin means that the parent is gone or has no more jobs."""
+    """Runs jobs one after the other. Their end means that the parent is gone or has no more of them."""
 
-    def __init__(self, jobs: TextIO, events: TextIO) -> None:
+    def __init__(self, jobs: Connection, events: Connection) -> None:
         self._source, self._events = jobs, events
         self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._busy, self._closed = threading.Event(), threading.Event()
@@ -35,12 +40,12 @@ class Worker:
             self.report({"event": "done", **answer})
 
     def report(self, event: Mapping[str, Any]) -> None:
-        self._events.write(json.dumps(event, default=str) + "\n")
-        self._events.flush()
+        self._events.send_bytes(json.dumps(event, default=str).encode())
 
     def _listen(self) -> None:
-        for line in self._source:
-            self._jobs.put(json.loads(line))
+        with suppress(EOFError, OSError):
+            while True:
+                self._jobs.put(json.loads(self._source.recv_bytes()))
         self._jobs.put(None)
         self._closed.set()
         if self._busy.is_set():
@@ -81,20 +86,24 @@ def merge(report: Report, school_year: str) -> dict[str, Any]:  # noqa: ARG001 e
 JOBS: dict[str, Callable[..., Any]] = {"prepare": prepare, "sync": sync, "merge": merge}
 
 
-def main(preload: str | None = None) -> None:
-    """Do the jobs that come in; `preload` is imported first, so that a child that waits is ready."""
+def serve(
+    name: str, log: Path, module: str, *, environment: Mapping[str, str], jobs: Connection, events: Connection
+) -> None:
+    """Do the jobs that come in, in a process that was just forked, until the parent closes `jobs`.
+
+    `module` is imported first, so that a child that waits is ready. What anything prints goes to `log`.
+    """
+    os.setsid()  # Ctrl-C reaches the parent only, which then ends its children in order
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, signal.default_int_handler)
-    # Whatever prints to stdout (Dagster, plugins) goes to the log; only events go to the parent.
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    setproctitle(f"sis worker {name}")  # before the environment changes: the title is written where it was
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("a") as printed:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
     try:
-        if preload:
-            importlib.import_module(preload)
-        Worker(sys.stdin, events).run()
+        importlib.import_module(module)
+        Worker(jobs, events).run()
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
-
-
-if __name__ == "__main__":
-    main("sis_pipeline.defs.runs")

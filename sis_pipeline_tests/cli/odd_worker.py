@@ -38,6 +38,3 @@ def hang(report, mark):
 
 
 worker.JOBS.update(add=add, refuse=refuse, stumble=stumble, die=die, hang=hang)
-
-if __name__ == "__main__":
-    worker.main()

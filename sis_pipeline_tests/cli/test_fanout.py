@@ -11,7 +11,7 @@ import textwrap
 import psutil
 import pytest
 
-from sis_pipeline.cli.fanout import FanOut, Job
+from sis_pipeline.cli.fanout import READY, FanOut, Job
 
 ODD = "sis_pipeline_tests.cli.odd_worker"
 
@@ -80,7 +80,7 @@ def test_an_interrupt_ends_the_children_in_order(tmp_path):
         child = fan.warm("a")
         with pytest.raises(KeyboardInterrupt):
             fan.run([Job("a", "hang", {"mark": str(mark)})])
-    assert child.process.poll() is not None
+    assert not child.process.is_alive()
     assert mark.read_text() == "closed"
 
 
@@ -88,7 +88,7 @@ def test_children_end_when_the_parent_is_killed(tmp_path):
     mark = tmp_path / "closed"
     parent = textwrap.dedent(f"""
         import os, pathlib, signal
-        from sis_pipeline.cli.fanout import FanOut, Job
+        from sis_pipeline.cli.fanout import READY, FanOut, Job
         def at_page(name, event):
             if event["event"] == "page":
                 print(fan.warm("a").process.pid, flush=True)
@@ -101,3 +101,9 @@ def test_children_end_when_the_parent_is_killed(tmp_path):
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(done.stdout)).wait(20)
     assert mark.read_text() == "closed"
+
+
+def test_what_children_are_forked_with_has_no_polars():
+    imports = "; ".join(f"import {name}" for name in READY if name != "__main__")
+    code = f"{imports}; import sys; sys.exit('polars' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -105,6 +105,7 @@ def moments(plain: Sync, number: int, chance: Random) -> list[float]:
     return [seconds * (part + chance.random()) / number for part in range(number)]
 
 
+@pytest.mark.faults
 def test_killed_at_random_again_and_again(place: Place, row: Recorder, count: Count, chance: Random) -> None:
     wanted, plain = expected(place)
     assert wanted.tables["enrollment_changes"]

@@ -126,6 +126,7 @@ def _granted(handle: Handle, keys: list[str], engine: Engine, vault: Vault) -> N
             vault.write(connection, key, "refresh", answer["refresh_token"], **ago)
 
 
+@pytest.mark.faults
 def test_bulk_operations(bulk: Bulk, chance: random.Random, row: Recorder) -> None:
     few = max(len(bulk.keys) // 20, 3)
     _refreshed(bulk, sorted(chance.sample(bulk.keys[few * 2 :], few)), row)
