@@ -99,11 +99,15 @@ def _raw_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefinitio
                 context.run.run_id,
                 context.log.info,
                 retry=context.op_execution_context.retry_number,
-                full=_in_full(context),
+                full=_is_full(context),
             )
         return _raw_result(key, loaded)
 
     return raw_roster
+
+
+def _is_full(context: dg.AssetExecutionContext) -> bool:
+    return context.run.tags.get(FULL_TAG, "false") != "false"
 
 
 def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
@@ -152,10 +156,6 @@ def _raw_result(key: dg.AssetKey, loaded: RawLoad) -> dg.MaterializeResult:
             )
         ],
     )
-
-
-def _in_full(context: dg.AssetExecutionContext) -> bool:
-    return context.run.tags.get(FULL_TAG, "false") != "false"
 
 
 def _proof(*, changes: bool, complete: bool) -> str:
@@ -224,7 +224,7 @@ def _roster_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefini
                 year,
                 context.run.run_id,
                 context.log.info,
-                full=_in_full(context),
+                full=_is_full(context),
             )
         for problem in loaded.failed:
             context.log.error(f"{integration} {year}: the snapshot is rejected. {problem}.")
