@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import xxhash
+from msgspec import Raw
 
 from sis_pipeline.connect.errors import InternalError
 from sis_pipeline.providers.base import RawSnapshot, Record
@@ -150,7 +151,7 @@ class _Gathered:
         self._places: list[np.ndarray[Any, Any]] = []
         self._fingerprints: list[bytes] | None = []
         self._waiting: list[bytes] = []
-        self._page: Callable[[Sequence[bytes]], bytes]
+        self._page: Callable[[Sequence[Raw | bytes]], bytes]
         self._about: About = {}
         self._last: Sequence[Record] = ()
 
@@ -168,7 +169,8 @@ class _Gathered:
             self._add_pieces(about, pieces)
 
     def _add_pieces(self, about: About, pieces: Pieces) -> None:
-        first, last = self._reader.decode(self._resource, pieces.page([pieces.items[0], pieces.items[-1]]), about)
+        self._page, self._about = pieces.page, about
+        first, last = self._decode([pieces.items[0], pieces.items[-1]])
         items = pieces.items if behind(self._last, [first]) else pieces.items[1:]
         self._last = [last]
         digests = b"".join([xxhash.xxh3_128_digest(item) for item in items])
@@ -177,7 +179,6 @@ class _Gathered:
         self._add(places)
         if self._fingerprints is not None:
             self._fingerprints.append(digests)
-        self._page, self._about = pieces.page, about
         if len(self._waiting) >= BATCH:
             self._decode_waiting()
 
@@ -189,17 +190,19 @@ class _Gathered:
         self._places.append(places)
 
     def _decode_waiting(self) -> None:
-        if not self._waiting:
-            return
-        records = self._reader.decode(self._resource, self._page(self._waiting), self._about)
-        if len(records) != len(self._waiting):
+        if self._waiting:
+            self._tables.append(self._columns.of(self._decode(self._waiting)))
+            self._waiting = []
+
+    def _decode(self, items: Sequence[Raw | bytes]) -> Sequence[Record]:
+        records = self._reader.decode(self._resource, self._page(items), self._about)
+        if len(records) != len(items):
             raise InternalError(
-                f"A page of {len(self._waiting)} records of {self._resource} was read as {len(records)}.",
+                f"A page of {len(items)} records of {self._resource} was read as {len(records)}.",
                 code="internal.plugin",
                 advice="Correct the plugin: what it splits a page into must be read one by one.",
             )
-        self._tables.append(self._columns.of(records))
-        self._waiting = []
+        return records
 
     def finish(self) -> tuple[pa.Table, pa.Array | None]:
         """The columns, and the fingerprints of their rows; None where some came on pages that can't be split."""
