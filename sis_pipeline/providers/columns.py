@@ -111,7 +111,8 @@ class Columns:
             texts, strange = column.texts(column.raw({}, records))
             columns[name] = texts
             if column.codes is not None:
-                columns[name + UNKNOWN] = [strange.get(row) for row in range(len(records))]
+                nothing = pa.nulls(len(records), TEXTS)
+                columns[name + UNKNOWN] = [strange.get(row) for row in range(len(records))] if strange else nothing
         return pa.table(columns, schema=self.schema)
 
     def values(self, rows: pa.Table, entity: str, mapping: Renames) -> dict[str, pd.Series]:
