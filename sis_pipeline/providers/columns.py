@@ -20,8 +20,9 @@ from sis_pipeline.providers.decoding import Pieces, behind
 from sis_pipeline.providers.mapping import TEXT, ColumnMap, text_series
 from sis_pipeline.providers.mapping import Mapping as Renames
 
-BATCH = 5_000
-"""Records that are Python objects at the same time, where their pages can be split."""
+BATCH = 2_000
+"""Records that are Python objects at the same time, where their pages can be split: few enough that those after them find
+room where they were, which saves the system's handing out memory again and again."""
 TEXTS = pa.large_list(TEXT)
 FINGERPRINT = pa.field("fingerprint", pa.binary(16))
 UNKNOWN = " unknown"
@@ -191,9 +192,9 @@ class _Gathered:
         self._places.append(places)
 
     def _decode_waiting(self) -> None:
-        if self._waiting:
-            self._tables.append(self._columns.of(self._decode(self._waiting)))
-            self._waiting = []
+        for start in range(0, len(self._waiting), BATCH):
+            self._tables.append(self._columns.of(self._decode(self._waiting[start : start + BATCH])))
+        self._waiting = []
 
     def _decode(self, items: Sequence[Raw | bytes]) -> Sequence[Record]:
         records = self._reader.decode(self._resource, self._page(items), self._about)
