@@ -57,6 +57,8 @@ class Settings(BaseSettings):
     """For how many days holds are kept after they were applied or closed; at least `undo_days`."""
     decisions_days: int = Field(365, ge=1, le=3650)
     """For how many days decisions about conflicts are kept that a later one replaced; the newest stays."""
+    stale_conflicts_days: int = Field(90, ge=1, le=3650)
+    """For how many days conflicts are kept, with the values of then, after nothing conflicted any more."""
     runs_days: int = Field(90, ge=1, le=3650)
     """For how many days Dagster's finished runs and their events are kept; the newest of every partition stays."""
     unknown_files_days: int = Field(30, ge=1, le=3650)

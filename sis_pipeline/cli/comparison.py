@@ -1,4 +1,4 @@
-"""Two students, or the records of one, attribute by attribute: read-only SQL, with values masked unless asked for.
+"""Two students or staff members, or the records of one, attribute by attribute: read-only SQL, with values masked unless asked for.
 Who asks, and what is decided, is `links`'."""
 
 from __future__ import annotations
@@ -23,17 +23,23 @@ COMPARED = (
     "preferred_first_name", "preferred_last_name", "birth_date", "sex", "email", "phone", "mobile_phone",
 )  # fmt: skip
 """What tells two children apart; addresses, which may be protected, are left to `sis students show`."""
+COMPARED_STAFF = (
+    "state_staff_id", "local_id", "first_name", "middle_name", "last_name", "preferred_first_name", "email", "phone",
+    "role",
+)  # fmt: skip
+"""What tells two of the staff apart."""
 MASK = "•••"
 
 students, sources = roster_tables["students"], roster_tables["student_sources"]
 links = roster_tables["student_links"]
+staff, staff_links = roster_tables["staff"], roster_tables["staff_links"]
 
 
 def of_pair(connection: Connection, near: NearMatch, *, values: bool) -> list[dict[str, Any]]:
     """attribute, one, other, verdict: `same`, `differs`, or `only one` where one side does not know it."""
     one, other = (_attributes(connection, near.district, side) for side in near.sides)
     rows = []
-    for name in COMPARED:
+    for name in COMPARED if near.entity == "student" else COMPARED_STAFF:
         pair = (one.get(name), other.get(name))
         if any(value is not None for value in pair):
             shown = pair if values else tuple(None if value is None else MASK for value in pair)
@@ -70,6 +76,26 @@ def student(connection: Connection, student_id: str, *, values: bool) -> dict[st
     return {"student_id": now, "asked_for": student_id, "records": records, "aliases": aliases}
 
 
+def staff_member(connection: Connection, staff_id: str, *, values: bool) -> dict[str, Any] | None:
+    """What is published of a staff member, and the records. None where nobody has the id."""
+    person = connection.execute(select(staff).where(staff.c.staff_id == staff_id)).mappings().first()
+    if person is None:
+        return None
+    columns = [staff_links.c[name] for name in ("integration", "sis_id", "rule", "active", "first_seen")]
+    mine = (staff_links.c.district == person["district"]) & (staff_links.c.staff_id == staff_id)
+    held = connection.execute(select(*columns).where(mine).order_by("integration", "sis_id")).mappings()
+    shown = _masked({name: person[name] for name in COMPARED_STAFF}, values)
+    return {"staff_id": staff_id, "values": shown, "records": [dict(row) for row in held]}
+
+
+def print_staff_member(console: Console, found: dict[str, Any]) -> None:
+    console.print(f"Staff member {found['staff_id']}", style="bold", markup=False)
+    known = [(name, as_text(value)) for name, value in found["values"].items() if value is not None]
+    console.print(table("Published", ("attribute", "value"), known))
+    columns = ("integration", "sis_id", "rule", "active", "first_seen")
+    console.print(table("Records", columns, [[as_text(it[name]) for name in columns] for it in found["records"]]))
+
+
 def print_student(console: Console, found: dict[str, Any]) -> None:
     """The records side by side, then what was merged into the student."""
     if found["asked_for"] != found["student_id"]:
@@ -90,7 +116,10 @@ def print_student(console: Console, found: dict[str, Any]) -> None:
 
 
 def _attributes(connection: Connection, district: str, side: Side) -> dict[str, Any]:
-    """What the side's record says, else what is published of the student."""
+    """What the side's record says, else what is published of the student; staff records are not kept one by one."""
+    if side.entity == "staff":
+        published = select(staff).where(staff.c.district == district, staff.c.staff_id == side.student_id)
+        return _first(connection, published, COMPARED_STAFF)
     if side.record is not None:
         return _record(connection, district, *side.record)
     published = select(students).where(students.c.district == district, students.c.student_id == side.student_id)
@@ -107,9 +136,9 @@ def _record(connection: Connection, district: str, integration: str, sis_id: str
     return _first(connection, select(sources).where(*named).order_by(sources.c.school_year.desc()).limit(1))
 
 
-def _first(connection: Connection, query: Any) -> dict[str, Any]:
+def _first(connection: Connection, query: Any, columns: Sequence[str] = COMPARED) -> dict[str, Any]:
     row = connection.execute(query).mappings().first()
-    return {name: row[name] for name in COMPARED} if row else {}
+    return {name: row[name] for name in columns} if row else {}
 
 
 def _masked(attributes: dict[str, Any], values: bool) -> dict[str, Any]:

@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 
     from sis_pipeline.store.identity import Decision, Identities, NearMatch
 
-app = typer.Typer(help="Which records are one student: near matches and decisions.", no_args_is_help=True)
+app = typer.Typer(help="Which records are one person: near matches and decisions.", no_args_is_help=True)
 
 NearMatchId = Annotated[str, typer.Argument(metavar="NEAR_MATCH", help="The near match's id, from `sis links review`.")]
 Reason = Annotated[str, typer.Option(help="Why, without the student's values; it goes into the audit log.")]
-Values = Annotated[bool, typer.Option("--values", help="Show the students' values instead of a mask.")]
+Values = Annotated[bool, typer.Option("--values", help="Show people's values instead of a mask.")]
 STATUSES = ("open", "decided", "gone")
+ENTITIES = ("student", "staff")
+ONE = {"student": "one student", "staff": "one of the staff"}
+TWO = {"student": "two students", "staff": "two of the staff"}
 
 
 @app.callback()
 def links() -> None:
-    """Which records are one student: near matches and decisions."""
+    """Which records are one person: near matches and decisions."""
 
 
 @app.command()
@@ -35,16 +38,19 @@ def review(
     *,
     district: District = None,
     status: Annotated[str, typer.Option(help="open, decided, gone (the records changed), or all.")] = "open",
+    entity: Annotated[str | None, typer.Option(help="Only those of student, or of staff.")] = None,
     limit: Limit = 20,
     values: Values = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show near matches side by side, the likeliest first: pairs that may be one student and wait for a person.
+    """Show near matches side by side, the likeliest first: pairs that may be one student, or one of the staff, and wait
+    for a person.
 
     Until one decides, both are published on their own and get no account. Values are masked unless asked for.
     """
     one_of("--status", status, (*STATUSES, "all"))
-    found = _identities().near_matches(district, None if status == "all" else status)  # type: ignore[arg-type]
+    one_of("--entity", entity, ENTITIES)
+    found = _identities().near_matches(district, None if status == "all" else status, entity)  # type: ignore[arg-type]
     shown = found[:limit]
     compared = [_compared(it, values) for it in shown]
 
@@ -66,12 +72,14 @@ def review(
 
 @app.command()
 def show(
-    found_id: Annotated[str, typer.Argument(metavar="ID", help="A near match's id, or a student's.")],
+    found_id: Annotated[
+        str, typer.Argument(metavar="ID", help="A near match's id, or a student's, or a staff member's.")
+    ],
     *,
     values: Values = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one near match side by side, or the records of a student and what was decided about them."""
+    """Show one near match side by side, or the records of a student or staff member and what was decided about them."""
     from sis_pipeline.cli import comparison
     from sis_pipeline.cli.records import is_uuid
 
@@ -83,15 +91,18 @@ def show(
         emit(as_json, {"near_match": _plain(near, rows, values)}, lambda console: _print_pair(console, near, rows))
         return
     with Installation().engine.connect() as connection:
-        student = comparison.student(connection, found_id, values=values)
-    decisions = _identities().decisions(student["student_id"] or found_id) if student else []
-    if student is None and not decisions:
-        raise RefusalError("No near match and no student has that id.", "`sis links review` shows near matches.")
-    document = {"student": student, "decisions": [asdict(it) for it in decisions]}
+        found, entity = comparison.student(connection, found_id, values=values), "student"
+        if found is None:
+            found, entity = comparison.staff_member(connection, found_id, values=values), "staff"
+    if found is None:
+        raise RefusalError(
+            "No near match and no student or staff member has that id.", "`sis links review` shows near matches."
+        )
+    decisions = _identities().decisions(found[f"{entity}_id"], entity)  # type: ignore[arg-type]
+    document = {entity: found, "decisions": [asdict(it) for it in decisions]}
 
     def render(console: Console) -> None:
-        if student:
-            comparison.print_student(console, student)
+        (comparison.print_student if entity == "student" else comparison.print_staff_member)(console, found)
         columns = ("decided", "verdict", "one", "other", "by", "because", "stands")
         cells = [
             (it.decided_at, it.verdict, *(side.words for side in it.sides), it.decided_by, it.reason, it.superseded_by is None)
@@ -99,8 +110,8 @@ def show(
         ]  # fmt: skip
         if decisions:
             console.print(table(counted(len(decisions), "decision"), columns, cells))
-        if student and len(student["records"]) > 1:
-            told = f"sis links split {student['student_id']} --record INTEGRATION/SIS_ID --reason …"
+        if entity == "student" and len(found["records"]) > 1:
+            told = f"sis links split {found['student_id']} --record INTEGRATION/SIS_ID --reason …"
             console.print(f"Where a record is another child's: {told}", markup=False)
 
     emit(as_json, document, render)
@@ -108,20 +119,23 @@ def show(
 
 @app.command()
 def confirm(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False) -> None:
-    """The two are one student: the next merge joins them. Refused where they have two state ids of one issuer."""
+    """The two are one person: the next merge joins them. Refused where they have two state ids of one issuer."""
     from sis_pipeline.db.audit import current_actor
 
     made = _identities().confirm(near_match, current_actor(), reason)
-    _decided([made], "They are one student; the next merge joins them, and keeps the older id.", as_json)
+    _decided([made], f"They are {ONE[made.entity]}; the next merge joins them, and keeps the older id.", as_json)
 
 
 @app.command()
 def distinct(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False) -> None:
-    """The two are two students: no merge joins them, and nobody is asked again."""
+    """The two are two people: no merge joins them, and nobody is asked again.
+
+    Two who were joined part again. Of staff, only the record of the near match leaves; the others stay.
+    """
     from sis_pipeline.db.audit import current_actor
 
     made = _identities().distinct(near_match, current_actor(), reason)
-    _decided([made], "They are two students; no merge joins them, and nobody is asked again.", as_json)
+    _decided([made], f"They are {TWO[made.entity]}; no merge joins them, and nobody is asked again.", as_json)
 
 
 @app.command()
@@ -180,12 +194,13 @@ def _decided(made: list[Decision], consequence: str, as_json: bool) -> None:
 
 
 def _plain(near: NearMatch, rows: list[dict[str, Any]], values: bool) -> dict[str, Any]:
-    """Without the students' values, unless they were asked for: then what was compared, side by side."""
+    """Without people's values, unless they were asked for: then what was compared, side by side."""
     return {**asdict(near), **({"attributes": rows} if values else {})}
 
 
 def _print_pair(console: Console, near: NearMatch, rows: list[dict[str, Any]]) -> None:
-    head = f"Near match {near.near_match_id} of {near.district}, {near.status}: {near.score:.0%} alike by {near.rule}"
+    kind = ", staff" if near.entity == "staff" else ""
+    head = f"Near match {near.near_match_id} of {near.district}{kind}, {near.status}: {near.score:.0%} alike by {near.rule}"
     console.print(head, style="bold", markup=False)
     console.print(f"What agrees: {near.evidence or 'nothing but the block'}.", markup=False)
     columns = ("attribute", *(side.words for side in near.sides), "")

@@ -40,12 +40,18 @@ def list_conflicts(
     district: District = None,
     school_year: Year = None,
     attribute: Annotated[str | None, typer.Option(help="Only this attribute.")] = None,
-    status: Annotated[str | None, typer.Option(help="Only open, auto, resolved or stale ones.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only open, auto or resolved ones; or those that are stale.")
+    ] = None,
     limit: Limit = 50,
     reveal: Annotated[bool, typer.Option("--reveal", help="Show protected addresses too.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List conflicts: the values, who holds them, what was chosen and by which rule."""
+    """List conflicts: the values, who holds them, what was chosen and by which rule.
+
+    Where nothing conflicts any more the conflict is stale: shown as it last stood, only if asked for, and for
+    SIS_STALE_CONFLICTS_DAYS. It opens again when the systems disagree again.
+    """
     from sis_pipeline.cli import records
     from sis_pipeline.roster import model
     from sis_pipeline.roster.attributes import ATTRIBUTES
@@ -71,14 +77,14 @@ def list_conflicts(
                 row["chosen"],
                 row["chosen_from"],
                 row["rule"],
-                row["status"],
+                _status(row),
                 _others(row),
                 row["student_id"],
             )
             for row in rows
         ]
         console.print(table(_title("conflict", len(rows), total), columns, cells))
-        if rows:
+        if rows and status != model.STALE:
             told = "Decide one: sis conflicts decide STUDENT ATTRIBUTE --from INTEGRATION --reason …"
             console.print(told, markup=False)
 
@@ -200,6 +206,13 @@ def _title(what: str, shown: int, total: int) -> str:
 
 def _name(row: dict[str, Any]) -> str:
     return " ".join(part for part in (row["first_name"], row["last_name"]) if part)
+
+
+def _status(row: dict[str, Any]) -> str:
+    from sis_pipeline.roster.model import STALE
+
+    since = f" since {row['changed_at']:%Y-%m-%d}" if row["status"] == STALE else ""
+    return f"{row['status']}{since}"
 
 
 def _others(row: dict[str, Any]) -> str:

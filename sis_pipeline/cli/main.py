@@ -34,6 +34,7 @@ from sis_pipeline.cli import (
     students,
     sync,
     tokens,
+    transfers,
     up,
 )
 from sis_pipeline.cli.boundary import SisGroup
@@ -87,6 +88,7 @@ app.add_typer(students.app, name="students")
 app.add_typer(enrollments.app, name="enrollments")
 app.add_typer(listings.conflicts_app, name="conflicts")
 app.add_typer(listings.changes_app, name="changes")
+app.add_typer(transfers.app, name="transfers")
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(holds.app, name="holds")
 app.add_typer(operations.app, name="operations")

@@ -3,16 +3,40 @@ Read-only SQL on the declared tables; protected addresses are masked here, befor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, Text, and_, cast, column, func, literal, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Text,
+    and_,
+    case,
+    cast,
+    column,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    union_all,
+)
 from sqlalchemy import table as named_table
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from sis_pipeline.db.tables import SCHEMA, accounts, conflict_decisions, roster_tables, student_edits, sync_operations
+from sis_pipeline.db.tables import (
+    SCHEMA,
+    accounts,
+    conflict_decisions,
+    roster_tables,
+    statewide_links,
+    statewide_transfers,
+    student_edits,
+    sync_operations,
+)
 from sis_pipeline.roster import model
 from sis_pipeline.roster.changes import OTHER_STAY
 from sis_pipeline.roster.school_year import SchoolYear
@@ -53,6 +77,22 @@ ACCOUNT_SECTIONS = _view(
     "end_date",
 )
 
+PROVENANCE = tuple(
+    column(name, students.c.changed_at.type if name.endswith("_at") else Text())
+    for name in (
+        "attribute", "integration", "sis_id", "modified_at", "read_at", "rule",
+        "runner_up_integration", "runner_up_sis_id", "runner_up_modified_at",
+    )
+)  # fmt: skip
+"""What the SQL function `provenance` gives."""
+PENDING_TRANSFERS = named_table(
+    "pending_transfers",
+    *(column(name, roster_tables["enrollments"].c[name].type) for name in ("district", "student_id", "school_id", "school_year", "exit_date", "exit_code")),
+    schema=SCHEMA,
+)  # fmt: skip
+PENDING = "pending_transfer"
+"""The kind of a transfer of which only the leaving is known."""
+
 Row = dict[str, Any]
 
 
@@ -87,7 +127,7 @@ def find_students(
 
 
 def student_file(connection: Connection, student: Row, *, reveal: bool = False) -> Row:
-    """Everything published about one student: record, origins, links, sources, years, enrollments, conflicts, changes."""
+    """Everything published about one student: record, provenance, links, sources, years, enrollments, conflicts, changes."""
     protected = bool(student["address_confidential"]) and not reveal
 
     def of(name: str, *order: str) -> list[Row]:
@@ -100,6 +140,7 @@ def student_file(connection: Connection, student: Row, *, reveal: bool = False) 
     return {
         "record": mask_address(record) if protected else record,
         "origins": origins,
+        "provenance": _rows(connection, _provenance_of(student)),
         "links": of("student_links", "integration", "sis_id"),
         "sources": [
             mask_address(row) if protected else row for row in of("student_sources", "integration", "school_year")
@@ -110,8 +151,18 @@ def student_file(connection: Connection, student: Row, *, reveal: bool = False) 
         "edits": _rows(connection, _edits_of(student)),
         "decisions": _rows(connection, _decisions_of(student)),
         "changes": [_mask_change(row, protected) for row in of("enrollment_changes", "detected_at", "change_id")],
+        "elsewhere": _rows(connection, _elsewhere(student)),
+        "transfers": _rows(
+            connection, _transfers().where(_either_side(statewide_transfers, student)).order_by("entry_date")
+        ),
         "address_masked": protected,
     }
+
+
+def _provenance_of(student: Row) -> Select[Any]:
+    """Of every published attribute: whose value it is, since when, by which rule, and whose it would be without that."""
+    called = func.sis.provenance(student["district"], cast(student["student_id"], students.c.student_id.type))
+    return select(called.table_valued(*PROVENANCE))
 
 
 def _edits_of(student: Row) -> Select[Any]:
@@ -129,6 +180,67 @@ def _decisions_of(student: Row) -> Select[Any]:
     columns = (table.attribute, table.integration, table.sis_id, table.decided_at, table.decided_by, table.reason)
     mine = and_(table.district == student["district"], table.student_id == student["student_id"])
     return select(*columns).where(mine).order_by(table.decision)
+
+
+def _either_side(table: Any, student: Row) -> ColumnElement[bool]:
+    own = (student["district"], student["student_id"])
+    sides = [(table.c[f"{side}district"], table.c[f"{side}student_id"]) for side in ("", "other_")]
+    return or_(*(and_(district == own[0], student_id == own[1]) for district, student_id in sides))
+
+
+def _elsewhere(student: Row) -> Select[Any]:
+    """The student's records in other districts, by state id."""
+    table = statewide_links.c
+    other = {
+        name: case((table.district == student["district"], table[f"other_{name}"]), else_=table[name])
+        for name in ("district", "student_id")
+    }
+    columns = [*(column.label(name) for name, column in other.items()), table.decision, table.evidence, table.found_at]
+    return select(*columns).where(_either_side(statewide_links, student)).order_by("district", "student_id")
+
+
+def _transfers() -> Select[Any]:
+    """Both halves of what was found across districts, with the names of the schools."""
+    table, entered = statewide_transfers, schools.alias("entered")
+    left = and_(schools.c.district == table.c.district, schools.c.school_id == table.c.school_id)
+    came = and_(entered.c.district == table.c.other_district, entered.c.school_id == table.c.other_school_id)
+    names = (schools.c.name.label("school"), entered.c.name.label("other_school"))
+    return select(table, *names).join_from(table, schools, left, isouter=True).join(entered, came, isouter=True)
+
+
+def list_transfers(
+    connection: Connection, *, district: str | None, kind: str | None, limit: int
+) -> tuple[list[Row], int]:
+    """Transfers across districts, those that wait for their other half, and students who are in two districts at once,
+    the newest first, with the name that the student has where it left; and how many without the limit."""
+    pending = _pending()
+    columns = [*(one.name for one in statewide_transfers.c), "school", "other_school"]
+    found = _transfers().subquery()
+    parts = [select(*(part.c[name] for name in columns)) for part in (found, pending)]
+    every = union_all(*parts).subquery()
+    who = and_(students.c.district == every.c.district, students.c.student_id == every.c.student_id)
+    query = select(every, students.c.first_name, students.c.last_name).join_from(every, students, who, isouter=True)
+    query = _filtered(query, every, kind=kind)
+    if district is not None:
+        query = query.where(or_(every.c.district == district, every.c.other_district == district))
+    newest = func.coalesce(every.c.entry_date, every.c.exit_date).desc()
+    by = (newest, every.c.district, every.c.student_id, every.c.other_district, every.c.other_student_id)
+    return _rows(connection, query.order_by(*by).limit(limit)), _count(connection, query)
+
+
+def _pending() -> Any:
+    """The pending ones in the columns of the others: nothing is known of the second half."""
+    known = {"kind": literal(PENDING), "school": schools.c.name}
+    own = PENDING_TRANSFERS.c
+    columns = [
+        known.get(name, own[name] if name in own else cast(null(), column_type)).label(name)
+        for name, column_type in (
+            *((one.name, one.type) for one in statewide_transfers.c),
+            *((name, schools.c.name.type) for name in ("school", "other_school")),
+        )
+    ]
+    at = and_(schools.c.district == own.district, schools.c.school_id == own.school_id)
+    return select(*columns).join_from(PENDING_TRANSFERS, schools, at, isouter=True).subquery()
 
 
 def enrolled(
@@ -235,13 +347,6 @@ def mask_account(row: Row, *, reveal: bool) -> Row:
     return {name: MASK if name in hidden and value is not None else value for name, value in row.items()}
 
 
-def origin_of(origins: Mapping[str, str], attribute: str) -> tuple[str, str]:
-    """(integration/sis_id, rule) of a published value, from the record's `origins`."""
-    text = origins.get(attribute) or origins.get("*") or ""
-    source, _, rule = text.rpartition(" ") if attribute in origins else (text, "", "")
-    return (source or text), rule
-
-
 def list_conflicts(
     connection: Connection,
     *,
@@ -252,12 +357,13 @@ def list_conflicts(
     limit: int,
     reveal: bool = False,
 ) -> tuple[list[Row], int]:
-    """The conflicts, with the student's name, and how many there are without the limit."""
+    """The conflicts of a status, or all that stand, with the student's name, and how many there are without the limit."""
     who = and_(students.c.district == conflicts.c.district, students.c.student_id == conflicts.c.student_id)
     query = select(conflicts, students.c.first_name, students.c.last_name, students.c.address_confidential).join_from(
         conflicts, students, who
     )
-    query = _filtered(query, conflicts, district=district, school_year=school_year, attribute=attribute, status=status)
+    query = _filtered(query, conflicts, district=district, school_year=school_year, attribute=attribute)
+    query = query.where(conflicts.c.status.in_(model.STANDING_CONFLICTS if status is None else (status,)))
     ordered = query.order_by(conflicts.c.district, students.c.last_name, conflicts.c.student_id, conflicts.c.attribute)
     rows = _rows(connection, ordered.limit(limit))
     masked = [_mask_conflict(row, bool(row.pop("address_confidential")) and not reveal) for row in rows]
@@ -328,7 +434,10 @@ def count_roster(connection: Connection, district: str, school_year: str) -> dic
     return {
         "students": _count(connection, select(years.c.student_id).where(of_year(years))),
         "matched": _count(connection, several),
-        "conflicts": _count(connection, select(conflicts.c.attribute).where(of_year(conflicts))),
+        "conflicts": _count(
+            connection,
+            select(conflicts.c.attribute).where(of_year(conflicts), conflicts.c.status.in_(model.STANDING_CONFLICTS)),
+        ),
     }
 
 

@@ -225,6 +225,13 @@ def roster_model_page() -> str:
         *(_model_table(table) for table in model.MERGED.values()),
         _model_table(model.ACCOUNTS),
         "Written by the district's account rules: [accounts](accounts.md), which also names the views beside it.",
+        "### Where a value comes from",
+        (
+            "`sis.provenance(district, student_id)` gives for every published attribute whose value it is (`integration`, "
+            "`sis_id`), when the system says it changed and when it was first read so, by which rule it was chosen, and the "
+            "`runner_up_…`: whose value would be published if that one said nothing, whether it says the same or not. For "
+            "many students: `select … from sis.students s cross join lateral sis.provenance(s.district, s.student_id)`."
+        ),
         "### As of a day",
         (
             "`sis.enrolled_as_of(district, day)` gives who is enrolled where on a day, "

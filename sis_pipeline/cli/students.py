@@ -40,7 +40,7 @@ def show(
     known_at: KnownAt = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a student: record, origin of every value, links, conflicts, enrollments, changes.
+    """Show a student: record, where every value comes from and whose it would be else, links, conflicts, enrollments, changes.
 
     An id that several districts know shows the record of each. A protected address is masked unless asked for. With
     --as-of, only the enrollments of that day, as they were known at --known-at.
@@ -138,7 +138,11 @@ SECTIONS = (
             "integration",
         ),
     ),
-    ("Conflicts", "conflicts", ("school_year", "attribute", "chosen", "chosen_from", "rule", "status", "candidates")),
+    (
+        "Conflicts",
+        "conflicts",
+        ("school_year", "attribute", "chosen", "chosen_from", "rule", "status", "changed_at", "candidates"),
+    ),
     ("Decisions", "decisions", ("attribute", "integration", "sis_id", "decided_at", "decided_by", "reason")),
     ("Local edits", "edits", ("attribute", "edited_at", "edited_by", "settled_at")),
     (
@@ -146,13 +150,20 @@ SECTIONS = (
         "changes",
         ("detected_at", "kind", "effective_date", "school", "before", "after", "evidence", "integration"),
     ),
+    ("In other districts", "elsewhere", ("district", "student_id", "decision", "evidence")),
+    (
+        "Between districts",
+        "transfers",
+        ("kind", "district", "school", "exit_date", "other_district", "other_school", "entry_date"),
+    ),
 )
 
 
 def _print_record(console: Console, file: dict[str, Any]) -> None:
-    from sis_pipeline.cli.records import origin_of
+    from sis_pipeline.roster.attributes import EDITED
 
-    record, origins = file["record"], file["origins"]
+    record = file["record"]
+    origins = {column: row for row in file["provenance"] for column in EDITED[row["attribute"]]}
     console.print(f"Student {record['student_id']} of district {record['district']}", style="bold", markup=False)
     if record["near_match"]:
         console.print("A possible same person waits for review.")
@@ -161,13 +172,19 @@ def _print_record(console: Console, file: dict[str, Any]) -> None:
         for name, value in record.items()
         if value is not None and name not in {"student_id", "district", "near_match"}
     ]
-    own = {"latest_school_year", "changed_at"}
-    rows = [
-        [name, _cell(record[name]), *(("", "") if name in own else origin_of(origins, name))] for name in attributes
-    ]
-    console.print(table("Record", ("attribute", "value", "from", "rule"), rows))
+    rows = [[name, _cell(record[name]), *_provenance(origins.get(name))] for name in attributes]
+    console.print(table("Record", ("attribute", "value", "from", "since", "rule", "else from"), rows))
     if file["address_masked"]:
         console.print("The address is protected; --reveal shows it.")
+
+
+def _provenance(row: dict[str, Any] | None) -> list[str]:
+    """Whose value it is, since when, by which rule, and whose it would be else; the school year has none of it."""
+    if row is None:
+        return [""] * 4
+    since = row["modified_at"] or row["read_at"]
+    other = f"{row['runner_up_integration']}/{row['runner_up_sis_id']}" if row["runner_up_sis_id"] else ""
+    return [f"{row['integration']}/{row['sis_id']}", f"{since:%Y-%m-%d}" if since else "", row["rule"], other]
 
 
 def _cell(value: object) -> str:

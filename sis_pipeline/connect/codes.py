@@ -209,6 +209,7 @@ CATALOGUE: dict[str, Entry] = {
         "Choose a year the system shows; SIS_FIRST_SCHOOL_YEAR sets the first that can be loaded.",
     ),
     "config.setting": Entry("A setting of the integration is missing or not valid."),
+    "config.statewide_reason": Entry("Whether districts are compared needs who says so and why."),
     "config.syncing": Entry("The integration is being synced right now.", "Wait for the sync to end."),
     "config.withdrawal": Entry(
         "A withdrawal is unknown, names nobody, or a day that is still to come.",

@@ -362,14 +362,24 @@ holds = Table(
 
 
 def _pair(*, nullable_student: bool) -> list[SqlColumn[Any]]:
-    """The two sides of a near match or a decision: records, or people who have none here."""
+    """The two sides of a near match or a decision: records, or people who have none here; and of what kind both are."""
+    kind = SqlColumn(
+        "entity", Text(), nullable=False, server_default=text("'student'"), comment="student or staff: who the two are"
+    )
+    return [
+        kind,
+        *_sides(nullable_student=nullable_student),
+    ]
+
+
+def _sides(*, nullable_student: bool) -> list[SqlColumn[Any]]:
     return [
         SqlColumn(f"{side}{name}", kind, nullable=nullable, comment=f"{words} {about}")
         for side, words in (("", "one side:"), ("other_", "the other side:"))
         for name, kind, nullable, about in (
             ("integration", Text(), True, "the integration of its record"),
-            ("sis_id", Text(), True, "the id of its record; null for a student without a record in that school year"),
-            ("student_id", UUID(as_uuid=False), nullable_student, "the student it was then"),
+            ("sis_id", Text(), True, "the id of its record; null for somebody without a record in that school year"),
+            ("student_id", UUID(as_uuid=False), nullable_student, "the student, or staff member, it was then"),
         )
     ]
 
@@ -389,8 +399,9 @@ near_matches = Table(
     _stamp("opened_at", "since when it waits"),
     SqlColumn("closed_at", TIMESTAMP(timezone=True), comment="when it was decided, or no longer found"),
     CheckConstraint("status in ('open','decided','gone')", name="status"),
+    CheckConstraint("entity in ('student','staff')", name="entity"),
     Index("ix_near_matches_queue", "district", "score", postgresql_where=text("status = 'open'")),
-    comment="Pairs of students who may be one, waiting for a person.",
+    comment="Pairs of students, or of staff, who may be one, waiting for a person.",
 )
 
 identity_decisions = Table(
@@ -408,6 +419,7 @@ identity_decisions = Table(
         "superseded_by", UUID(as_uuid=False), comment="the later decision about the same two; null while it stands"
     ),
     CheckConstraint("verdict in ('same','distinct')", name="verdict"),
+    CheckConstraint("entity in ('student','staff')", name="entity"),
     Index("ix_identity_decisions_standing", "district", postgresql_where=text("superseded_by is null")),
     comment="What people decided about who is who; remembered for ever, inputs of every merge.",
 )
@@ -444,6 +456,59 @@ student_alias_history = Table(
     Index("ix_student_alias_history_alias_id", "alias_id"),
     Index("ix_student_alias_history_student_id", "student_id"),
     comment="Which student an id meant when; kept by a trigger on student_aliases.",
+)
+
+statewide_matching = Table(
+    "statewide_matching",
+    metadata,
+    SqlColumn("version", Integer, primary_key=True, comment="rising from 1; the newest holds"),
+    SqlColumn("enabled", Boolean, nullable=False, comment="whether students of several districts are compared"),
+    SqlColumn("set_by", Text, nullable=False, comment="who set it"),
+    SqlColumn("reason", Text, nullable=False, comment="why"),
+    _stamp("set_at", "when it was set"),
+    comment="Whether this installation looks for one child in several districts; without a row it does not.",
+)
+
+statewide_links = Table(
+    "statewide_links",
+    metadata,
+    SqlColumn("district", Text, primary_key=True, comment="one district, the first of the two by name"),
+    SqlColumn("student_id", UUID(as_uuid=False), primary_key=True, comment="the student there"),
+    SqlColumn("other_district", Text, primary_key=True, comment="the other district"),
+    SqlColumn("other_student_id", UUID(as_uuid=False), primary_key=True, comment="the student there"),
+    SqlColumn("decision", Text, nullable=False, comment="match, or near_match where only the ssid agrees"),
+    SqlColumn("evidence", Text, nullable=False, comment="names of what agrees; no values"),
+    _stamp("found_at", "when it was found"),
+    CheckConstraint("decision in ('match','near_match')", name="decision"),
+    Index("ix_statewide_links_other_student_id", "other_student_id"),
+    comment="Students of two districts with one ssid; follows what both have published.",
+)
+
+statewide_transfers = Table(
+    "statewide_transfers",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district that was left, or entered first"),
+    SqlColumn(
+        "transfer_id",
+        UUID(as_uuid=False),
+        primary_key=True,
+        comment="the pair; the same two enrollments always have it",
+    ),
+    SqlColumn("kind", Text, nullable=False, comment="transfer, or concurrent: the primary enrollment runs in both"),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student there"),
+    SqlColumn("school_id", UUID(as_uuid=False), nullable=False, comment="the school there"),
+    SqlColumn("school_year", Text, nullable=False, comment="school year of the enrollment there"),
+    SqlColumn("exit_date", Date, comment="first day no longer enrolled there"),
+    SqlColumn("other_district", Text, nullable=False, comment="the district that was entered"),
+    SqlColumn("other_student_id", UUID(as_uuid=False), nullable=False, comment="the student there"),
+    SqlColumn("other_school_id", UUID(as_uuid=False), nullable=False, comment="the school there"),
+    SqlColumn("other_school_year", Text, nullable=False, comment="school year of the enrollment there"),
+    SqlColumn("entry_date", Date, nullable=False, comment="first day there"),
+    _stamp("found_at", "when it was found"),
+    CheckConstraint("kind in ('transfer','concurrent')", name="kind"),
+    Index("ix_statewide_transfers_student_id", "student_id"),
+    Index("ix_statewide_transfers_other_student_id", "other_student_id"),
+    comment="Who went from one district to another, and who is in two at once; follows what both have published.",
 )
 
 guard_settings = Table(

@@ -156,6 +156,11 @@ CHORES = (
         _old(Retention.decisions),
     ),
     Chore(
+        "conflicts",
+        "Delete conflicts that went stale more than SIS_STALE_CONFLICTS_DAYS ago.",
+        _old(Retention.conflicts),
+    ),
+    Chore(
         "unknown_files",
         "Delete folders of the data folder that nothing refers to, after SIS_UNKNOWN_FILES_DAYS.",
         _old(Retention.unknown_files),

@@ -16,6 +16,7 @@ from sis_pipeline.defs.failures import Trouble, trouble
 from sis_pipeline.defs.partitions import today
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, MergedRoster, merge_district
+from sis_pipeline.roster.model import STALE
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, inputs_of
@@ -235,6 +236,8 @@ def _miscounted(roster: Roster, operation: Operation, rows: Mapping[str, int]) -
                 continue
             table = roster_tables[name]
             here = (table.c.district == operation.district) & (table.c.school_year == operation.school_year)
+            if table is roster_tables["conflicts"]:
+                here &= table.c.status != STALE
             held = connection.scalar(select(func.count()).select_from(table).where(here)) or 0
             if held != rows[name]:
                 found.append(f"{operation.district}: {name} has {held:,} rows, its merge {rows[name]:,}")

@@ -24,7 +24,7 @@ STUDENT: dict[str, Kind] = {
 """What is needed of a published student."""
 STAFF: dict[str, Kind] = {
     "staff_id": "uuid", "first_name": "text", "middle_name": "text", "last_name": "text", "preferred_first_name": "text",
-    "local_id": "text", "username": "text", "role": "text", "school_id": "uuid",
+    "local_id": "text", "username": "text", "role": "text", "school_id": "uuid", "near_match": "bool",
 }  # fmt: skip
 STAY: dict[str, Kind] = {"student_id": "uuid", "school_id": "uuid", "school_year": "text", "entry_date": "date"}
 """An open enrollment."""
@@ -179,7 +179,9 @@ def _students(roster: Roster, rules: KindRules, as_of: date) -> pl.DataFrame:
 
 def _staff(roster: Roster, as_of: date) -> pl.DataFrame:
     """Present is whoever a system delivers, or has a section."""
-    known = roster.staff.rename({"staff_id": "person_id"}).with_columns(waits=pl.lit(value=False))
+    known = roster.staff.rename({"staff_id": "person_id"}).with_columns(
+        waits=pl.col("near_match").fill_null(value=False)
+    )
     posts = roster.posts.filter(pl.col("school_year").is_in(_counting(roster.years, as_of)))
     teaching = posts.select("school_id", person_id="staff_id")
     working = pl.concat([roster.links["staff_id"], teaching["person_id"]]).unique()

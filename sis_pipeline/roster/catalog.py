@@ -129,11 +129,15 @@ def _section_ids(records: pl.DataFrame, existing: pl.DataFrame, district: str, s
 
 
 def published_staff(
-    records: pl.DataFrame, schools: pl.DataFrame, district: str, priorities: Mapping[str, int]
+    records: pl.DataFrame, schools: pl.DataFrame, district: str, priorities: Mapping[str, int], near: Sequence[str]
 ) -> pl.DataFrame:
-    """One row per staff member. `records`: the staff records with `staff_id`; survivorship as in `first_known`."""
+    """One row per staff member. `records`: the staff records with `staff_id`; survivorship as in `first_known`. `near`: who
+    may be somebody else."""
     named = refer(by_priority(records, priorities), "school_sis_id", schools, "school_id")
-    return fit(first_known(named, "staff_id").with_columns(district=pl.lit(district)), MERGED_STAFF).sort("staff_id")
+    known = first_known(named, "staff_id").with_columns(
+        district=pl.lit(district), near_match=pl.col("staff_id").is_in(pl.Series(near, dtype=pl.String).implode())
+    )
+    return fit(known, MERGED_STAFF).sort("staff_id")
 
 
 def with_kept(

@@ -49,7 +49,7 @@ from sis_pipeline.roster.merge import (
     published_students,
     published_years,
 )
-from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.roster.model import ENTITIES, MERGED, STALE
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import ABSENT, CARRIED, DELIVERED, RECORD, Presence
 from sis_pipeline.roster.school_year import SchoolYear
@@ -108,8 +108,8 @@ class DistrictInputs:
     `existing`: published rows by MERGED table name. `students`, `student_links`, `staff`, `staff_links` and `schools`
     of the whole district (links may carry a `first_seen` timestamp beside the model's columns), all other tables of
     the school year only; a table that is left out is empty.
-    `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who, as
-    `decisions.DECISIONS`. `aliases`: ids that merges of any school year retired -> the student they are now; the
+    `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who among
+    the students, as `decisions.DECISIONS`; `staff_decisions`: among the staff. `aliases`: ids that merges of any school year retired -> the student they are now; the
     published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
@@ -127,6 +127,7 @@ class DistrictInputs:
     policies: Policies = field(default_factory=Policies)
     thresholds: Thresholds = field(default_factory=Thresholds)
     decisions: pl.DataFrame = field(default_factory=no_decisions)
+    staff_decisions: pl.DataFrame = field(default_factory=no_decisions)
     aliases: Mapping[str, str] = field(default_factory=dict)
     edits: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EDITS))
     decided: tuple[Decided, ...] = ()
@@ -170,7 +171,7 @@ class MergedRoster:
     `frames`: by MERGED table name, exactly the model's columns; how each is published says `PUBLICATION`.
     `changes` is `frames["enrollment_changes"]`. `held`: removals that wait for a person; the frames hold the previous
     state for them. `near_matches`: integration, sis_id, other_integration, other_sis_id, student_id,
-    other_student_id, rule, evidence, score. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
+    other_student_id, rule, evidence, score, entity: `student`, or `staff`, of whom the ids are theirs. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
     `recycled`: integration, sis_id of records whose id seems to be given to another person (to quarantine).
     `retired`: student_id -> the student_id it was merged into (all its links are in the frames, pointing to the
     survivor); other school years that name a retired student follow at their next merge, which is due then (see
@@ -200,7 +201,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
 
     people = _identify(now, school_ids)
     before = _before(now, people, school_ids)
-    staff = resolve_staff(inputs.district, now.records("staff"), now.existing("staff_links"), now.existing("staff"))
+    staff = _identify_staff(now, school_ids)
     staff_ids = staff.known.rename({"person_id": "staff_id"})
 
     frozen = _frozen(now, school_ids)
@@ -215,7 +216,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     sources = people.with_held(stay_holds)
     own = _own_students(now, people)
     merged = _merged_students(now, people, sources, own)
-    near = _near_students(people.resolution.near_matches)
+    near = _doubted(people.resolution)
     years = _years(now, merged, stays, before)
     links = _student_links(now, people, sources)
     after = State(stays, seats, years, catalog["sections"])
@@ -232,22 +233,23 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "student_years": years,
         "student_links": links,
         "student_sources": _sources(now, sources),
-        "conflicts": published_conflicts(merged, inputs.district, inputs.school_year),
+        "conflicts": published_conflicts(
+            merged, now.existing("conflicts"), people.renamed, inputs.district, inputs.school_year
+        ),
         "enrollments": fit(stays, MERGED["enrollments"]).sort("student_id", "school_id", "entry_date"),
         "section_enrollments": fit(seats, MERGED["section_enrollments"]).sort("section_id", "person_id", "role"),
         "enrollment_changes": changes,
     }
+    near_matches = _near_matches(people.resolution, staff)
     return MergedRoster(
         frames=frames,
         held=holds,
-        near_matches=people.resolution.near_matches.rename(
-            {"person_id": "student_id", "other_person_id": "other_student_id"}
-        ),
+        near_matches=near_matches,
         cut_chains=people.resolution.cut_chains,
         recycled=people.resolution.recycled,
         retired=people.resolution.retired,
         retired_staff=staff.retired,
-        stats=_stats(now, people, sources, frames, holds),
+        stats=_stats(now, people, sources, frames, holds, near=near_matches.height),
         settled=merged.settled,
     )
 
@@ -393,6 +395,12 @@ def _renamed(aliases: Mapping[str, str], resolution: Resolution) -> dict[str, st
     back = set(resolution.known["person_id"]) if aliases else set()
     before = {alias: retired.get(student, student) for alias, student in aliases.items() if alias not in back}
     return {**before, **retired}
+
+
+def _identify_staff(now: _Delivery, school_ids: pl.DataFrame) -> Resolution:
+    records = refer(now.records("staff"), "school_sis_id", school_ids, "school_id")
+    links, published = now.existing("staff_links"), now.existing("staff")
+    return resolve_staff(now.inputs.district, records, links, published, now.inputs.staff_decisions)
 
 
 def _with_values_before(now: _Delivery) -> pl.DataFrame:
@@ -695,8 +703,17 @@ def _merged_students(now: _Delivery, people: _People, sources: pl.DataFrame, own
     )
 
 
-def _near_students(near: pl.DataFrame) -> list[str]:
+def _doubted(resolution: Resolution) -> list[str]:
+    """Who may be somebody else."""
+    near = resolution.near_matches
     return [*near["person_id"], *near["other_person_id"]]
+
+
+def _near_matches(students: Resolution, staff: Resolution) -> pl.DataFrame:
+    ids = {"person_id": "student_id", "other_person_id": "other_student_id"}
+    parts = {"student": students, "staff": staff}
+    found = [one.near_matches.rename(ids).with_columns(entity=pl.lit(entity)) for entity, one in parts.items()]
+    return pl.concat(found)
 
 
 def _own_students(now: _Delivery, people: _People) -> pl.DataFrame:
@@ -778,7 +795,7 @@ def _staff(now: _Delivery, staff: Resolution, school_ids: pl.DataFrame) -> pl.Da
     records = now.records("staff").join(who, on=RECORD)
     unsure = now.presence("staff").fates(_repointed(now.existing("staff_links"), staff.retired, "staff_id"))
     unsure = unsure.filter((pl.col("fate") == CARRIED) & pl.col("active"))
-    merged = published_staff(records, school_ids, now.inputs.district, now.priorities)
+    merged = published_staff(records, school_ids, now.inputs.district, now.priorities, _doubted(staff))
     published = now.existing("staff")
     if _is_owner(now):
         published = published.join(unsure, on="staff_id", how="semi")
@@ -789,7 +806,9 @@ def _staff_links(now: _Delivery, staff: Resolution) -> pl.DataFrame:
     """As `_student_links`; only the latest year says that a staff member is no longer delivered."""
     table, owner = MERGED["staff_links"], _is_owner(now)
     links = _repointed(now.existing("staff_links"), staff.retired, "staff_id")
-    fated = now.presence("staff").fates(links)
+    held = staff.known.rename({"person_id": "staff_id"})
+    moved = held.join(links.select(*RECORD, "staff_id"), on=[*RECORD, "staff_id"], how="anti")
+    fated = now.presence("staff").fates(links.update(moved.with_columns(rule=pl.lit(SPLIT)), on=RECORD))
     if owner:
         seen = pl.when(pl.col("fate") == CARRIED).then("active").otherwise(pl.col("fate") == DELIVERED)
         fated = fated.with_columns(active=seen)
@@ -804,6 +823,8 @@ def _stats(
     sources: pl.DataFrame,
     frames: Mapping[str, pl.DataFrame],
     holds: Sequence[Hold],
+    *,
+    near: int,
 ) -> MergeStats:
     systems = sources.group_by("student_id").agg(pl.col("integration").n_unique())
     kinds = frames["enrollment_changes"]["kind"].value_counts().sort("kind")
@@ -811,8 +832,8 @@ def _stats(
     return MergeStats(
         students=systems.height,
         matched=systems.filter(pl.col("integration") > 1).height,
-        near_matches=people.resolution.near_matches.height,
-        conflicts=frames["conflicts"].height,
+        near_matches=near,
+        conflicts=frames["conflicts"].filter(pl.col("status") != STALE).height,
         enrollments=frames["enrollments"].height,
         section_enrollments=frames["section_enrollments"].height,
         changes=dict(kinds.iter_rows()),

@@ -25,7 +25,7 @@ from sis_pipeline.roster.decisions import (
     no_decisions,
 )
 from sis_pipeline.roster.ids import derived_id, derived_ids
-from sis_pipeline.roster.near import PAIR, judged, neighbours, similar
+from sis_pipeline.roster.near import PAIR, WORDS, judged, neighbours, similar, similar_staff, told_apart
 from sis_pipeline.roster.normalise import email_key, exact_key, first_word_key, name_key, phone_key
 from sis_pipeline.roster.presence import RECORD
 
@@ -68,12 +68,39 @@ STUDENT_NEAR_RULES = (
     Rule("local_id", 1, ("local_id",)),
     Rule("name_birth", 2, _NAME_AND_BIRTH),
 )
-_SIMILAR_TIER = 3
-"""Of near matches that no rule of agreeing columns finds."""
 STAFF_RULES = (
-    Rule("state_staff_id", 0, ("state_staff_id", "lasts")),
+    Rule("state_staff_id", 0, ("ssid", "lasts")),
     Rule("email", 1, ("email", "lasts")),
     Rule("local_id", 1, ("local_id", "lasts")),
+)
+# Two systems number their staff apart from each other, and offices share a mailbox: of those a first name must agree.
+STAFF_NEAR_RULES = (
+    Rule("state_staff_id", 0, ("ssid",)),
+    Rule("email", 1, ("email", "firsts")),
+    Rule("local_id", 1, ("local_id", "firsts")),
+    Rule("name_school", 2, ("first", "last", "school_id")),
+)
+_SIMILAR_TIER = 3
+"""Of near matches that no rule of agreeing columns finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How records of one kind of people are told to be one person, or perhaps one. `similar`: finds more near matches, see
+    near.similar. `words`: what evidence calls a fact. `told_apart`: whoever one system has twice is two people, and
+    nobody is asked."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    near_rules: tuple[Rule, ...]
+    similar: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
+    words: Mapping[str, str]
+    told_apart: bool
+
+
+STUDENTS = Kind("student", STUDENT_RULES, STUDENT_NEAR_RULES, similar, WORDS, told_apart=False)
+STAFF = Kind(
+    "staff", STAFF_RULES, STAFF_NEAR_RULES, similar_staff, {**WORDS, "ssid": "state_staff_id"}, told_apart=True
 )
 
 
@@ -119,22 +146,27 @@ def resolve_students(
     of them; every other way to join two different state ids of one issuer is cut.
     """
     known = _known_people(students, "student_id")
-    facts = _student_facts(records, known)
+    facts = student_facts(records, known)
     decided = no_decisions() if decisions is None else decisions
-    resolver = _Resolver(facts, _link_frame(links, "student_id"), STUDENT_RULES, STUDENT_NEAR_RULES, decided)
-    return resolver.run("student", district)
+    return _Resolver(STUDENTS, facts, _link_frame(links, "student_id"), decided).run(district)
 
 
 def resolve_staff(
-    district: str, records: pl.DataFrame, links: pl.DataFrame, staff: pl.DataFrame | None = None
+    district: str,
+    records: pl.DataFrame,
+    links: pl.DataFrame,
+    staff: pl.DataFrame | None = None,
+    decisions: pl.DataFrame | None = None,
 ) -> Resolution:
     """Which staff member each record is: the same email, state id or local id with an agreeing last name, else new.
 
-    Shapes as in `resolve_students`, with `staff_id` for the person.
+    Shapes and decisions as in `resolve_students`, with `staff_id` for the person; state ids have no issuer, and two
+    different ones are never joined. Near matches: an id and the first name agree, or the names at one school.
     """
     known = _known_people(staff, "staff_id")
     facts = _staff_facts(records, known)
-    return _Resolver(facts, _link_frame(links, "staff_id"), STAFF_RULES, (), no_decisions()).run("staff", district)
+    decided = no_decisions() if decisions is None else decisions
+    return _Resolver(STAFF, facts, _link_frame(links, "staff_id"), decided).run(district)
 
 
 def resolve_schools(district: str, schools: pl.DataFrame) -> pl.DataFrame:
@@ -203,7 +235,7 @@ def _stacked(records: pl.DataFrame, known: pl.DataFrame, columns: Sequence[str])
     )
 
 
-def _student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     stacked = _stacked(
         records,
         known,
@@ -234,16 +266,36 @@ def _student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
 
 
 def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
-    stacked = _stacked(records, known, ["state_staff_id", "local_id", "last_name", "email"])
-    named = _with_keys(stacked, ["last_name"], _last_names)
+    """In the columns of a student's facts: a state id is a state id."""
+    text = [
+        "state_staff_id",
+        "local_id",
+        "first_name",
+        "preferred_first_name",
+        "last_name",
+        "email",
+        "phone",
+        "school_id",
+    ]
+    stacked = _stacked(records, known, text).with_columns(pl.col(text).cast(pl.String))
+    named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
+    named = _with_keys(named, ["last_name"], _last_names)
     return named.select(
         "node",
         *RECORD,
         "person_id",
+        "first",
+        "last",
+        "firsts",
         "lasts",
-        state_staff_id=exact_key(pl.col("state_staff_id")),
+        birth_date=pl.lit(None, pl.Date),
+        ssid=exact_key(pl.col("state_staff_id")),
+        ssid_issuer=pl.lit(""),
         local_id=exact_key(pl.col("local_id")),
         email=email_key(pl.col("email")),
+        phones=_variants(phone_key(pl.col("phone"))),
+        school_id="school_id",
+        grade_level=pl.lit(None, pl.String),
     )
 
 
@@ -291,17 +343,10 @@ def _issued(kind: str) -> pl.Expr:
 class _Resolver:
     """One resolution, step by step; `labels` is the component of every node so far."""
 
-    def __init__(
-        self,
-        facts: pl.DataFrame,
-        links: pl.DataFrame,
-        rules: Sequence[Rule],
-        near_rules: Sequence[Rule],
-        decisions: pl.DataFrame,
-    ) -> None:
+    def __init__(self, kind: Kind, facts: pl.DataFrame, links: pl.DataFrame, decisions: pl.DataFrame) -> None:
         links = links_as_decided(links, decisions)
-        self.links, self.rules, self.near_rules = links, rules, near_rules
-        self.recycled = _recycled(facts, links) if "birth_date" in facts.columns else facts.head(0).select(*RECORD)
+        self.kind, self.links = kind, links
+        self.recycled = _recycled(facts, links)
         # renumber: a recycled record is nobody's, and must not lend its facts to anybody
         self.facts = (
             facts.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
@@ -312,10 +357,10 @@ class _Resolver:
         self.decided = decided_nodes(self.facts, links, decisions)
         self.labels: Nodes = np.arange(self.facts.height, dtype=np.int64)
 
-    def run(self, what: str, district: str) -> Resolution:
+    def run(self, district: str) -> Resolution:
         known = self._join_links()
         matched, cut = self._join_rules()
-        people, retired = self._people(known, what, district)
+        people, retired = self._people(known, district)
         near = self._near_matches(people)
         assignment = self._assignment(known, matched, people, near)
         return Resolution(
@@ -374,15 +419,13 @@ class _Resolver:
     def _tiers(self) -> Iterator[pl.DataFrame]:
         forced = self.decided.filter(pl.col("verdict") == SAME).select("node", "hub", rule=pl.lit(CONFIRMED))
         yield forced.with_columns(tier=pl.lit(-1, pl.Int32))
-        for tier in sorted({rule.tier for rule in self.rules}):
-            yield pl.concat([_edges(self.facts, rule) for rule in self.rules if rule.tier == tier])
+        for tier in sorted({rule.tier for rule in self.kind.rules}):
+            yield pl.concat([_edges(self.facts, rule) for rule in self.kind.rules if rule.tier == tier])
 
     def _contradicting(self) -> Nodes:
         """Components that hold two different state ids of one issuer, or two people that a person told apart."""
         left, right = self._apart(self.labels)
         joined: Nodes = left[left == right]
-        if "ssid" not in self.facts.columns:
-            return joined
         known = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).drop_nulls("ssid")
         counts = known.group_by("label", "ssid_issuer").agg(pl.col("ssid").n_unique())
         two_ids: Nodes = counts.filter(pl.col("ssid") > 1)["label"].unique().to_numpy()
@@ -402,7 +445,7 @@ class _Resolver:
 
         return np.isin(named(left, right), named(*self._apart(labels)))
 
-    def _people(self, known: pl.DataFrame, what: str, district: str) -> tuple[pl.DataFrame, dict[str, str]]:
+    def _people(self, known: pl.DataFrame, district: str) -> tuple[pl.DataFrame, dict[str, str]]:
         """The person of every component (label, person_id) and the people that were merged into another."""
         claims = (
             known.select("person_id", "first_seen", label=pl.Series(self.labels).gather(known["node"]))
@@ -416,11 +459,12 @@ class _Resolver:
             "label", keep="first", maintain_order=True
         )
         fresh = firsts.join(kept, on="label", how="anti", maintain_order="left")
-        ids = self._fresh_ids(fresh, what, district)
+        ids = self._fresh_ids(fresh, district)
         people = pl.concat([kept, fresh.select("label", person_id=pl.Series(ids, dtype=pl.String))])
         return people, dict(merged.select("person_id", "keeper").iter_rows())
 
-    def _fresh_ids(self, fresh: pl.DataFrame, what: str, district: str) -> list[str]:
+    def _fresh_ids(self, fresh: pl.DataFrame, district: str) -> list[str]:
+        what = self.kind.name
         taken = {*self.links["person_id"], *self.facts["person_id"].drop_nulls()}
         ids = []
         for integration, sis_id in fresh.select(*RECORD).iter_rows():
@@ -433,18 +477,20 @@ class _Resolver:
 
     def _near_matches(self, people: pl.DataFrame) -> pl.DataFrame:
         """Neighbours in a group that agrees on part of a rule, or is alike, but are two people: one pair per two people."""
-        if not self.near_rules:
-            return pl.DataFrame(schema=NEAR_SCHEMA)
         labelled = self.facts.with_columns(label=pl.Series(self.labels))
         # what is published of somebody counts only where no record says how it is now
         delivered = labelled.filter(pl.col("sis_id").is_not_null())["label"].unique()
         present = labelled.filter(pl.col("sis_id").is_not_null() | ~pl.col("label").is_in(delivered.implode()))
         parts = [
             neighbours(present, rule.columns).with_columns(rule=pl.lit(rule.name), tier=pl.lit(rule.tier))
-            for rule in self.near_rules
+            for rule in self.kind.near_rules
         ]
-        parts.append(similar(labelled, present).with_columns(tier=pl.lit(_SIMILAR_TIER)))
+        parts.append(self.kind.similar(labelled, present).with_columns(tier=pl.lit(_SIMILAR_TIER)))
         pairs = self._not_contradicting(pl.concat(parts).select(*PAIR, "rule", "tier"))
+        if self.kind.told_apart:
+            pairs = pairs.join(
+                told_apart(labelled, pairs), on=["label", "other_label"], how="anti", maintain_order="left"
+            )
         apart = self._are_apart(pairs["label"].to_numpy(), pairs["other_label"].to_numpy(), self.labels)
         pairs = (
             pairs.filter(pl.Series(~apart))
@@ -464,7 +510,7 @@ class _Resolver:
             pl.col("sis_id").is_not_null() | pl.col("other_sis_id").is_not_null()
         )
         return (
-            judged(self.facts, named)
+            judged(self.facts, named, self.kind.words)
             .join(people, on="label")
             .join(people.rename({"label": "other_label", "person_id": "other_person_id"}), on="other_label")
             .select(*NEAR_SCHEMA)

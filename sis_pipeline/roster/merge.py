@@ -3,7 +3,7 @@ Who is whom is decided in `identity`; enrollments are merged in `enrollments`.""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import polars as pl
 
 from sis_pipeline.roster.attributes import ATTRIBUTES, EDITED, PERSON, Attribute
 from sis_pipeline.roster.frames import POLARS_DTYPES, fit
-from sis_pipeline.roster.model import CONFLICTS, MERGED_STUDENTS, STUDENT_YEARS, STUDENTS
+from sis_pipeline.roster.model import CONFLICTS, MERGED_STUDENTS, STALE, STUDENT_YEARS, STUDENTS
 from sis_pipeline.roster.normalise import value_key
 from sis_pipeline.roster.policies import OF_YEAR, Policies
 
@@ -485,8 +485,15 @@ def published_years(merged: MergedStudents, homes: pl.DataFrame, district: str, 
     )
 
 
-def published_conflicts(merged: MergedStudents, district: str, school_year: str) -> pl.DataFrame:
-    return fit(merged.conflicts.with_columns(district=pl.lit(district), school_year=pl.lit(school_year)), CONFLICTS)
+def published_conflicts(
+    merged: MergedStudents, before: pl.DataFrame, gone: Collection[str], district: str, school_year: str
+) -> pl.DataFrame:
+    """The conflicts rows: those of now, and as they last stood those of before that are none any more, because the systems
+    agree by now or a record is gone. `before`: the rows published; `gone`: ids of students who are another one by now."""
+    stated = merged.conflicts.with_columns(district=pl.lit(district), school_year=pl.lit(school_year))
+    standing = fit(stated, CONFLICTS)
+    stale = before.join(standing, on=CONFLICTS.key, how="anti").filter(~pl.col("student_id").is_in(list(gone)))
+    return pl.concat([standing, stale.with_columns(status=pl.lit(STALE))]).sort("student_id", "attribute")
 
 
 def changed_values(one: Mapping[str, pl.DataFrame], other: Mapping[str, pl.DataFrame]) -> pl.DataFrame:

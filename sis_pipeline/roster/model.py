@@ -37,7 +37,9 @@ CHANGE_KINDS = (
 )  # fmt: skip
 ACCOUNT_KINDS = ("student", "staff")
 ACCOUNT_STATUSES = ("active", "suspended")
-CONFLICT_STATUSES = ("open", "auto", "resolved", "stale")
+STANDING_CONFLICTS = ("open", "auto", "resolved")
+STALE = "stale"
+CONFLICT_STATUSES = (*STANDING_CONFLICTS, STALE)
 
 SCHOOL_YEAR_PATTERN = r"^\d{4}-\d{4}$"
 
@@ -466,7 +468,7 @@ STUDENT_SOURCES = Table(
 
 CONFLICTS = Table(
     "conflicts",
-    "Attributes on which the systems disagree, what was chosen and by which rule.",
+    "Attributes on which the systems disagree, what was chosen and by which rule; and, stale, on which they did until `changed_at`.",
     (
         _district(),
         _uuid("student_id", "the student", key=True),
@@ -481,7 +483,12 @@ CONFLICTS = Table(
         _text("chosen", "the published value, as text"),
         _text("chosen_from", "integration/sis_id of the chosen value"),
         _text("rule", "the rule that chose", required=True),
-        _text("status", "open, auto, resolved or stale", required=True, codes=CONFLICT_STATUSES),
+        _text(
+            "status",
+            "whether nobody has chosen, a rule, or a person; stale where nothing conflicts any more",
+            required=True,
+            codes=CONFLICT_STATUSES,
+        ),
     ),
 )
 
@@ -541,6 +548,12 @@ MERGED_STAFF = Table(
         _uuid("staff_id", "the staff member's permanent id", key=True),
         *_carried(STAFF),
         _uuid("school_id", "main school", required=False),
+        Column(
+            "near_match",
+            "bool",
+            "true while a possible same person waits for review; no account is made",
+            required=True,
+        ),
     ),
 )
 

@@ -114,7 +114,7 @@ def similar(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
     pairs = pl.concat(neighbours(_around(facts, unsettled, columns), columns) for columns in blocks)
     pairs = pairs.unique(["node", "hub"]).sort("node", "hub")
     alike = likeness(everybody, pairs)
-    names = (alike.first >= ALIKE) & (alike.last >= ALIKE) & (alike.first + alike.last >= 2 * ALIKE_TOGETHER)
+    names = _are_alike(alike)
     # many children share name and birth year: a slip of the pen in the date needs something else that agrees
     exactly = _at_least(alike.first, NICKNAME) & _at_least(alike.last, VARIANT) & (alike.more > 0)
     rule = np.select(
@@ -123,15 +123,30 @@ def similar(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
         "",
     )
     found = pairs.with_columns(rule=pl.Series(rule, dtype=pl.String)).filter(pl.col("rule") != "")
-    return found.join(_told_apart(facts, found), on=["label", "other_label"], how="anti", maintain_order="left")
+    return found.join(told_apart(facts, found), on=["label", "other_label"], how="anti", maintain_order="left")
 
 
-def _told_apart(facts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+def similar_staff(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
+    """As `similar`, of staff, who have no birth date: pairs at one school whose names are alike."""
+    blocks = (("school_id", "lasts"), ("school_id", "firsts"))
+    pairs = pl.concat(neighbours(facts, columns) for columns in blocks).unique(["node", "hub"]).sort("node", "hub")
+    alike = likeness(everybody, pairs)
+    names = _are_alike(alike)
+    return pairs.filter(pl.Series(names)).with_columns(rule=pl.lit("similar_name"))
+
+
+def told_apart(facts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """The pairs of which one system has both."""
     systems = facts.select("label", "integration").drop_nulls().unique()
     return pairs.join(systems, on="label").join(
         systems.rename({"label": "other_label"}), on=["other_label", "integration"], how="semi"
     )
+
+
+def _are_alike(alike: Likeness) -> Mask:
+    """Whether the names are: each, and both together."""
+    each = (alike.first >= ALIKE) & (alike.last >= ALIKE)
+    return each & (alike.first + alike.last >= 2 * ALIKE_TOGETHER)
 
 
 def _at_least(scores: Scores, value: float) -> Mask:
@@ -226,7 +241,7 @@ def _more(one: pl.DataFrame, other: pl.DataFrame) -> Scores:
     return np.where(reachable, 1.0, np.where(agrees("school_id") & agrees("grade_level"), 0.5, 0.0)).astype(np.float32)
 
 
-_AGREE: Mapping[str, str] = {
+WORDS: Mapping[str, str] = {
     "ssid": "ssid",
     "local_id": "local_id",
     "first": "first_name",
@@ -238,15 +253,16 @@ _AGREE: Mapping[str, str] = {
 }
 
 
-def judged(facts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
-    """The pairs with `score`, from 0 to 1, and `evidence`: names of what agrees or is alike, never a value."""
+def judged(facts: pl.DataFrame, pairs: pl.DataFrame, words: Mapping[str, str]) -> pl.DataFrame:
+    """The pairs with `score`, from 0 to 1, and `evidence`: names of what agrees or is alike, never a value. `words`: WORDS,
+    or what other people's facts are called."""
     one, other = facts[pairs["node"]], facts[pairs["hub"]]
     alike = likeness(facts, pairs)
-    agree = {name: (one[name] == other[name]).fill_null(value=False) for name in _AGREE}
+    agree = {name: (one[name] == other[name]).fill_null(value=False) for name in words}
     same_id = agree["ssid"].to_numpy() | agree["local_id"].to_numpy()
     score = np.where(same_id, (1 + alike.score) / 2, alike.score)
     marks = {
-        **{words: agree[name] for name, words in _AGREE.items()},
+        **{word: agree[name] for name, word in words.items()},
         "nickname": pl.Series(alike.nickname),
         "similar first_name": pl.Series(_is_alike(alike.first) & ~alike.nickname & ~agree["first"].to_numpy()),
         "similar last_name": pl.Series(_is_alike(alike.last) & ~agree["last"].to_numpy()),

@@ -55,13 +55,13 @@ def exact_key(text: pl.Expr) -> pl.Expr:
 
 
 def value_key(column: str) -> pl.Expr:
-    """What two values of a student column are compared by when asking whether the systems disagree.
+    """What two values of a student or staff column are compared by when asking whether the systems disagree.
 
     Ids are compared exactly, emails and phones by their keys, all other text by `name_key`; a value whose key is
     empty is compared as it is written.
     """
     value = pl.col(column)
-    if column in {"ssid", "local_id", "ssid_issuer", "local_id_issuer"}:
+    if column in {"ssid", "local_id", "ssid_issuer", "local_id_issuer", "state_staff_id"}:
         key = exact_key(value)
     elif column in {"email", "username"}:
         key = value.str.strip_chars().str.to_lowercase()

@@ -356,7 +356,7 @@ def _near_matches(
         if named not in stored
         or (stored[named]["status"] != "open" and stored[named]["school_year"] <= inputs.school_year)
     ]
-    away = ({*inputs.aliases, *merged.retired}) - restored
+    away = ({*inputs.aliases, *merged.retired, *merged.retired_staff}) - restored
     withdrawn = [
         named
         for named, row in stored.items()
@@ -372,7 +372,7 @@ def _near_match(named: str, row: Mapping[str, Any]) -> PlannedNearMatch:
     one, other = (
         f"{row[f'{side}integration']}/{row[f'{side}sis_id']}"
         if row[f"{side}integration"] is not None
-        else f"student {row[f'{side}student_id']}"
+        else f"{row['entity']} {row[f'{side}student_id']}"
         for side in ("", "other_")
     )
     return PlannedNearMatch(named, (one, other), row["rule"], row["evidence"], row["score"])

@@ -15,6 +15,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import conflict_decisions, roster_tables
 from sis_pipeline.roster.attributes import ANY_TRUE
 from sis_pipeline.roster.merge import KEPT, Decided
+from sis_pipeline.roster.model import STALE
 
 conflicts = roster_tables["conflicts"]
 
@@ -111,7 +112,9 @@ def rules(connection: Connection, district: str, school_year: str) -> list[objec
 
 
 def _newest_conflict(connection: Connection, student_id: str, attribute: str) -> Any:
-    query = select(conflicts).where(conflicts.c.student_id == student_id, conflicts.c.attribute == attribute)
+    query = select(conflicts).where(
+        conflicts.c.student_id == student_id, conflicts.c.attribute == attribute, conflicts.c.status != STALE
+    )
     found = connection.execute(
         query.order_by(conflicts.c.school_year.desc(), conflicts.c.district).limit(1)
     ).one_or_none()

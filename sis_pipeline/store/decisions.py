@@ -16,8 +16,9 @@ from sis_pipeline.store.files import digest
 SIDES = ("", "other_")
 
 
-def standing(connection: Connection, district: str) -> pl.DataFrame:
-    """The decisions of a district that stand, as `decisions.DECISIONS`; ids of merged students are those they are now."""
+def standing(connection: Connection, district: str, entity: str) -> pl.DataFrame:
+    """The decisions of a district about its students, or its staff, that stand, as `decisions.DECISIONS`; ids of merged
+    students are those they are now."""
     columns = [
         column
         for side in SIDES
@@ -28,7 +29,9 @@ def standing(connection: Connection, district: str) -> pl.DataFrame:
         )
     ]
     query = select(*columns, identity_decisions.c.verdict).where(
-        identity_decisions.c.district == district, identity_decisions.c.superseded_by.is_(None)
+        identity_decisions.c.district == district,
+        identity_decisions.c.entity == entity,
+        identity_decisions.c.superseded_by.is_(None),
     )
     rows = [tuple(row) for row in connection.execute(query)]
     return pl.DataFrame(rows, schema=DECISIONS, orient="row").unique().sort(pl.all())

@@ -53,7 +53,7 @@ from sis_pipeline.store.accounts import spend_usernames
 from sis_pipeline.store.files import DataFolder, is_part
 from sis_pipeline.store.holds import without_students
 from sis_pipeline.store.locks import all_integrations_locked, begin_writing
-from sis_pipeline.store.merged import BEFORE
+from sis_pipeline.store.merged import BEFORE, lasting
 from sis_pipeline.store.snapshots import GOOD
 
 Record = tuple[str, str]
@@ -378,8 +378,7 @@ class Erasing:
             manifest = self._files.read_json(f"{row.path}/{MANIFEST}")
             if not manifest.get("erased"):
                 rows = {
-                    name: number - self._rows_of(f"{row.path}/{name}.parquet", subject)
-                    for name, number in manifest["rows"].items()
+                    name: number - self._rows_of(row.path, name, subject) for name, number in manifest["rows"].items()
                 }
                 self._mark(row.path, erasure_id, rows=rows, files={}, held=[], retired={})
         for file in [*before, *frames]:
@@ -387,10 +386,12 @@ class Erasing:
                 self._files.delete(f"{row.path}/{file}")
             yield "merged", file, 0
 
-    def _rows_of(self, path: str, subject: Subject) -> int:
+    def _rows_of(self, folder: str, table: str, subject: Subject) -> int:
+        """As the manifest counts them."""
+        path = f"{folder}/{table}.parquet"
         if not self._files.exists(path):
             return 0
-        frame = self._files.read_columns(path, PERSON)
+        frame = lasting(table, self._files.read_columns(path, {*PERSON, "status"})).drop("status", strict=False)
         named = [pl.col(name).is_in(subject.ids) for name in frame.columns]
         return frame.filter(pl.any_horizontal(named)).height if named else 0
 
@@ -487,11 +488,13 @@ def _condition(table: Table, subject: Subject) -> ColumnElement[bool]:
     found: list[ColumnElement[bool]] = [table.c[name].in_(subject.ids) for name in PERSON if name in table.c]
     if table.name in BY_RECORD:
         sides = [side for side in ("", "other_") if f"{side}sis_id" in table.c]
-        found += [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
+        records = [_is_record(table.c[f"{side}integration"], table.c[f"{side}sis_id"], subject) for side in sides]
+        # a student's and a teacher's record may have the same id
+        found += [and_(one, table.c.entity == "student") if "entity" in table.c else one for one in records]
     if table.name == "conflicts":  # another student's, from before a record became this one's; a merge writes it anew
         found += [table.c.candidates.contains([{"integration": one, "sis_id": two}]) for one, two in subject.records]
-    mine = or_(*found)
-    return and_(table.c.district == subject.district, mine)
+    districts = [table.c[name] == subject.district for name in ("district", "other_district") if name in table.c]
+    return and_(or_(*districts), or_(*found))
 
 
 def _is_record(integration: Any, sis_id: Any, subject: Subject) -> ColumnElement[bool]:

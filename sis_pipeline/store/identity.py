@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, Literal, cast
 
 import polars as pl
-from sqlalchemy import Connection, Engine, Row, and_, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, Row, Table, and_, func, literal, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from sis_pipeline.connect.errors import ConfigError
@@ -28,21 +28,28 @@ NOW = text(f"{SCHEMA}.clock()")
 SIDES = ("", "other_")
 Status = Literal["open", "decided", "gone"]
 
+Entity = Literal["student", "staff"]
+
 links = roster_tables["student_links"]
-sources = roster_tables["student_sources"]
-students = roster_tables["students"]
+LINKS: dict[Entity, tuple[Table, str]] = {
+    "student": (links, "student_id"),
+    "staff": (roster_tables["staff_links"], "staff_id"),
+}
+"""Where it stands who has which record, and the column of who that is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two: its record (None for a student without one in that school year) and the student it was then."""
+    """One of two: its record (None for somebody without one in that school year) and the student, or staff member, it was
+    then."""
 
     record: Record | None
     student_id: str | None
+    entity: Entity = "student"
 
     @property
     def words(self) -> str:
-        return "/".join(self.record) if self.record else f"student {self.student_id}"
+        return "/".join(self.record) if self.record else f"{self.entity} {self.student_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class NearMatch:
 
     near_match_id: str
     district: str
+    entity: Entity
     school_year: str
     sides: tuple[Side, Side]
     rule: str
@@ -67,6 +75,7 @@ class Decision:
 
     decision_id: str
     district: str
+    entity: Entity
     verdict: Literal["same", "distinct"]
     sides: tuple[Side, Side]
     near_match_id: str | None
@@ -82,13 +91,17 @@ class Identities:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def near_matches(self, district: str | None = None, status: Status | None = "open") -> list[NearMatch]:
+    def near_matches(
+        self, district: str | None = None, status: Status | None = "open", entity: Entity | None = None
+    ) -> list[NearMatch]:
         """The likeliest first."""
         query = select(near_matches).order_by(near_matches.c.score.desc(), near_matches.c.near_match_id)
         if district is not None:
             query = query.where(near_matches.c.district == district)
         if status is not None:
             query = query.where(near_matches.c.status == status)
+        if entity is not None:
+            query = query.where(near_matches.c.entity == entity)
         with self._engine.connect() as connection:
             return [_near_match(row) for row in connection.execute(query)]
 
@@ -97,11 +110,10 @@ class Identities:
         with self._engine.connect() as connection:
             return _get(connection, near_match_id)
 
-    def decisions(self, student_id: str) -> list[Decision]:
-        """Every decision that names a student or one of the records it has now, newest first."""
+    def decisions(self, student_id: str, entity: Entity = "student") -> list[Decision]:
+        """Every decision that names a student, or staff member, or one of the records it has now, newest first."""
         with self._engine.connect() as connection:
-            mine = select(links.c.integration, links.c.sis_id).where(links.c.student_id == student_id)
-            who = _Who(student_id, [(row.integration, row.sis_id) for row in connection.execute(mine)])
+            who = _Who(student_id, sorted(_records(connection, None, student_id, entity)), entity)
             named = [_is_side(side, who) for side in SIDES]
             table = identity_decisions.c
             query = select(identity_decisions).where(or_(*named)).order_by(table.decided_at.desc(), table.decision_id)
@@ -175,8 +187,10 @@ class Identities:
                 )
             if verdict == SAME:
                 _refuse_two_state_ids(connection, found)
+            is_student = found.entity == "student"
             words = {"actor": actor, "reason": reason, "near_match_id": found.near_match_id}
-            joined = _parting_of_joined(connection, district, found.sides) if verdict == DISTINCT else None
+            parts = verdict == DISTINCT and is_student
+            joined = _parting_of_joined(connection, district, found.sides) if parts else None
             if joined:
                 made = _part(connection, district, joined, **words)
             else:
@@ -184,7 +198,8 @@ class Identities:
                 _supersede(connection, district, *_both(connection, district, found.sides), made)
             _close(connection, [found.near_match_id], "decided")
             two = [side.student_id for side in found.sides]
-            details = {"decisions": made, "students": two, "reason": reason, "rule": found.rule}
+            people = "students" if is_student else "staff"
+            details = {"decisions": made, people: two, "reason": reason, "rule": found.rule}
             audit.append(
                 connection,
                 "link.confirm" if verdict == SAME else "link.distinct",
@@ -217,6 +232,7 @@ def _record_near_matches(connection: Connection, operation: Operation, merged: M
         or_(
             near_matches.c.school_year == operation.school_year,
             *(near_matches.c[f"{side}student_id"].in_(aliases) for side in SIDES),
+            *(near_matches.c[f"{side}student_id"].in_(merged.retired_staff) for side in SIDES),
         ),
         text("near_match_id <> all(cast(:found as uuid[]))").bindparams(found=ids),
     )
@@ -236,6 +252,7 @@ def _near_row(operation: Operation, row: Mapping[str, Any]) -> dict[str, Any]:
         **{name: row[name] for side in SIDES for name in (f"{side}integration", f"{side}sis_id", f"{side}student_id")},
         "near_match_id": near_match_id(operation.district, row["student_id"], row["other_student_id"]),
         "district": operation.district,
+        "entity": row.get("entity", "student"),  # frames of an earlier version say nothing
         "school_year": operation.school_year,
         "rule": row["rule"],
         "evidence": row["evidence"],
@@ -342,7 +359,7 @@ def _parting_of_joined(connection: Connection, district: str, sides: tuple[Side,
 
 def _student_now(connection: Connection, district: str, side: Side) -> str | None:
     if side.record is not None:
-        return _holder(connection, district, side.record)
+        return _holder(connection, district, side.record, side.entity)
     alias = select(student_aliases.c.student_id).where(
         student_aliases.c.alias_id == side.student_id, student_aliases.c.restored_at.is_(None)
     )
@@ -358,34 +375,41 @@ def _a_record_of(connection: Connection, alias_id: str | None) -> Record | None:
     return tuple(records[0]) if records else None
 
 
-def _holder(connection: Connection, district: str, record: Record) -> str | None:
-    """The student that has a record."""
-    integration, sis_id = record
-    query = select(links.c.student_id).where(
-        links.c.district == district, links.c.integration == integration, links.c.sis_id == sis_id
+def _holder(connection: Connection, district: str, record: Record, entity: Entity) -> str | None:
+    """Who has a record."""
+    (table, person), (integration, sis_id) = LINKS[entity], record
+    query = select(table.c[person]).where(
+        table.c.district == district, table.c.integration == integration, table.c.sis_id == sis_id
     )
     found: str | None = connection.scalar(query)
     return found
 
 
 def _refuse_two_state_ids(connection: Connection, near: NearMatch) -> None:
-    """Whatever the published students and their records say now counts."""
-    ids: list[set[tuple[str, str]]] = []
-    for side in near.sides:
-        found: set[tuple[str, str]] = set()
-        for table in (students, sources):
-            query = select(func.trim(table.c.ssid_issuer), func.trim(table.c.ssid)).where(
-                table.c.district == near.district, table.c.student_id == side.student_id, table.c.ssid.is_not(None)
-            )
-            found |= {(issuer or "", ssid) for issuer, ssid in connection.execute(query)}
-        ids.append(found)
-    one, other = ids
+    """Whatever is published of the two, and their records, say now counts."""
+    one, other = (_state_ids(connection, near, side) for side in near.sides)
     if any(issuer == issuer_too and ssid != ssid_too for issuer, ssid in one for issuer_too, ssid_too in other):
         raise ConfigError(
             "The two have different state ids of one issuer; two state ids are never joined.",
             code="config.two_state_ids",
             advice="Have the wrong one corrected in its SIS; the next sync then joins them, or asks again.",
         )
+
+
+def _state_ids(connection: Connection, near: NearMatch, side: Side) -> set[tuple[str, str]]:
+    """Issuer and state id, as often as they are said of somebody; those of staff have no issuer."""
+    if near.entity == "staff":
+        staff = roster_tables["staff"].c
+        mine = (staff.district == near.district) & (staff.staff_id == side.student_id)
+        query = select(literal(""), func.trim(staff.state_staff_id)).where(mine, staff.state_staff_id.is_not(None))
+        return {(issuer, state_id) for issuer, state_id in connection.execute(query)}
+    found: set[tuple[str, str]] = set()
+    for table in (roster_tables["students"], roster_tables["student_sources"]):
+        query = select(func.trim(table.c.ssid_issuer), func.trim(table.c.ssid)).where(
+            table.c.district == near.district, table.c.student_id == side.student_id, table.c.ssid.is_not(None)
+        )
+        found |= {(issuer or "", ssid) for issuer, ssid in connection.execute(query)}
+    return found
 
 
 def _decide(
@@ -411,6 +435,7 @@ def _decide(
             identity_decisions.insert().values(
                 district=district,
                 decision_id=decision_id,
+                entity=sides[0].entity,
                 verdict=verdict,
                 near_match_id=near_match_id,
                 decided_by=actor,
@@ -424,10 +449,11 @@ def _decide(
 
 @dataclass(frozen=True, slots=True)
 class _Who:
-    """A student in the words of decisions: the id, where it is the whole student, and the records."""
+    """Somebody in the words of decisions: the id, where it is the whole person, and the records."""
 
     student_id: str | None
     records: Sequence[Record]
+    entity: Entity = "student"
 
 
 def _supersede(connection: Connection, district: str, one: _Who, other: _Who, decisions: Sequence[str]) -> None:
@@ -472,26 +498,30 @@ def _both(connection: Connection, district: str, sides: tuple[Side, Side]) -> tu
     one, other = (_who(connection, district, side) for side in sides)
     smaller, larger = sorted((one, other), key=lambda who: len(who.records))
     rest = [record for record in larger.records if record not in smaller.records]
-    return smaller, _Who(larger.student_id, rest)
+    return smaller, _Who(larger.student_id, rest, larger.entity)
 
 
 def _who(connection: Connection, district: str, side: Side) -> _Who:
     """A side with all records of its student. Where its record is another student's by now: those that came along from
     the student it was, else that record only."""
     if side.record is not None:
-        held_by = _holder(connection, district, side.record)
+        held_by = _holder(connection, district, side.record, side.entity)
         if held_by != side.student_id:
-            held = _records(connection, district, held_by)
+            if side.entity == "staff":  # what came along with whom is not kept
+                return _Who(None, [side.record], side.entity)
+            held = _records(connection, district, held_by, side.entity)
             came = absorbed(connection, district, held_by, held) if held_by else []
             along = [one.records for one in came if one.alias_id == side.student_id and side.record in one.records]
             return _Who(side.student_id if along else None, next(iter(along), [side.record]))
-    return _Who(side.student_id, sorted(_records(connection, district, side.student_id)))
+    return _Who(side.student_id, sorted(_records(connection, district, side.student_id, side.entity)), side.entity)
 
 
-def _records(connection: Connection, district: str, student_id: str | None) -> set[Record]:
-    query = select(links.c.integration, links.c.sis_id).where(
-        links.c.district == district, links.c.student_id == student_id
-    )
+def _records(connection: Connection, district: str | None, person_id: str | None, entity: Entity) -> set[Record]:
+    """Somebody's records; the district may be left out, as an id is in one only."""
+    table, person = LINKS[entity]
+    query = select(table.c.integration, table.c.sis_id).where(table.c[person] == person_id)
+    if district is not None:
+        query = query.where(table.c.district == district)
     return {(row.integration, row.sis_id) for row in connection.execute(query)}
 
 
@@ -501,7 +531,8 @@ def _is_side(prefix: str, who: _Who) -> Any:
         and_(table[f"{prefix}integration"] == integration, table[f"{prefix}sis_id"] == sis_id)
         for integration, sis_id in who.records
     ]
-    return or_(*named, and_(table[f"{prefix}integration"].is_(None), table[f"{prefix}student_id"] == who.student_id))
+    whole = and_(table[f"{prefix}integration"].is_(None), table[f"{prefix}student_id"] == who.student_id)
+    return and_(table.entity == who.entity, or_(*named, whole))
 
 
 def _check_words(actor: str, reason: str) -> None:
@@ -553,4 +584,5 @@ def _fields(kind: Any, row: Row[Any]) -> dict[str, Any]:
 
 def _side(values: Mapping[str, Any], prefix: str) -> Side:
     integration, sis_id = values[f"{prefix}integration"], values[f"{prefix}sis_id"]
-    return Side(None if integration is None else (integration, sis_id), values[f"{prefix}student_id"])
+    record = None if integration is None else (integration, sis_id)
+    return Side(record, values[f"{prefix}student_id"], values["entity"])

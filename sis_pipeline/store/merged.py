@@ -20,7 +20,7 @@ from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
 from sis_pipeline.roster.guard import Hold, Part
-from sis_pipeline.roster.model import ENTITIES, MERGED, Kind, Table
+from sis_pipeline.roster.model import CONFLICTS, ENTITIES, MERGED, STALE, Kind, Table
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship, withdrawals
@@ -224,7 +224,8 @@ class MergeStore:
             withdrawn = withdrawals.standing(connection, district, school_year)
             existing = _existing(connection, district, school_year)
             rejected = _quarantined(connection, found)
-            decided, standing = decisions.mark(connection, district), decisions.standing(connection, district)
+            decided = decisions.mark(connection, district)
+            of_students, of_staff = (decisions.standing(connection, district, one) for one in ("student", "staff"))
             aliases = decisions.aliases(connection, district)
         integrations = {one.key: one for one in self._integrations(district)}
         released = frozenset(ruling.fingerprint for ruling in rulings.released)
@@ -239,7 +240,8 @@ class MergeStore:
             quarantined=rejected,
             policies=own_policies,
             thresholds=own,
-            decisions=standing,
+            decisions=of_students,
+            staff_decisions=of_staff,
             aliases=aliases,
             edits=edits,
             decided=chosen,
@@ -297,7 +299,7 @@ class MergeStore:
                 "version": 1,
                 "operation_id": operation.operation_id,
                 "files": hashes,
-                "rows": {name: frame.height for name, frame in merged.frames.items()},
+                "rows": {name: lasting(name, frame).height for name, frame in merged.frames.items()},
                 "released": sorted(released),
                 "waiting": sorted(waiting),
                 "terms": asdict(terms) if terms else None,
@@ -372,7 +374,7 @@ class MergeStore:
         }
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows`, `released`, `waiting`, `terms`, `decided`, `edited`, `known_erasures`, `settled`, `held`,
+        """`files` (table -> hash), `rows` (see `lasting`), `released`, `waiting`, `terms`, `decided`, `edited`, `known_erasures`, `settled`, `held`,
         `retired`, `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 
@@ -537,6 +539,11 @@ def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]
     if PUBLICATION[table.name] == "year":
         scope["school_year"] = school_year
     return scope
+
+
+def lasting(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows of a table that stay as long as it is published: stale conflicts are given up by age."""
+    return frame.filter(pl.col("status") != STALE) if name == CONFLICTS.name else frame
 
 
 def published_epochs(connection: Connection, district: str) -> dict[str, int]:

@@ -63,8 +63,8 @@ class LedgerCount:
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """An operation in depth. `holds`: what became of holds by it -> their ids. `conflicts`: how many it opened, changed
-    and closed."""
+    """An operation in depth. `holds`: what became of holds by it -> their ids. `conflicts`: how many it opened and
+    changed, those that went stale or opened again among them."""
 
     operation: Told
     ledger: Sequence[LedgerCount]
@@ -172,7 +172,7 @@ class Operations:
             query = select(sync_operations).where(sync_operations.c.operation_id == found.operation_id)
             [told] = _told(connection, connection.execute(query).all())
             applied = told.applied.get("conflicts", {})
-            words = {"opened": "inserted", "changed": "updated", "closed": "deleted"}
+            words = {"opened": "inserted", "changed": "updated", "taken back": "deleted"}
             conflicts = {word: applied.get(count, 0) for word, count in words.items()}
             return Detail(told, _ledger(connection, told), _holds(connection, told), conflicts)
 

@@ -16,7 +16,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
-from sis_pipeline.store import accounts, bulk, decisions, erased, holds, identity, survivorship
+from sis_pipeline.store import accounts, bulk, decisions, erased, holds, identity, statewide, survivorship
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
@@ -189,7 +189,9 @@ def write(
             _refuse_edits(connection, operation, edited)
     survivorship.settle(connection, merged.settled)
     changes = _new_changes(connection, operation, started)
-    return Written(applied, changes, before, who, accounts.follow(connection, operation.district))
+    made = accounts.follow(connection, operation.district)
+    statewide.follow(connection, operation.district)
+    return Written(applied, changes, before, who, made)
 
 
 def with_holds(written: Written, moved: holds.Moved) -> Written:

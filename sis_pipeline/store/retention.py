@@ -129,6 +129,10 @@ where decided_at < {SCHEMA}.clock() - make_interval(days => :days) and exists (
   where (newer.district, newer.student_id, newer.attribute) = (old.district, old.student_id, old.attribute)
     and newer.decision > old.decision)
 """
+STALE_CONFLICTS = f"""
+delete from {SCHEMA}.conflicts
+where status = 'stale' and changed_at < {SCHEMA}.clock() - make_interval(days => :days)
+"""
 
 
 class Retention:
@@ -200,6 +204,15 @@ class Retention:
             return {"deleted": self._run(connection, REPLACED_DECISIONS, days=days)}
 
         return self._give_up("decisions", mark, dry_run=dry_run)
+
+    def conflicts(self, *, dry_run: bool = False) -> Counts:
+        """Conflicts that are none any more, with the values that the systems had then."""
+        days = self._settings.stale_conflicts_days
+
+        def mark(connection: Connection) -> Counts:
+            return {"deleted": self._run(connection, STALE_CONFLICTS, days=days)}
+
+        return self._give_up("conflicts", mark, dry_run=dry_run)
 
     def unknown_files(self, *, dry_run: bool = False) -> Counts:
         """Folders that no row refers to, once they are old enough.

@@ -58,6 +58,50 @@ def waiting(home, database):
     return database
 
 
+@pytest.fixture
+def teachers(home, database):
+    """Grace of the staff in two systems, and the question whether they are one."""
+    with database.begin() as connection:
+        for staff_id, integration, last_name in ((ANA, "ps", "Hopper"), (ANNA, "ic", "Hooper")):
+            who = {"district": "north", "staff_id": staff_id}
+            connection.execute(roster_tables["staff"].insert().values(
+                first_name="Grace", last_name=last_name, email=f"{integration}@north.example", role="teacher",
+                near_match=True, **who,
+            ))  # fmt: skip
+            connection.execute(roster_tables["staff_links"].insert().values(
+                integration=integration, sis_id="7", rule="new", active=True, **who
+            ))  # fmt: skip
+        connection.execute(
+            near_matches.insert().values(
+                district="north", near_match_id=NEAR, entity="staff", school_year=YEAR, integration="ps", sis_id="7",
+                student_id=ANA, other_integration="ic", other_sis_id="7", other_student_id=ANNA, rule="similar_name",
+                evidence="first_name, school, similar last_name", score=0.74, operation_id=str(uuid.uuid4()),
+            )
+        )  # fmt: skip
+    return database
+
+
+def test_staff_are_reviewed_side_by_side_and_decided_as_students_are(teachers, sis):
+    said = sis("links", "review")
+    assert "of north, staff, open: 74% alike by similar_name" in said.out
+    assert "Grace" not in said.out
+    rows = {line.split()[0]: line.split()[1:] for line in said.out.splitlines() if "•••" in line}
+    assert (rows["first_name"][-1], rows["last_name"][-1], rows["email"][-1]) == ("same", "differs", "differs")
+    assert sis("links", "review", "--entity", "student", "--json").json["total"] == 0
+    [asked] = sis("links", "review", "--entity", "staff", "--json", "--values").json["near_matches"]
+    assert {"attribute": "last_name", "one": "Hopper", "other": "Hooper", "verdict": "differs"} in asked["attributes"]
+
+    confirmed = sis("links", "confirm", NEAR, "--reason", "she signed both")
+    assert "They are one of the staff" in confirmed.out
+    shown = sis("links", "show", ANNA, "--json").json
+    assert [(it["integration"], it["sis_id"]) for it in shown["staff"]["records"]] == [("ic", "7")]
+    assert [(it["entity"], it["verdict"]) for it in shown["decisions"]] == [("staff", "same")]
+    assert "Hooper" not in sis("links", "show", ANNA).out
+    assert "Hooper" in sis("links", "show", ANNA, "--values").out
+    assert "They are two of the staff" in sis("links", "distinct", NEAR, "--reason", "two cousins").out
+    assert [row[0] for row in decisions(teachers)] == ["same", "distinct"]
+
+
 def decisions(database) -> list[tuple]:
     table = identity_decisions.c
     with database.connect() as connection:
@@ -107,9 +151,10 @@ def test_review_is_filtered(waiting, sis):
     assert sis("links", "review", "--district", "south", "--json").json == {"near_matches": [], "total": 0}
     assert sis("links", "review", "--status", "decided", "--json").json["total"] == 0
     assert sis("links", "review", "--status", "all", "--json").json["total"] == 1
-    refused = sis("links", "review", "--status", "lost")
-    assert refused.code == ExitCode.USAGE
-    assert "--status" in refused.err
+    for option in ("--status", "--entity"):
+        refused = sis("links", "review", option, "lost")
+        assert refused.code == ExitCode.USAGE
+        assert option in refused.err
 
 
 @pytest.mark.parametrize(("command", "verdict"), [("confirm", "same"), ("distinct", "distinct")])
@@ -159,7 +204,7 @@ def test_show_takes_a_student_and_an_id_that_was_merged_away(waiting, sis):
         (("confirm", NEAR, "--reason", " "), ExitCode.CONFIG, "needs who decides and why"),
         (("confirm", NEAR), ExitCode.USAGE, "--reason"),
         (("show", "7"), ExitCode.USAGE, "not a UUID"),
-        (("show", str(uuid.UUID(int=9))), ExitCode.USAGE, "No near match and no student"),
+        (("show", str(uuid.UUID(int=9))), ExitCode.USAGE, "No near match and no student or staff member"),
         (("split", ANA, "--record", "70", "--reason", "x"), ExitCode.USAGE, "INTEGRATION/SIS_ID"),
         (("split", ANA, "--record", "ic/9", "--reason", "x"), ExitCode.CONFIG, "is not one of student"),
         (("split", ANNA, "--record", "ic/9", "--reason", "x"), ExitCode.CONFIG, "nothing to split"),

@@ -48,7 +48,7 @@ def published(home, database):
         )
         student(add, BEN, "Ben", ssid="S2", local_id="0043", address_confidential=True, home_street=HIDDEN)
         student(add, ANA_TOO, "Ana", ssid="S1", local_id="0042", district="south")
-        link(add, ANA, "ps", "7", home_street=STREET)
+        link(add, ANA, "ps", "7", home_street=STREET, modified_at=datetime(2026, 9, 1, tzinfo=UTC))
         link(add, ANA, "ic", "9", home_street=STREET)
         link(add, BEN, "ps", "8", home_street=HIDDEN)
         add("student_years", student_id=ANA, school_year=YEAR, grade_level="09", school_id=LINCOLN)
@@ -101,10 +101,13 @@ def test_a_student_is_shown_with_the_origin_of_every_value(published, sis):
     shown = sis("students", "show", ANA)
     assert shown.code == 0
     lines = [line.split() for line in shown.out.splitlines()]
-    assert ["local_id", "0042", "ps/7"] in lines, "leading zeros survive"
+    assert ["local_id", "0042", "ps/7", "sis_wins"] in lines, "leading zeros survive"
     assert ["email", "ana@north.example", "ic/9", "sis_wins"] in lines
+    assert ["home_street", *STREET.split(), "ps/7", "2026-09-01", "sis_wins", "ic/9"] in lines, "and who is next"
     file = sis("students", "show", ANA, "--json").json["students"][0]
     assert {link["integration"] for link in file["links"]} == {"ps", "ic"}
+    [home] = [it for it in file["provenance"] if it["attribute"] == "home_address"]
+    assert (home["sis_id"], home["runner_up_integration"], home["runner_up_sis_id"]) == ("7", "ic", "9")
     assert file["enrollments"][0]["school"] == "Lincoln High"
     assert [it["kind"] for it in file["changes"]] == ["enroll", "grade_change"]
     assert file["years"][0]["grade_level"] == "09"
@@ -163,6 +166,13 @@ def test_conflicts_are_filtered_and_counted(published, sis):
     assert [it["chosen"] for it in found["conflicts"]] == ["ana@north.example"]
     assert "ic: ana@old.example" in sis("conflicts", "list").out
     assert sis("conflicts", "list", "--status", "open", "--json").json["total"] == 0
+    with published.begin() as connection:
+        connection.execute(text("update sis.conflicts set status = 'stale' where attribute = 'email'"))
+    assert sis("conflicts", "list", "--json").json["total"] == 1, "what is stale conflicts no more"
+    stale = sis("conflicts", "list", "--status", "stale")
+    assert "ana@old.example" in stale.out
+    assert f"stale since {datetime.now(UTC):%Y-}" in stale.out
+    assert "Decide one" not in stale.out
 
 
 @pytest.mark.parametrize(

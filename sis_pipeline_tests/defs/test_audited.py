@@ -66,6 +66,8 @@ ACTIONS = {
     "roster.undo": "a person put a roster back to what it was before a publication",
     "school.close": "a person declares that a school closes",
     "school.open": "a person declares that a school opens",
+    "statewide.off": "a person stopped the comparison of districts",
+    "statewide.on": "a person began the comparison of districts",
     "student.erase": "a person erases a student: the rows are gone",
     "student.erased": "nothing of that student is left in the files either",
     "student.lift": "a person lets an erased student's records in again",
@@ -89,7 +91,7 @@ ACTIONS = {
 LOOKS = {
     "accounts list", "accounts rules check", "accounts rules show", "accounts show", "audit show", "audit verify", "changes list", "conflicts list", "db psql", "db url", "disclosure", "doctor", "enrollments list", "enrollments withdrawals", "guard show",
     "holds list", "holds show", "integration list", "integration show", "links review", "links show", "operations list",
-    "operations show", "policy check", "policy show", "providers", "students show", "tokens status", "version",
+    "operations show", "policy check", "policy show", "providers", "students show", "tokens status", "transfers list", "version",
 }  # fmt: skip
 """Commands that change nothing of the installation."""
 OUTSIDE = {"db stop", "sandbox day", "sandbox serve", "up"}
@@ -133,6 +135,8 @@ CHANGES = {
     "tokens retire-key": {"token.retire_key"},
     "tokens revoke": {"token.revoke"},
     "tokens rotate-keys": {"token.rotate_key"},
+    "transfers off": {"statewide.off"},
+    "transfers on": {"statewide.on"},
     "undo": {"roster.undo", "hold.opened", "hold.closed", "hold.applied", "student.merged", "student.restored"},
 }
 """Commands that change something, and how that is noted."""

@@ -1,14 +1,16 @@
-"""Modes 15 to 20, 22, 23, 25 and 26: what an enrollment is when its dates, codes and places are not as simple as hoped."""
+"""Modes 15 to 26: what an enrollment is when its dates, codes and places are not as simple as hoped."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
 import pandas as pd
 import polars as pl
 
-from sis_pipeline.roster.district import MergedRoster
+from sis_pipeline.roster.district import MergedRoster, merge_district
+from sis_pipeline.roster.statewide import across_districts, same_children
 from sis_pipeline.roster.validate import validate
 from sis_pipeline_tests.roster.rosters import DAY_1, DAY_2, YEAR, Roster, events, loaded, merge, publish, rows
 from sis_pipeline_tests.roster.test_district import changed, district, event, second_day, student_of
@@ -214,3 +216,44 @@ def test_24_a_section_id_that_is_used_again_is_another_section() -> None:
     again = merge(of_term("t2", "s3", "s5"), after, as_of=day)
     assert again.changes.is_empty()
     assert publish(after, again)["sections"].equals(after["sections"])
+
+
+def of_two_districts(*published: tuple[str, Roster]) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, MergedRoster]]:
+    """Districts that are merged apart, and their students and enrollments together."""
+    merged = {name: merge_district(replace(roster.inputs(as_of=DAY_2), district=name)) for name, roster in published}
+    tables = ("students", "enrollments")
+    people, stays = (pl.concat([one.frames[table] for one in merged.values()]) for table in tables)
+    return people, stays, merged
+
+
+def test_21_a_transfer_to_another_district_is_paired_by_the_state_id_and_changes_neither_ledger() -> None:
+    came = {"entry_date": "2025-10-02"}
+    over = {"exit_date": "2025-10-01", "exit_code": "T2", "status": "withdrawn"}
+    north = district(4).student("gone", ssid="77", first_name="Wren", stay=over)
+    south = Roster().school("9").student("new", school="9", ssid="77", first_name="Wren", stay=came)
+    people, stays, merged = of_two_districts(("north", north), ("south", south))
+    links = same_children(people)
+    assert rows(links, "district", "other_district", "decision") == [("north", "south", "match")]
+    found = across_districts(links, stays, DAY_2)
+    assert rows(found, "kind", "district", "exit_date", "other_district", "entry_date") == [
+        ("transfer", "north", DAY_1, "south", DAY_2)
+    ]
+    two = {found["student_id"].item(), found["other_student_id"].item()}
+    assert len(two) == 2, "a record in each district"
+    assert "transfer" not in {kind for one in merged.values() for kind in one.changes["kind"]}, (
+        "each tells its own half"
+    )
+
+    both = south.student("both", school="9", ssid="001", last_name="Name1", stay=came)
+    people, stays, _ = of_two_districts(("north", north), ("south", both))
+    found = across_districts(same_children(people), stays, DAY_2)
+    assert rows(found, "kind", "district", "other_district") == [
+        ("concurrent", "north", "south"),
+        ("transfer", "north", "south"),
+    ], "who is active in both is reported, and never moved"
+
+    other = Roster().school("9").student("new", school="9", ssid="77", first_name="Robin", stay=came)
+    people, stays, _ = of_two_districts(("north", north), ("south", other))
+    links = same_children(people)
+    assert rows(links, "decision") == ["near_match"], "a number alone makes nobody one child"
+    assert across_districts(links, stays, DAY_2).is_empty()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sis_pipeline.roster.decisions import DECISIONS, DISTINCT, SAME
 from sis_pipeline.roster.frames import empty
 from sis_pipeline.roster.identity import (
     Resolution,
@@ -363,6 +364,69 @@ def test_staff_match_by_one_id_and_the_last_name(fact: dict[str, Any]) -> None:
 
     assert both("TEACH")["person_id"].n_unique() == 1
     assert both("Other")["person_id"].n_unique() == 2
+
+
+def of_staff(one: dict[str, Any], other: dict[str, Any], **more: Any) -> Resolution:
+    """A teacher in a system and somebody in another one, at one school."""
+    tia = {"first_name": "Tia", "last_name": "Teach", "school_id": "s", "integration": "a", "sis_id": "1"}
+    return resolve_staff(
+        "d1", records("staff", {**tia, **one}, {**tia, "integration": "b", **other}), STAFF_LINKS, **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "rule", "evidence"),
+    [
+        ({"state_staff_id": "5"}, {"state_staff_id": "5", "last_name": "Wed"}, "state_staff_id", "state_staff_id, first_name, school"),
+        ({"email": "t@x.org"}, {"email": "t@x.org", "last_name": "Wed"}, "email", "first_name, email, school"),
+        ({"local_id": "5"}, {"local_id": "5", "last_name": "Wed", "school_id": None}, "local_id", "local_id, first_name"),
+        ({}, {}, "name_school", "first_name, last_name, school"),
+        ({}, {"last_name": "Teech"}, "similar_name", "first_name, school, similar last_name"),
+    ],
+    ids=["state id", "email", "local id", "name and school", "a slip of the pen"],
+)  # fmt: skip
+def test_staff_who_may_be_one_are_near_matches(
+    one: dict[str, Any], other: dict[str, Any], rule: str, evidence: str
+) -> None:
+    result = of_staff(one, other)
+    assert rows(result.near_matches, "rule", "evidence") == [(rule, evidence)]
+    assert 0.5 < result.near_matches["score"].item() < 1
+    assert result.assignment["person_id"].n_unique() == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"school_id": "other"}),
+        ({"email": "office@x.org"}, {"email": "office@x.org", "first_name": "Ben", "last_name": "Hill"}),
+        ({"local_id": "12"}, {"local_id": "12", "first_name": "Ben", "last_name": "Hill"}),
+        ({"state_staff_id": "5"}, {"state_staff_id": "6"}),
+        ({}, {"integration": "a", "sis_id": "2"}),
+    ],
+    ids=["a name at two schools", "a shared mailbox", "numbers of two systems", "two state ids", "two of one system"],
+)
+def test_of_other_staff_nobody_is_asked(one: dict[str, Any], other: dict[str, Any]) -> None:
+    result = of_staff(one, other)
+    assert result.near_matches.is_empty()
+    assert result.assignment["person_id"].n_unique() == 2
+
+
+def test_two_state_ids_of_staff_are_never_joined() -> None:
+    result = of_staff({"state_staff_id": "5", "email": "t@x.org"}, {"state_staff_id": "6", "email": "t@x.org"})
+    assert result.assignment["person_id"].n_unique() == 2
+    assert rows(result.cut_chains, "rule") == ["email"]
+
+
+def test_what_people_decided_of_staff_holds() -> None:
+    made = [
+        pl.DataFrame([("a", "1", None, "b", "1", None, verdict)], schema=DECISIONS, orient="row")
+        for verdict in (SAME, DISTINCT)
+    ]
+    same, distinct = (of_staff({}, {"last_name": "Teech"}, decisions=one) for one in made)
+    assert (same.assignment["person_id"].n_unique(), same.near_matches.height) == (1, 0)
+    assert (distinct.assignment["person_id"].n_unique(), distinct.near_matches.height) == (2, 0)
+    again = of_staff({"email": "t@x.org"}, {"email": "t@x.org"}, decisions=made[1])
+    assert again.assignment["person_id"].n_unique() == 2, "not even by a rule"
 
 
 def test_schools_with_one_number_are_one_school() -> None:

@@ -199,6 +199,15 @@ def test_a_student_in_a_near_match_waits_for_the_decision(database, snapshots, m
     assert accounts(database) == {"hopper": "active"}
 
 
+def test_staff_in_a_near_match_wait_for_the_decision(database, snapshots, store, day):
+    add_integration(database, "lincoln-ic", priority=200)
+    store.set("lincoln", RULES, **BY)
+    other = {**TEACHER, "sis_id": "900", "last_name": "Hoper"}
+    good_snapshot(snapshots, "lincoln-ic", schools=delivery(0)["schools"], students=[], staff=[other])
+    assert day(0).accounts["waiting"] == 2
+    assert accounts(database) == {"first0": "active"}
+
+
 def test_two_who_are_one_keep_the_older_account_and_an_undo_gives_the_other_back(
     database, snapshots, merges, store, day
 ):

@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.roster.district import merge_district
+from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.identity import Identities
 from sis_pipeline.store.publish import SupersededError, publish
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, count, good_snapshot, sis_student
@@ -449,3 +450,92 @@ def test_a_near_match_of_another_year_is_withdrawn_once_the_two_are_one(database
     merge(database, merges, YEAR)
     assert len(set(ada(database))) == 1
     assert who.near_matches() == []
+
+
+def staff_row(sis_id, **values):
+    return {"sis_id": sis_id, "first_name": "Grace", "last_name": "Hopper", "role": "teacher", "school_sis_id": "1",
+            "school_sis_ids": '["1"]', "record_status": "active", **values}  # fmt: skip
+
+
+@pytest.fixture
+def teacher(database, snapshots, merges):
+    """Grace Hopper in two systems under the ids of two students, who are nobody's doubt."""
+    add_integration(database, "lincoln-ic")
+
+    def sync(**of_ic):
+        good_snapshot(snapshots, students=[sis_student("7", local_id="L7")], staff=[staff_row("7")])
+        beas = [sis_student("70", first_name="Bea", last_name="Other")]
+        good_snapshot(snapshots, "lincoln-ic", students=beas, staff=[staff_row("70", **of_ic)])
+        return merge(database, merges)
+
+    sync(last_name="Hooper")
+    sync.people = Identities(database)
+    return sync
+
+
+def teachers(database) -> dict[str, str]:
+    with database.connect() as connection:
+        rows = connection.execute(text("select integration || '/' || sis_id, staff_id from sis.staff_links"))
+        return {record: str(person) for record, person in rows}
+
+
+def test_staff_wait_in_the_same_queue_and_are_joined_by_a_decision(database, merges, teacher):
+    people = teacher.people
+    [one] = people.near_matches("lincoln")
+    assert (one.entity, one.rule, one.evidence) == ("staff", "similar_name", "first_name, school, similar last_name")
+    assert {side.student_id for side in one.sides} == set(teachers(database).values())
+    assert (people.near_matches(entity="student"), people.near_matches(entity="staff")) == ([], [one])
+    assert count(database, "select count(*) from sis.staff where near_match") == 2
+    assert count(database, "select count(*) from sis.students where near_match") == 0
+
+    before = teachers(database)
+    made = people.confirm(one.near_match_id, "ada", "she signed both")
+    assert (made.entity, made.verdict) == ("staff", "same")
+    assert merges.stale_districts(YEAR) == ["lincoln"]
+    merge(database, merges)
+    assert len(set(teachers(database).values())) == 1
+    assert len(set(holders(database).values())) == 2, "the students with the same ids are two as before"
+    assert count(database, "select count(*) from sis.staff") == 1
+    assert count(database, "select count(*) from sis.staff where near_match") == 0
+    assert merge(database, merges).unchanged
+    [(_, _, actor, details)] = audited(database, "link.confirm")
+    assert (actor, set(details["staff"]), details["reason"]) == ("ada", set(before.values()), "she signed both")
+
+    people.distinct(one.near_match_id, "ada", "two cousins")
+    merge(database, merges)
+    assert teachers(database) == before, "and they part again, each with the old id"
+    assert merge(database, merges).unchanged
+    [staff_id] = {teachers(database)["lincoln-ic/70"]}
+    assert [(it.verdict, it.superseded_by is None) for it in people.decisions(staff_id, "staff")] == [
+        ("distinct", True),
+        ("same", False),
+    ]
+    assert people.decisions(holders(database)["lincoln-ic/70"]) == [], "a student's decisions are not the teacher's"
+
+
+def test_staff_told_apart_are_not_asked_about_again_and_a_doubt_that_is_over_is_withdrawn(database, merges, teacher):
+    [one] = teacher.people.near_matches()
+    teacher(last_name="Lovelace")
+    assert teacher.people.near_match(one.near_match_id).status == "gone"
+    assert count(database, "select count(*) from sis.staff where near_match") == 0
+    teacher(last_name="Hooper")
+    assert teacher.people.near_match(one.near_match_id).status == "open"
+    teacher.people.distinct(one.near_match_id, "ada", "two cousins")
+    teacher(email="grace@x.org")
+    assert teacher.people.near_matches() == []
+    assert len(set(teachers(database).values())) == 2
+
+
+def test_two_state_ids_of_staff_are_not_confirmed(database, teacher):
+    [one] = teacher.people.near_matches()
+    with database.begin() as connection:
+        connection.execute(text("update sis.staff set state_staff_id = staff_id::text"))
+    with pytest.raises(ConfigError, match="two state ids are never joined"):
+        teacher.people.confirm(one.near_match_id, "ada", "the same")
+
+
+def test_an_erased_student_takes_no_doubt_about_a_teacher_along(database, snapshots, vault, teacher):
+    [one] = teacher.people.near_matches()
+    student = holders(database)["lincoln-ps/7"]
+    Erasing(database, snapshots.files, lambda: vault).erase(student, "ada", "asked for", force=True)
+    assert teacher.people.near_matches() == [one]

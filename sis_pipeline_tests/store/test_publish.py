@@ -124,7 +124,8 @@ def test_only_differing_rows_are_touched_and_absent_ones_go_by_their_tables_scop
 
 
 def test_retired_students_and_staff_go(database, merges):
-    person = {"district": "lincoln", "staff_id": uid("staff"), "first_name": "A", "last_name": "B", "role": "teacher"}
+    person = {"district": "lincoln", "staff_id": uid("staff"), "first_name": "A", "last_name": "B", "role": "teacher",
+              "near_match": False}  # fmt: skip
     publish(database, merges, merge(merges, students=[student(1), student(2)], staff=[person]))
     gathered = merges.gather("lincoln", YEAR)
     merged = merged_roster(students=[student(1)], retired={uid("student", 2): uid("student", 1)})

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from sis_pipeline.connect.errors import ConfigError, DataError
-from sis_pipeline.db.tables import holds
+from sis_pipeline.db.tables import holds, roster_tables
 from sis_pipeline.db.tables import snapshots as snapshot_rows
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.settings import Settings
@@ -43,7 +43,7 @@ def old(database, snapshots) -> Retention:
 def age(database: Engine, days: float, table: str = "snapshots", where: str = "true", **values: object) -> None:
     """What time alone would do."""
     columns = {"snapshots": ("started_at", "finished_at"), "sync_operations": ("started_at", "finished_at"),
-               "holds": ("opened_at", "decided_at"), "conflict_decisions": ("decided_at",)}[table]  # fmt: skip
+               "holds": ("opened_at", "decided_at"), "conflict_decisions": ("decided_at",), "conflicts": ("changed_at",)}[table]  # fmt: skip
     moved = ", ".join(f"{column} = {column} - make_interval(secs => :seconds)" for column in columns)
     with database.begin() as connection:
         query = text(f"update sis.{table} set {moved} where {where}")
@@ -317,6 +317,24 @@ def test_replaced_decisions_go_and_the_newest_stays(database, old):
     with database.connect() as connection:
         left = connection.execute(text("select attribute, integration from sis.conflict_decisions order by 1")).all()
     assert [tuple(row) for row in left] == [("email", "a"), ("phone", None)]
+
+
+def test_stale_conflicts_go_and_those_that_stand_stay(database, old):
+    rows = [conflict(1, "phone", "stale"), conflict(2, "phone", "open"), conflict(3, "phone", "auto")]
+    with database.begin() as connection:
+        connection.execute(roster_tables["conflicts"].insert(), rows)
+    assert old.conflicts() == {"deleted": 0}
+    age(database, 100, "conflicts")
+    assert old.conflicts(dry_run=True) == old.conflicts() == {"deleted": 1}
+    assert count(database, "select count(*) from sis.conflicts where status = 'stale'") == 0
+    assert count(database, "select count(*) from sis.conflicts") == 2
+
+
+def conflict(number: int, attribute: str, status: str) -> dict[str, object]:
+    return {
+        "district": "lincoln", "student_id": uid("student", number), "school_year": YEAR, "attribute": attribute,
+        "candidates": [], "rule": "sis_wins", "status": status,
+    }  # fmt: skip
 
 
 def test_folders_that_no_row_knows_go_when_they_are_old(database, merges, snapshots, old):

@@ -149,11 +149,50 @@ def test_an_edit_is_overruled_seen_and_brought_back_by_a_policy(database, snapsh
 
     read_again(snapshots, phone="5125550199")
     roster()
-    assert conflicts(database) == []
+    assert [(attribute, status) for attribute, *_, status in conflicts(database)] == [("phone", "stale")]
     assert rows(database, "select count(*) from sis.student_edits where settled_at is null") == [(0,)]
     read_again(snapshots, phone="5125550122")
     roster()
     assert value(database) == "5125550122", "what the systems agreed with is theirs again"
+
+
+def test_a_conflict_goes_stale_when_the_systems_agree_and_opens_again_when_they_do_not(
+    database, merges, snapshots, roster
+):
+    add_integration(database, "lincoln-ic", priority=200)
+
+    def systems(one, other):
+        read_again(snapshots, ssid="77", phone=one)
+        good_snapshot(snapshots, "lincoln-ic", students=[sis_student("70", ssid="77", phone=other)])
+        return roster()
+
+    def standing() -> list[tuple]:
+        query = "select chosen, status, changed_at, jsonb_path_query_array(candidates, '$.value') from sis.conflicts"
+        return rows(database, query)
+
+    systems("5125550100", "5125550111")
+    [(_, status, opened, _)] = standing()
+    assert status == "auto"
+    systems("5125550122", "5125550122")
+    [(chosen, status, since, values)] = standing()
+    assert (chosen, status, values) == ("5125550100", "stale", ["5125550100", "5125550111"]), "as it last stood"
+    assert since > opened
+    student = value(database, "student_id::text")
+    with pytest.raises(ConfigError, match="Nothing conflicts about phone"):
+        Conflicts(database).decide(student, "phone", "lincoln-ic", **BY)
+
+    systems("5125550122", None)
+    assert [row[1:3] for row in standing()] == [("stale", since)], "since when is kept"
+    systems("5125550122", "5125550133")
+    [(_, status, again, values)] = standing()
+    assert (status, values) == ("auto", ["5125550122", "5125550133"])
+    assert again > since
+
+    good_snapshot(snapshots, "lincoln-ic", students=[sis_student("71", first_name="Bea", ssid="78")])
+    roster()
+    assert [row[1] for row in standing()] == ["stale"], "a record is gone"
+    last = merges.newest("lincoln", YEAR)
+    assert (last.summary["conflicts"], merges.manifest(last)["rows"]["conflicts"]) == (0, 0), "and counts no more"
 
 
 def test_a_manual_attribute_waits_with_an_open_conflict(database, snapshots, policies, roster):

@@ -275,7 +275,7 @@ def test_students_that_it_had_joined_are_two_again_and_those_it_had_parted_one(d
     good_snapshot(snapshots, "lincoln-ic", **rows)
     merge(database, merges)
     apart, people = roster(database), Identities(database)
-    [near] = people.near_matches()
+    [near] = people.near_matches(entity="student")
     people.confirm(near.near_match_id, "ada", "the same child")
     joining = merge(database, merges)
     together = roster(database)
@@ -283,7 +283,9 @@ def test_students_that_it_had_joined_are_two_again_and_those_it_had_parted_one(d
     undoing.undo(joining.operation_id, "ada", WHY)
     assert roster(database) == apart
     assert count(database, "select count(*) from sis.student_aliases where restored_at is null") == 0
-    assert [one.status for one in people.near_matches(status=None)] == ["decided"]  # a decision stands
+    assert [one.status for one in people.near_matches(status=None, entity="student")] == [
+        "decided"
+    ]  # a decision stands
     assert merges.stale_districts(YEAR) == []
     [undo] = [it for it in Operations(database).list("lincoln")[0] if it.undoes]
     undoing.undo(undo.operation_id, "ada", "it was right")
@@ -521,7 +523,7 @@ def decide(what: str, database) -> None:
         Guarding(database).declare("close", "North", "lincoln", effective=date(2025, 1, 1), **by)
     elif what == "near match":
         people = Identities(database)
-        people.confirm(people.near_matches()[0].near_match_id, **by)
+        people.confirm(people.near_matches(entity="student")[0].near_match_id, **by)
     elif what == "conflict":
         with database.connect() as connection:
             student_id = connection.scalar(text("select student_id from sis.conflicts where attribute = 'phone'"))

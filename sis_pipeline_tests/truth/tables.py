@@ -89,7 +89,7 @@ class Tables:
         """(person, attribute) -> the records that say something about it."""
         rows = self._rows(
             "select student_id::text, attribute, candidates from sis.conflicts"
-            " where district = :district and school_year = :year"
+            " where district = :district and school_year = :year and status <> 'stale'"
         )
         return {
             (self._people[student], attribute): frozenset(
