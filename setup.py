@@ -44,6 +44,8 @@ setup(
         "pandera[pandas]>=0.35,<0.36",
         "polars>=1.30,<3",
         "pyarrow>=22",
+        "msgspec>=0.21",
+        "xxhash>=3.5",
         "requests>=2.32",
         "authlib>=1.6",
         "cryptography>=46",

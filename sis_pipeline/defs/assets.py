@@ -219,7 +219,14 @@ def _roster_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefini
     def roster(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         with explained(context):
             integration, year = read_roster_key(context.partition_key)
-            loaded = load_roster(context.resources.roster, integration, year, context.run.run_id, context.log.info)
+            loaded = load_roster(
+                context.resources.roster,
+                integration,
+                year,
+                context.run.run_id,
+                context.log.info,
+                full=_is_full(context),
+            )
         for problem in loaded.failed:
             context.log.error(f"{integration} {year}: the snapshot is rejected. {problem}.")
         return _roster_result(key, loaded)

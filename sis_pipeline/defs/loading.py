@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -33,6 +33,7 @@ from sis_pipeline.defs.progress import tell
 from sis_pipeline.defs.resources import Connection, ProviderResource, Roster, Traffic
 from sis_pipeline.providers import registry
 from sis_pipeline.providers.base import Page, Plan, Provider, RawSnapshot, Resource
+from sis_pipeline.providers.columns import Memory, Remembered
 from sis_pipeline.providers.decoding import without_collecting
 from sis_pipeline.providers.deltas import REFUSED, DeltaRefusedError, ServerClock, Unheeded
 from sis_pipeline.providers.layers import Layered
@@ -40,9 +41,10 @@ from sis_pipeline.providers.reading import Reading, read, verdict
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.validate import Referenced, UnknownColumns, Validated, quarantine_dangling, validate
+from sis_pipeline.store.decoded import Decoded, hand_on
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, in_words
-from sis_pipeline.store.keeping_out import marks, without_erased
+from sis_pipeline.store.keeping_out import Remaining, marks, without_erased
 from sis_pipeline.store.locks import AlreadyRunningError, integration_lock
 from sis_pipeline.store.snapshots import Snapshot, SnapshotWriter
 
@@ -342,16 +344,17 @@ def _note(roster: Roster, key: str, error: BaseException | None, *, retry: int =
         roster.integrations.note_sync(key, error, counts=retry == 0)
 
 
-def load_roster(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -> RosterLoad:
+def load_roster(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say, *, full: bool = False) -> RosterLoad:
     """Standardise, validate and keep the newest reading of an integration's school year, and set its verdict.
 
-    One bad row is set aside with its reasons; a snapshot that fails a check is rejected as a whole. With that a sync has
-    come to its end, which the integration's status shows. Raises ConfigError where nothing was read yet, and what the
-    provider raises for a body that breaks its contract.
+    Pages and records that came before are not decoded again, unless `full`. One bad row is set aside with its reasons; a
+    snapshot that fails a check is rejected as a whole. With that a sync has come to its end, which the integration's
+    status shows. Raises ConfigError where nothing was read yet, and what the provider raises for a body that breaks its
+    contract.
     """
     try:
         with about(integration=key, school_year=year.key, run=run_id):
-            loaded = _judged(roster, key, year, run_id, say)
+            loaded = _judged(roster, key, year, run_id, say, full=full)
     except BaseException as error:
         _note(roster, key, error)
         raise
@@ -360,7 +363,7 @@ def load_roster(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Sa
     return loaded
 
 
-def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -> RosterLoad:
+def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say, *, full: bool) -> RosterLoad:
     integration = roster.integrations.get(key)
     provider = registry.make(integration.provider, dict(integration.settings))
     snapshot = roster.snapshots.latest_read(key, year.key, run_id=run_id)
@@ -372,16 +375,24 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
         )
     kept_out = marks(roster.engine, key)
     judged_by = unchanged.judged_by(provider, kept_out)
-    before = unchanged.taken_over(roster.snapshots, judged_by, snapshot)
+    last = roster.snapshots.last_good(snapshot)
+    before = None if full else unchanged.taken_over(roster.snapshots, judged_by, snapshot)
+    decoded: Decoded | None = None
     if before is not None:
         snapshot, found = before
+        hand_on(roster.snapshots.files, snapshot, last)
         say(f"{key}: the pages are those of the last good snapshot; what was made of them is taken over.")
     else:
-        snapshot, found = _examined(provider, roster, snapshot, kept_out, say)
+        decoded = Decoded(roster.snapshots.files, snapshot, judged_by, last, full=full)
+        standard = _standard(provider, roster, snapshot, decoded)
+        remaining = without_erased(lambda: roster.vault, key, kept_out, standard)
+        snapshot, found = _examined(provider, roster, snapshot, remaining, say)
     unchanged.keep(roster.snapshots, judged_by, snapshot, found)
     failed = any(one.problem for one in found.entities.values()) or bool(found.references.problems)
     proven = snapshot.completeness or "partial"
     snapshot = roster.snapshots.set_verdict(snapshot.snapshot_id, "rejected" if failed else proven)
+    if decoded:
+        decoded.settle(good=snapshot.good)
     if snapshot.verdict == "complete" and (missed := measure(roster.snapshots, snapshot)):
         snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
         say(f"{key}: {drift_in_words(missed)}")
@@ -389,11 +400,10 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say) -
 
 
 def _examined(
-    provider: Provider, roster: Roster, snapshot: Snapshot, kept_out: Collection[str], say: Say
+    provider: Provider, roster: Roster, snapshot: Snapshot, remaining: Remaining, say: Say
 ) -> tuple[Snapshot, unchanged.Findings]:
-    """Decode and validate the pages of a snapshot, and keep what they are made of."""
+    """Validate what the pages of a snapshot were decoded to, and keep it."""
     key = snapshot.integration
-    remaining = without_erased(lambda: roster.vault, key, kept_out, _standard(provider, roster, snapshot))
     standard = remaining.frames
     if remaining.taken_out:
         say(f"{key}: set aside, as of students who were erased: {_counts(remaining.taken_out)}.")
@@ -423,10 +433,10 @@ def _counts(rows: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {entity}" for entity, count in rows.items())
 
 
-def _standard(provider: Provider, roster: Roster, snapshot: Snapshot) -> dict[str, pd.DataFrame]:
+def _standard(provider: Provider, roster: Roster, snapshot: Snapshot, memory: Memory) -> dict[str, pd.DataFrame]:
     try:
         with without_collecting():
-            frames = provider.standardise(_raw(provider, roster, snapshot))
+            frames = provider.standardise(Remembered(_raw(provider, roster, snapshot), memory))
     except DataError:
         roster.snapshots.build_no_more(roster.snapshots.chain(snapshot)[0].snapshot_id)
         raise

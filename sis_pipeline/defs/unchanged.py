@@ -19,7 +19,7 @@ from sis_pipeline.roster.validate import BORN_IN_THE_FUTURE
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
 
-TOOLS = ("pandas", "pandera", "pyarrow")
+TOOLS = ("msgspec", "pandas", "pandera", "pyarrow")
 """Packages that have a say in what a text means."""
 SOURCES = (".py", ".yaml")
 

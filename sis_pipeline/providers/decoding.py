@@ -8,7 +8,10 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
+
+import msgspec
 
 from sis_pipeline.connect.errors import ContractError
 
@@ -35,6 +38,14 @@ def json_body(body: bytes, what: str) -> Json:
     HTML, a cut-off answer, NaN and Infinity (not JSON), nesting beyond reason.
     """
     try:
+        return msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return _leniently(body, what)
+
+
+def _leniently(body: bytes, what: str) -> Json:
+    """What the fast parser refuses may be JSON all the same: with a byte order mark, or with lone surrogates."""
+    try:
         return json.loads(body.decode("utf-8-sig"), parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
         raise ContractError(
@@ -60,6 +71,36 @@ def _looks_like(body: bytes) -> str:
     if start.startswith((b"{", b"[")):
         return "it is cut off or malformed"
     return "it is some other text"
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The records of one page, each in its own bytes."""
+
+    key: str
+    items: Sequence[msgspec.Raw]
+
+    def page(self, items: Sequence[msgspec.Raw | bytes]) -> bytes:
+        """A page of the same collection that holds just these."""
+        return b"".join((b"{", msgspec.json.encode(self.key), b":[", b",".join(items), b"]}"))
+
+
+_LISTS = msgspec.json.Decoder(dict[str, list[msgspec.Raw]])
+_ENVELOPE = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LIST = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def pieces(body: bytes, keys: Sequence[str]) -> Pieces | None:
+    """The list under the first of `keys` that a page has, without looking into its elements; None where there is no list,
+    or the page is not read without pains: `json_body` then says what it is."""
+    try:
+        try:
+            lists = _LISTS.decode(body)
+        except msgspec.ValidationError:  # beside the list there is something else, as a count
+            lists = {key: _LIST.decode(value) for key, value in _ENVELOPE.decode(body).items() if key in keys}
+    except (ValueError, RecursionError):
+        return None
+    return next((Pieces(key, lists[key]) for key in keys if key in lists), None)
 
 
 def member(document: Json, keys: Sequence[str], what: str) -> Json:

@@ -15,20 +15,24 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import yaml
 
 from sis_pipeline.connect.errors import ConfigError, ContractError
 from sis_pipeline.providers.base import Record
 from sis_pipeline.roster.model import ENTITIES, Kind
 
-__all__ = ["CodeTable", "Mapping", "code_table", "day_after", "text"]
+__all__ = ["CodeTable", "Mapping", "Missing", "code_table", "day_after", "text"]
 
 Path_ = tuple[str, ...]
 Convert = Callable[[Any], str | None]
 Batch = tuple[Facts[str, str], Sequence[Record]]
 
 CODE_TABLES = "codes.yaml"
+TEXT = pa.large_string()
+"""What pandas keeps its `str` columns in."""
 NOTHING: tuple[object, ...] = (None, "", [], {})
 """How vendors write that there is no value."""
 
@@ -58,6 +62,28 @@ class ColumnMap:
     kind: Kind = "text"
     codes: CodeTable | None = None
     required: bool = False
+
+    def raw(self, about: Facts[str, str], batch: Sequence[Record]) -> list[Any]:
+        """What the records hold there, as the vendor wrote it."""
+        if self.about is not None:
+            return [about.get(self.about)] * len(batch)
+        if not self.paths:
+            return [self.constant] * len(batch)
+        found = _values(self.paths[0], batch)
+        for path in self.paths[1:]:
+            if all(found):
+                break
+            others = _values(path, batch)
+            found = [
+                value if value or value not in NOTHING else other for value, other in zip(found, others, strict=True)
+            ]
+        return found
+
+    def texts(self, raw: Sequence[Any]) -> tuple[list[str | None], dict[int, list[str]]]:
+        """The values as text, and by row the codes that the table does not know."""
+        if self.codes is None:
+            return _converted(raw, _identifier if self.column == "sis_id" else _CONVERSIONS[self.kind]), {}
+        return _coded(raw, self.kind, self.codes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +146,61 @@ class Mapping:
         Raises ContractError where a required field is in none of the records: the source renamed or dropped it.
         """
         spec = self.entities[entity]
-        held = [(about, batch) for about, batch in batches if batch]
-        columns = {column.column: self._column(spec.entity, column, held) for column in spec.columns}
-        return pd.DataFrame({name: pd.array(values, dtype="str") for name, values in columns.items()})
+        chunks: dict[str, list[pa.Array]] = {column.column: [] for column in spec.columns}
+        missing = Missing(spec)
+        for about, batch in batches:
+            missing.see(batch)
+            for column in spec.columns if batch else ():
+                raw = column.raw(about, batch)
+                missing.look(column, raw, batch)
+                values, strange = column.texts(raw)
+                chunks[column.column].append(pa.array(values, TEXT))
+                self.count_unknown(spec.entity, column.column, strange.values())
+        missing.complain()
+        return pd.DataFrame({name: text_series(pa.chunked_array(parts, TEXT)) for name, parts in chunks.items()})
 
-    def _column(self, entity: str, column: ColumnMap, batches: Sequence[Batch]) -> list[str | None]:
-        rows = [value for about, batch in batches for value in _raw(column, about, batch)]
-        if column.required and column.paths and rows and not any(value not in NOTHING for value in rows):
-            _require_field(entity, column, batches)
-        if column.codes is None:
-            return _converted(rows, _identifier if column.column == "sis_id" else _CONVERSIONS[column.kind])
-        values, unknown = _coded(rows, column.kind, column.codes)
-        for code, count in unknown.items():
-            self.unknown_codes[entity, column.column, code] += count
-        return values
+    def count_unknown(self, entity: str, column: str, codes: Iterable[Iterable[str]]) -> None:
+        for several in codes:
+            self.unknown_codes.update((entity, column, code) for code in several)
+
+
+class Missing:
+    """Watches batch by batch for required fields that no record has, whatever their value."""
+
+    def __init__(self, spec: EntityMap) -> None:
+        self._entity = spec.entity
+        self._wanted = {column.column: column for column in spec.columns if column.required and column.paths}
+        self._names: set[str] = set()
+        self._rows = 0
+
+    def see(self, batch: Sequence[Record]) -> None:
+        self._rows += len(batch)
+        if self._wanted:
+            self._names.update(name for record in batch[:100] for name in _names(record))
+
+    def look(self, column: ColumnMap, raw: Sequence[Any], batch: Sequence[Record]) -> None:
+        if column.column not in self._wanted:
+            return
+        filled = any(value not in NOTHING for value in raw)
+        if filled or any(_has(record, path) for record in batch for path in column.paths):
+            del self._wanted[column.column]
+
+    def complain(self) -> None:
+        """Raises ContractError where there were records and one of the fields was in none of them."""
+        if not (self._rows and self._wanted):
+            return
+        column = next(iter(self._wanted.values()))
+        wanted = " or ".join(".".join(path) for path in column.paths)
+        raise ContractError(
+            f"Mapping {self._entity}: no record has {wanted}, from which {column.column} comes. Fields there are: "
+            f"{', '.join(sorted(self._names)[:60]) or 'none'}.",
+            code="contract.missing_field",
+        )
+
+
+def text_series(values: pa.ChunkedArray) -> pd.Series:
+    """Arrow texts as a pandas column, without a Python object per value."""
+    return pd.Series(pd.StringDtype(na_value=np.nan).__from_arrow__(values))  # type: ignore[attr-defined]
 
 
 def text(value: Any) -> str | None:
@@ -167,6 +234,7 @@ def _identifier(value: Any) -> str | None:
     return None if isinstance(value, bool | dict | list) else text(value)
 
 
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _DATE_FORMATS = ("%Y-%m-%d", "%m/%d/%Y", "%Y%m%d")
 
 
@@ -176,12 +244,22 @@ def date_text(value: Any) -> str | None:
     if said is None or said.startswith("0001-01-01"):
         return None
     day = said.split("T")[0].split(" ")[0]
+    if _ISO_DATE.fullmatch(day) and _is_day(day):
+        return day
     for pattern in _DATE_FORMATS:
         try:
             return datetime.strptime(day, pattern).date().isoformat()  # noqa: DTZ007
         except ValueError:
             continue
     return said
+
+
+def _is_day(iso: str) -> bool:
+    try:
+        date.fromisoformat(iso)
+    except ValueError:
+        return False
+    return True
 
 
 def timestamp_text(value: Any) -> str | None:
@@ -252,34 +330,42 @@ def _next_day(value: Any) -> str | None:
 
 def _converted(rows: Sequence[Any], convert: Convert) -> list[str | None]:
     """Every value converted, equal texts once: dates and flags repeat a thousandfold in a roster."""
-    known: dict[str, str | None] = {}
-    out: list[str | None] = []
-    for value in rows:
-        if type(value) is str:
-            if value not in known:
-                known[value] = convert(value)
-            out.append(known[value])
-        else:
-            out.append(None if value is None else convert(value))
-    return out
+    if _PLAIN.issuperset(map(type, rows)):
+        convert = text if convert is _identifier else convert
+        known = {value: None if value is None else convert(value) for value in set(rows)}
+        return [known[value] for value in rows]
+    known = {value: convert(value) for value in {value for value in rows if type(value) is str}}
+    return [known[value] if type(value) is str else None if value is None else convert(value) for value in rows]
 
 
-def _coded(rows: Sequence[Any], kind: Kind, table: CodeTable) -> tuple[list[str | None], Counter[str]]:
-    """Every value through a code table, equal ones once, and how often which code came that the table does not know."""
-    known: dict[str | int, tuple[str | None, list[str]]] = {}
-    unknown: Counter[str] = Counter()
+_PLAIN = frozenset({str, type(None)})
+"""Types that are equal only to their like: 1 and True are not, and their texts differ."""
+
+
+def _coded(rows: Sequence[Any], kind: Kind, table: CodeTable) -> tuple[list[str | None], dict[int, list[str]]]:
+    """Every value through a code table, equal ones once, and by row the codes that the table does not know."""
+    known: dict[Any, tuple[str | None, list[str]]] = {}
     out: list[str | None] = []
-    for value in rows:
-        if type(value) is str or type(value) is int:
-            if value not in known:
-                known[value] = _meaning(value, kind, table)
-            meaning, strange = known[value]
-        else:
-            meaning, strange = (None, []) if value is None else _meaning(value, kind, table)
-        out.append(meaning)
-        if strange:
-            unknown.update(strange)
+    unknown: dict[int, list[str]] = {}
+    for row, value in enumerate(rows):
+        key = _key(value)
+        if key is None or (found := known.get(key)) is None:
+            found = (None, []) if value is None else _meaning(value, kind, table)
+            if key is not None:
+                known[key] = found
+        out.append(found[0])
+        if found[1]:
+            unknown[row] = found[1]
     return out, unknown
+
+
+def _key(value: Any) -> Any:
+    """What is equal for values that mean the same; None for those that are looked up each time."""
+    if type(value) is str or type(value) is int:
+        return value
+    if type(value) is list and len(value) == 1 and type(value[0]) is str:
+        return (value[0],)
+    return None
 
 
 def _meaning(value: Any, kind: Kind, table: CodeTable) -> tuple[str | None, list[str]]:
@@ -287,20 +373,6 @@ def _meaning(value: Any, kind: Kind, table: CodeTable) -> tuple[str | None, list
     meanings = [meaning for _, meaning, _ in looked_up if meaning is not None]
     strange = [element for element, _, found in looked_up if not found]
     return (list_text(meanings) if kind == "list" else next(iter(meanings), None)), strange
-
-
-def _raw(column: ColumnMap, about: Facts[str, str], batch: Sequence[Record]) -> list[Any]:
-    if column.about is not None:
-        return [about.get(column.about)] * len(batch)
-    if not column.paths:
-        return [column.constant] * len(batch)
-    found = _values(column.paths[0], batch)
-    for path in column.paths[1:]:
-        if all(found):
-            break
-        others = _values(path, batch)
-        found = [value if value or value not in NOTHING else other for value, other in zip(found, others, strict=True)]
-    return found
 
 
 def _values(path: Path_, batch: Sequence[Record]) -> list[Any]:
@@ -325,18 +397,6 @@ def _walk(value: Any, path: Path_) -> Any:
         else:
             return None
     return value
-
-
-def _require_field(entity: str, column: ColumnMap, batches: Sequence[Batch]) -> None:
-    if any(_has(record, path) for _, batch in batches for record in batch for path in column.paths):
-        return
-    available = sorted({str(name) for _, batch in batches for record in batch[:100] for name in _names(record)})
-    wanted = " or ".join(".".join(path) for path in column.paths)
-    raise ContractError(
-        f"Mapping {entity}: no record has {wanted}, from which {column.column} comes. Fields there are: "
-        f"{', '.join(available[:60]) or 'none'}.",
-        code="contract.missing_field",
-    )
 
 
 def _has(record: Record, path: Path_) -> bool:

@@ -28,16 +28,11 @@ from sis_pipeline.providers.base import (
     Source,
     district_id,
 )
-from sis_pipeline.providers.decoding import json_body, member, records
+from sis_pipeline.providers.columns import Reader
+from sis_pipeline.providers.decoding import Pieces, json_body, member, pieces, records
 from sis_pipeline.providers.deltas import OVERLAP, changes_of
-from sis_pipeline.providers.oneroster_records import (
-    ENTITIES,
-    PEOPLE,
-    Delivered,
-    RosterSettings,
-    session_years,
-    standard_frames,
-)
+from sis_pipeline.providers.oneroster_frames import ENTITIES, standard_frames
+from sis_pipeline.providers.oneroster_records import PEOPLE, RosterSettings, session_years
 from sis_pipeline.providers.pagers import HeldPages, OffsetPager
 from sis_pipeline.roster.school_year import SchoolYear
 
@@ -184,9 +179,13 @@ class OneRoster(Provider):
         what = f"The {resource} page"
         return records(member(json_body(body, what), ENVELOPES[resource], what), what)
 
+    def split(self, resource: str, body: bytes) -> Pieces | None:
+        """The records of a page in their own bytes; None for what only `decode` can read."""
+        return pieces(body, ENVELOPES[resource])
+
     def standardise(self, raw: RawSnapshot) -> dict[str, pd.DataFrame]:
-        delivered = Delivered.of(raw, self.decode)
-        frames = standard_frames(delivered, self.settings, self.exit_dates, self.settings.custom_fields)
+        reader = Reader(lambda resource, body, _: self.decode(resource, body), self.split)
+        frames = standard_frames(raw, reader, self.settings, self.exit_dates, self.settings.custom_fields)
         return {entity: frame for entity, frame in frames.items() if entity in self.capabilities.entities}
 
     def check(self, source: Source) -> str:

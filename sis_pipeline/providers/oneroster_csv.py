@@ -4,7 +4,6 @@ How files are found and checked is `oneroster_bundle`'s business, what their row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -24,9 +23,11 @@ from sis_pipeline.providers.base import (
     Resource,
     Source,
 )
+from sis_pipeline.providers.columns import Reader
 from sis_pipeline.providers.oneroster import active_year, districts_among
 from sis_pipeline.providers.oneroster_bundle import Bundle, WholeFile, records_of, without_quotes
-from sis_pipeline.providers.oneroster_records import ENTITIES, Delivered, RosterSettings, session_years, standard_frames
+from sis_pipeline.providers.oneroster_frames import ENTITIES, standard_frames
+from sis_pipeline.providers.oneroster_records import RosterSettings, session_years
 from sis_pipeline.roster.school_year import SchoolYear
 
 
@@ -87,11 +88,11 @@ class OneRosterCsv(Provider):
         return records_of(body, resource)
 
     def standardise(self, raw: RawSnapshot) -> dict[str, pd.DataFrame]:
-        delivered = Delivered.of(raw, self.decode)
-        if delivered.about.get("quotes_formulas") == "true":
-            records = {name: [without_quotes(row) for row in rows] for name, rows in delivered.records.items()}
-            delivered = replace(delivered, records=records)
-        return standard_frames(delivered, self.settings, self.exit_dates, self.settings.custom_fields)
+        return standard_frames(raw, Reader(self._rows), self.settings, self.exit_dates, self.settings.custom_fields)
+
+    def _rows(self, resource: str, body: bytes, about: Mapping[str, str]) -> Sequence[Record]:
+        rows = self.decode(resource, body)
+        return [without_quotes(row) for row in rows] if about.get("quotes_formulas") == "true" else rows
 
     def check(self, source: Source) -> str:  # noqa: ARG002 files
         bundle = self._bundle()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from sis_pipeline.roster.school_year import SchoolYear
-from sis_pipeline.roster.texts import is_among
+from sis_pipeline.roster.texts import by_value, is_among
 
 TOMBSTONE = "to_be_deleted"
 MEMBERSHIP_COLUMNS = ("person_sis_id", "school_sis_id", "role", "is_primary", "begin_date", "end_date", "position")
@@ -33,7 +33,9 @@ def text_frame(columns: Iterable[str], rows: Iterable[Iterable[object]] = ()) ->
 
 def iso_dates(values: pd.Series) -> pd.Series:
     """Only what is an ISO date, the rest as null: an impossible date must not decide anything (it is quarantined later)."""
-    return values.where(values.str.fullmatch(r"\d{4}-\d{2}-\d{2}").fillna(value=False).astype(bool))
+    return by_value(
+        values, lambda said: said.where(said.str.fullmatch(r"\d{4}-\d{2}-\d{2}").fillna(value=False).astype(bool))
+    )
 
 
 def sessions_of(sessions: pd.DataFrame, school_year: SchoolYear) -> pd.DataFrame:

@@ -3,12 +3,19 @@ What a text means is decided elsewhere, and nothing here needs Polars: providers
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+
+
+def by_value(texts: pd.Series, answer: Callable[[pd.Series], pd.Series]) -> pd.Series:
+    """As `answer(texts)`, for an answer that depends on each text alone: dates and flags repeat a thousandfold, and each is
+    asked about once."""
+    places, distinct = texts.factorize(use_na_sentinel=False)
+    return answer(pd.Series(distinct, dtype="str")).take(places).set_axis(texts.index)
 
 
 def is_among(texts: pd.Series, known: Collection[Any] | pd.Series) -> pd.Series:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from sis_pipeline.roster.frames import pandas_dtypes
 from sis_pipeline.roster.model import ENTITIES, Column, Kind, Table
-from sis_pipeline.roster.texts import is_among
+from sis_pipeline.roster.texts import by_value, is_among
 
 if TYPE_CHECKING:
     import pandera.pandas as pandera
@@ -40,6 +40,11 @@ UNREADABLE: dict[Kind, str] = {
     "bool": "not true or false",
     "list": "not a JSON array",
 }
+
+
+NO_LINES = pd.DataFrame(
+    {"row": pd.Series(dtype="int64")} | dict.fromkeys(("sis_id", "column", "reason"), pd.Series(dtype="str"))
+)
 
 
 class UnknownColumns(ValueError):  # noqa: N818 - said as it is
@@ -122,10 +127,11 @@ class _Findings:
 
     def lines(self, sis_ids: Series) -> pd.DataFrame:
         """One line per finding. A `sis_id` that is itself the fault is left out: it may not even be storable."""
+        if not self._parts:
+            return NO_LINES.copy()
         parts = [pd.DataFrame({"row": rows, "column": column, "reason": why}) for rows, column, why in self._parts]
-        columns = {"row": "int64", "column": "str", "reason": "str"}
-        lines = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(columns))
-        lines = lines.astype(columns).sort_values(["row", "column", "reason"], ignore_index=True)
+        lines = pd.concat(parts, ignore_index=True).astype({"row": "int64", "column": "str", "reason": "str"})
+        lines = lines.sort_values(["row", "column", "reason"], ignore_index=True)
         named = sis_ids.iloc[lines["row"].to_numpy()].reset_index(drop=True).astype("str")
         faulty = lines.loc[lines["column"] == "sis_id", "row"]
         lines.insert(1, "sis_id", named.mask(lines["row"].isin(faulty)))
@@ -142,6 +148,25 @@ def pandera_schema(table: Table) -> pandera.DataFrameSchema:
         for column, dtype in zip(table, pandas_dtypes(table).values(), strict=True)
     }
     return pandera.DataFrameSchema(columns, strict=True, ordered=True, name=table.name)
+
+
+@cache
+def _schema_of(table: Table, names: tuple[str, ...]) -> pandera.DataFrameSchema:
+    """The schema of some of the columns."""
+    import pandera.pandas as pandera
+
+    columns = {name: column for name, column in pandera_schema(table).columns.items() if name in names}
+    return pandera.DataFrameSchema(columns, name=table.name)
+
+
+def _asked(typed: pd.DataFrame, table: Table) -> tuple[str, ...]:
+    """The columns that pandera could find anything in: every column has its type already, and nulls fulfil all checks."""
+    checks = pandera_schema(table).columns
+    return tuple(
+        column.name
+        for column in table
+        if column.required or (checks[column.name].checks and typed[column.name].notna().any())
+    )
 
 
 def _checks(column: Column) -> list[pandera.Check]:
@@ -250,7 +275,7 @@ def _typed(text: Series, column: Column, findings: _Findings) -> Series:
     parse = _PARSERS.get(column.kind)
     if parse is None:
         return text
-    parsed = parse(text)
+    parsed = by_value(text, parse)
     findings.add_where((parsed.isna() & text.notna()).to_numpy(), column.name, UNREADABLE[column.kind])
     return parsed
 
@@ -308,7 +333,7 @@ def _check_schema(typed: pd.DataFrame, table: Table, findings: _Findings) -> boo
     if typed.empty:  # pandera takes as long over nothing as over a thousand rows
         return True
     try:
-        pandera_schema(table).validate(typed, lazy=True)
+        _schema_of(table, _asked(typed, table)).validate(typed, lazy=True)
     except SchemaErrors as broken:
         # the exception carries the whole frame: take (row, column, check) and let go of it
         cases = broken.failure_cases[["index", "column", "check"]].copy()

@@ -102,6 +102,15 @@ class DataFolder:
             with suppress(FileNotFoundError):
                 shutil.rmtree(target)
 
+    def move_folder(self, old: str, new: str) -> None:
+        """Give a folder another place; what was there is deleted."""
+        self.delete_folder(new)
+        if self._local is None:
+            self._root.fs.mv(str((self._root / old).path), str((self._root / new).path), recursive=True)
+            return
+        make_private((self._local / new).parent)
+        (self._local / old).replace(self._local / new)
+
     def age(self, path: str) -> timedelta | None:
         """How long ago the newest file of a folder was written; None where there is none, or the storage does not say."""
         target = self._local / path if self._local else self._root / path

@@ -399,6 +399,11 @@ class SnapshotStore:
         same &= (snapshots.c.content_hash == snapshot.content_hash) & snapshots.c.base_snapshot_id.is_(None)
         return self._newest(same & (snapshots.c.snapshot_id != snapshot.snapshot_id))
 
+    def last_good(self, snapshot: Snapshot) -> Snapshot | None:
+        """The newest other good snapshot of the same integration and school year."""
+        same = _of(snapshot.integration, snapshot.school_year) & snapshots.c.verdict.in_(GOOD)
+        return self._newest(same & (snapshots.c.snapshot_id != snapshot.snapshot_id))
+
     def take_over(self, snapshot: Snapshot, before: Snapshot) -> Snapshot:
         """Give a snapshot the standard frames and the rejected rows of another one, without looking into them. It is
         pending until `set_verdict`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -11,6 +12,8 @@ import pytest
 
 from sis_pipeline.defs import loading, unchanged
 from sis_pipeline.defs.loading import RosterLoad, load_roster
+from sis_pipeline.providers.oneroster import OneRoster
+from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.integrations import Integration
 from sis_pipeline_tests.defs.conftest import YEAR, Installation
 from sis_pipeline_tests.store.conftest import Read
@@ -55,13 +58,22 @@ class Place:
         monkeypatch.setattr(loading, "_standard", counted)
         self.roster.integrations.add(Integration(KEY, "oneroster", "fernhollow", settings=SETTINGS))
 
-    def sync(self, pages: dict[str, list[dict[str, object]]] = PAGES, completeness: Any = "complete") -> RosterLoad:
+    def sync(
+        self, pages: dict[str, list[dict[str, object]]] = PAGES, completeness: Any = "complete", *, full: bool = False
+    ) -> RosterLoad:
         writer = self.roster.snapshots.begin(KEY, "oneroster", YEAR.key)
         for name, rows in pages.items():
             body = json.dumps({name: rows}).encode()
             writer.add_page(name, {"active_year": YEAR.key}, 1, body, len(rows))
         writer.finish([Read(name, len(rows)) for name, rows in pages.items()], completeness, 1, 0.1)
-        return load_roster(self.roster, KEY, YEAR, "run", lambda _line: None)
+        return load_roster(self.roster, KEY, YEAR, "run", lambda _line: None, full=full)
+
+    def columns(self, resource: str = "users") -> list[Path]:
+        """Where columns of decoded pages are kept."""
+        return sorted(Path(self.installation.settings.data_url).rglob(f"_decoded/{resource}.arrow"))
+
+    def of(self, load: RosterLoad) -> list[Path]:
+        return [path for path in self.columns() if load.snapshot.snapshot_id in path.parts]
 
     def kept(self, load: RosterLoad) -> dict[str, Any]:
         """All that is kept of a snapshot, but for its name."""
@@ -153,3 +165,81 @@ def test_what_was_taken_over_is_a_copy(place):
     students = place.roster.snapshots.read_roster(second.snapshot, "students")
     assert isinstance(students, pl.DataFrame)
     assert students.height == 2
+
+
+# --- records that come again on other pages ---
+
+
+@pytest.fixture
+def read_users(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the users that are decoded, in order; a page's first and last are always looked at."""
+    found: list[str] = []
+    decode = OneRoster.decode
+
+    def listening(provider: OneRoster, resource: str, body: bytes) -> Any:
+        records = decode(provider, resource, body)
+        found.extend(record["sourcedId"] for record in records if resource == "users")
+        return records
+
+    monkeypatch.setattr(OneRoster, "decode", listening)
+    return found
+
+
+MORE = [user(f"u{number}") for number in range(4, 9)]
+CHANGED = roster(
+    *MORE[3:], user("u2", givenName="Grace"), *MORE[:2], NAMELESS, user("u1", grades=["Klingon"]), user("u0")
+)
+
+
+def test_only_records_that_are_new_are_decoded_and_all_is_as_if_all_were(place, read_users):
+    place.sync(roster(user("u1"), user("u2"), NAMELESS, *MORE))
+    read_users.clear()
+    changed = place.sync(CHANGED)
+    assert read_users == [MORE[3]["sourcedId"], "u0", "u2", "u1", "u0"]
+    read_users.clear()
+    anew = place.sync(CHANGED, full=True)
+    assert len(read_users) == 2 + len(CHANGED["users"])
+    assert place.kept(changed) == place.kept(anew)
+    assert (changed.entities, changed.references) == (anew.entities, anew.references)
+    assert changed.unknown_codes == anew.unknown_codes
+    assert changed.unknown_codes["students.grade_level"] == {"other": 1}
+
+
+def test_full_judges_the_same_pages_anew(place):
+    place.sync()
+    place.sync(full=True)
+    assert place.decoded == 2
+
+
+def test_columns_are_kept_of_the_last_good_snapshot_only(place):
+    first = place.sync()
+    assert place.columns() == place.of(first)
+    second = place.sync(CHANGED)
+    assert place.columns() == place.of(second)
+    place.sync(roster(NAMELESS))
+    assert place.columns() == place.of(second)  # the third was rejected
+    fourth = place.sync(CHANGED)
+    assert place.decoded == 3
+    assert place.columns() == place.of(fourth)
+    assert len(place.of(fourth)) == 1
+
+
+def test_without_columns_that_hold_everything_is_decoded(place, read_users):
+    """How they may fail to hold is the store's to test."""
+    place.sync()
+    [path] = place.columns()
+    path.write_bytes(path.read_bytes()[:-20])
+    read_users.clear()
+    changed = place.sync(CHANGED)
+    assert len(read_users) == 2 + len(CHANGED["users"])
+    assert place.kept(changed) == place.kept(place.sync(CHANGED, full=True))
+
+
+def test_an_erasure_takes_the_columns_with_the_pages(place):
+    """A student is known by what was published; here nobody was, so the pages are deleted as an erasure does it."""
+    place.sync()
+    files, store = place.roster.snapshots.files, place.roster.snapshots
+    erasing = Erasing(place.roster.engine, files, lambda: place.roster.vault)
+    assert place.columns()
+    assert list(erasing._raw(store.latest(KEY, YEAR.key), "an erasure", do=True))
+    assert not place.columns()

@@ -25,6 +25,7 @@ from sis_pipeline.defs.maintenance import run_all
 from sis_pipeline.defs.resources import Roster
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.settings import Settings
+from sis_pipeline.store.decoded import FOLDER as DECODED
 from sis_pipeline.store.snapshots import FINDINGS
 from sis_pipeline_tests.defs.children import Child
 from sis_pipeline_tests.forking import FORKS
@@ -230,7 +231,8 @@ def _prove_half_written_files_go(roster: Roster, data: Path) -> None:
 def _prove_only_what_is_listed(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     listed = {page["file"] for resource in manifest["resources"].values() for page in resource["pages"]}
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    there = {str(path) for path in files if DECODED not in path.parts}
     assert there - {FINDINGS} == listed | {"manifest.json"}
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sis_pipeline.roster.texts import is_among
+from sis_pipeline.roster.texts import by_value, is_among
 from sis_pipeline_tests.roster.rosters import laws
 
 TEXTS = st.lists(st.sampled_from(["", "a", "b", "é", "\U0001f469", None]))
@@ -19,3 +19,17 @@ def test_texts_are_among_others_as_pandas_says(texts: list[str | None], known: l
     expected = series.isin(known)
     for form in (known, set(known), pd.Series(known, dtype="str")):
         pd.testing.assert_series_equal(is_among(series, form), expected)
+
+
+@laws(60)
+@given(TEXTS)
+def test_equal_texts_are_asked_about_once_and_get_the_same_answer(texts: list[str | None]) -> None:
+    asked: list[str] = []
+
+    def lengths(distinct: pd.Series) -> pd.Series:
+        asked.extend(distinct.dropna())
+        return distinct.str.len().astype("Int64")
+
+    series = pd.Series(texts, dtype="str", index=range(5, 5 + len(texts)))
+    pd.testing.assert_series_equal(by_value(series, lengths), series.str.len().astype("Int64"))
+    assert sorted(asked) == sorted({text for text in texts if text is not None})

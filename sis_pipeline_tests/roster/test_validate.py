@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sis_pipeline.roster import validate as validation
 from sis_pipeline.roster.frames import example_text_frame, pandas_dtypes
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.roster.validate import (
@@ -189,6 +190,23 @@ def test_whatever_is_delivered_every_row_is_either_good_rejected_or_a_duplicate(
     result = validate("students", frame, today=TODAY)
     assert len(result.frame) + result.rejected_rows + result.duplicates == len(rows) == result.rows
     assert result.frame["sis_id"].is_unique
+
+
+def test_columns_that_pandera_is_not_asked_about_are_those_in_which_it_finds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows: dict[str, list[dict[str, str | None]]] = {
+        "students": [{"last_name": None}, {"email": "e" * 400}, {"fte": "9"}, {"sis_id": " 1"}, {"grade_level": "99"}],
+        "academic_sessions": [{}, {"kind": "era"}, {"end_date": "never"}],
+        "enrollments": [{"school_year": "25-26"}, {"exit_code": None}],
+    }
+    few = {entity: check(entity, *several) for entity, several in rows.items()}
+    monkeypatch.setattr(validation, "_asked", lambda _typed, table: tuple(table.names))
+    for entity, several in rows.items():
+        everything = check(entity, *several)
+        assert lines(everything.rejected) == lines(few[entity].rejected) != []
+        pd.testing.assert_frame_equal(everything.frame, few[entity].frame)
+        assert everything.frame.dtypes.astype(str).to_dict() == pandas_dtypes(ENTITIES[entity])
 
 
 def references() -> dict[str, pd.DataFrame]:
