@@ -124,7 +124,7 @@ WORKED_OUT = frozenset(
 @pytest.mark.parametrize("name", FLAVORS)
 def test_drifts(name: str, count: Count, chance: random.Random, row: Recorder) -> None:
     spoil, seen = flavor(name, students=14), Counter[str]()
-    for number in range(count(full=30, part=6)):
+    for number in range(count(full=30, part=9)):
         drift = list(DRIFTS)[number % len(DRIFTS)]
         resource, field, pages, changed = "", "", [], 0
         while not changed:
