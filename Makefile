@@ -33,7 +33,7 @@ ui: install ## open the Dagster UI on the demo's (or your) database, http://127.
 	@$(BIN)/sis up
 
 # On frames of a few rows a second thread of Polars costs a fifth of the processor's time.
-test: install ## run the tests (about 12 minutes on 2 cores)
+test: install ## run the tests (about 13 minutes on 2 cores)
 	@POLARS_MAX_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: install ## lint, format, types
@@ -51,7 +51,7 @@ soak: install ## 10,000 students at page size 100 and the true rate limit (about
 truth: install ## live ten days with every kind of system, prove the ledger against the truth, and write docs/truth.md (7 minutes)
 	@$(BIN)/python -m sis_pipeline_tests.truth
 
-faults: install ## provoke every fault the connections must survive, and write docs/faults.md (under 20 minutes)
+faults: install ## provoke every fault the connections must survive, and write docs/faults.md (half an hour)
 	@$(BIN)/python -m sis_pipeline_tests.faults
 
 bench: install ## seconds and memory of each stage, as ratios to floors measured in the same run
