@@ -15,7 +15,7 @@ from sis_pipeline.db.tables import roster_tables
 from sis_pipeline.defs.failures import Trouble, trouble
 from sis_pipeline.defs.partitions import today
 from sis_pipeline.defs.resources import Roster
-from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, MergedRoster, merge_district
+from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, MergedRoster, is_latest_year, merge_district
 from sis_pipeline.roster.model import STALE
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
@@ -157,15 +157,16 @@ def prove_nobody_lost(inputs: DistrictInputs, merged: MergedRoster) -> None:
 def lost_records(inputs: DistrictInputs, merged: MergedRoster) -> int:
     """Active student records that were delivered and are linked to nobody; 0, or the merge is wrong.
 
-    Records whose id seems to have gone to another person are set aside by the merge, and so not lost. A link that has
-    ended since is one: an earlier year that is merged again finds records that the present year says are gone.
+    Records whose id seems to have gone to another person are set aside by the merge, and so not lost. In an
+    earlier year a link that has ended since counts: it finds records that the latest year says are gone.
     """
     students = inputs.records.get("students")
     if students is None or students.is_empty():
         return 0
     record = ["integration", "sis_id"]
     delivered = students.filter(pl.col("record_status") == "active").select(record)
-    linked = merged.frames["student_links"].select(record)
+    links = merged.frames["student_links"]
+    linked = (links.filter("active") if is_latest_year(inputs) else links).select(record)
     return (
         delivered.join(linked, on=record, how="anti").join(merged.recycled.select(record), on=record, how="anti").height
     )

@@ -379,10 +379,15 @@ def _schools(now: _Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:
     return merged
 
 
-def _is_owner(now: _Delivery) -> bool:
+def is_latest_year(inputs: DistrictInputs) -> bool:
     """Whether no later year than this one was merged; what has no year of its own belongs to the latest."""
-    latest = now.existing("students")["latest_school_year"].max()
-    return latest is None or str(latest) <= now.inputs.school_year
+    students = inputs.existing.get("students")
+    latest = None if students is None else students["latest_school_year"].max()
+    return latest is None or str(latest) <= inputs.school_year
+
+
+def _is_owner(now: _Delivery) -> bool:
+    return is_latest_year(now.inputs)
 
 
 def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:

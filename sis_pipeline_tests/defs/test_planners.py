@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import dagster as dg
 import pandas as pd
+import polars as pl
 import psycopg
 import pytest
 from hypothesis import given
@@ -176,6 +177,14 @@ def test_an_earlier_year_may_still_deliver_who_has_left_since():
     assert lost_records(again, merge_district(again)) == 0
     nobodys = replace(merge_district(again), frames={"student_links": tables["student_links"].clear()})
     assert lost_records(again, nobodys) == 2
+
+
+def test_in_the_latest_year_a_record_whose_link_has_ended_is_lost():
+    inputs = Roster(YEAR).school("1").student("s1").student("s2").inputs(as_of=DAY_2)
+    merged = merge_district(inputs)
+    ended = merged.frames["student_links"].with_columns(active=pl.lit(value=False))
+    assert lost_records(inputs, merged) == 0
+    assert lost_records(inputs, replace(merged, frames={"student_links": ended})) == 2
 
 
 @pytest.mark.parametrize(
