@@ -347,8 +347,8 @@ def _re_enter(day: Day, system: System) -> None:
     latest = day.date - timedelta(days=system.options.get("stays_away", 1))
     for person in day.people.values():
         record, last = person.records[0], person.stints[-1]
-        away = not person.shared and record.system == system.name and record.gone is not None
-        if away and record.gone <= latest and last.status != "graduated" and person.key not in day.touched:  # type: ignore[operator]
+        own = not person.shared and record.system == system.name and person.key not in day.touched
+        if own and record.gone is not None and record.gone <= latest and last.status != "graduated":
             back = replace(person, records=(replace(record, gone=None, modified=day.at),))
             if system.leaving == "tombstone":  # what was marked as deleted with the student is there again
                 back = replace(back, seats=tuple(seat._replace(modified=day.at) for seat in back.seats))
