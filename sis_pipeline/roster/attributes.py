@@ -23,6 +23,12 @@ A record supplies a block if any of its columns has a value (an issuer alone sup
 ANY_TRUE = ("directory_opt_out", "address_confidential")
 """Protections: true if anybody says so, whatever the policy."""
 
+CLEARABLE = (
+    "preferred_first_name", "preferred_middle_name", "preferred_last_name",
+    "email", "phone", "mobile_phone", "home_address", "mailing_address",
+)  # fmt: skip
+"""What a source may take away for good, as under a protective order: then it says that there is nothing, see `clearing`."""
+
 
 @dataclass(frozen=True)
 class Attribute:
@@ -36,6 +42,10 @@ class Attribute:
     @property
     def is_protection(self) -> bool:
         return self.name in ANY_TRUE
+
+    @property
+    def is_clearable(self) -> bool:
+        return self.name in CLEARABLE
 
     @property
     def is_personal(self) -> bool:

@@ -20,6 +20,7 @@ from sis_pipeline.roster.catalog import (
     with_kept,
 )
 from sis_pipeline.roster.changes import CHANGE_OF_EXIT, About, State, detect_changes
+from sis_pipeline.roster.clearing import CLEARED, EMPTIED, find_clearings
 from sis_pipeline.roster.decisions import DISTINCT, SPLIT, no_decisions
 from sis_pipeline.roster.enrollments import (
     OPEN,
@@ -166,6 +167,9 @@ class MergeStats:
     """By integration: `records`, `carried` (kept from before), `absent`, `tombstones`, `students`."""
     due: str | None = None
     whole: bool = True
+    unsupplied: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By integration and attribute: the records that lost it, where more did than still have it. Their system stopped
+    supplying it; nobody's value is taken for cleared."""
     seats_merged: int | None = None
     """Section enrollments that were merged, and not settled by the one report that says what is published; None in a merge of
     an earlier version, which merged all."""
@@ -343,6 +347,8 @@ class _People:
     they were in this year, by the id it has now."""
     renamed: Mapping[str, str]
     """Ids that this year's rows may name -> the student they were merged into, be it by another year's merge."""
+    unsupplied: Mapping[str, Mapping[str, int]]
+    """As Clearings.unsupplied."""
 
     @property
     def ids(self) -> pl.DataFrame:
@@ -391,7 +397,8 @@ def _is_owner(now: _Delivery) -> bool:
 
 
 def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
-    delivered = refer(_with_values_before(now), "school_sis_id", school_ids, "school_id")
+    clearings = find_clearings(_with_values_before(now), now.existing("student_sources"), now.complete)
+    delivered = refer(clearings.records, "school_sis_id", school_ids, "school_id")
     previous = refer(now.existing("student_sources"), "school_sis_id", school_ids, "school_id")
     fated = now.presence("students").fates(previous)
     columns = [name for name in delivered.columns if name != "record_status"]
@@ -414,7 +421,7 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
     records = candidates.join(who, on=RECORD, how="inner")
     spared = fated.join(resolution.recycled, on=RECORD, how="semi")
     records = pl.concat([records, spared.select(records.columns)])
-    return _People(resolution, records, fated, renamed)
+    return _People(resolution, records, fated, renamed, clearings.unsupplied)
 
 
 def _renamed(aliases: Mapping[str, str], resolution: Resolution) -> dict[str, str]:
@@ -857,7 +864,7 @@ def _sources(now: _Delivery, sources: pl.DataFrame) -> pl.DataFrame:
     about = {"district": pl.lit(now.inputs.district), "school_year": pl.lit(now.inputs.school_year)}
     table = MERGED["student_sources"]
     said = fit(sources.with_columns(**about), table)
-    values = [name for name in table.names if name != "snapshot_id"]
+    values = [name for name in table.names if name not in {"snapshot_id", EMPTIED, CLEARED}]
     before = now.existing("student_sources").select(*values, first_snapshot="snapshot_id")
     # an unchanged record keeps the snapshot that first said so: a day with few changes rewrites few rows
     known = said.join(before, on=values, how="left", nulls_equal=True)
@@ -917,6 +924,7 @@ def _stats(
         other_year_rows=all_years - now.of_year("enrollments").height,
         integrations={key: _counts(now, people, sources, key) for key in sorted(now.inputs.integrations)},
         due=_due(now.inputs.as_of, frames["enrollments"], holds),
+        unsupplied=people.unsupplied,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from sis_pipeline.roster.attributes import ATTRIBUTES, EDITED, PERSON, Attribute
+from sis_pipeline.roster.clearing import CLEARED, is_cleared
 from sis_pipeline.roster.frames import POLARS_DTYPES, fit
 from sis_pipeline.roster.model import CONFLICTS, MERGED_STUDENTS, STALE, STUDENT_YEARS, STUDENTS
 from sis_pipeline.roster.normalise import value_key
@@ -39,6 +40,8 @@ the same one has a higher number."""
 
 DECIDED_RULE: Final = "decided"
 """The rule of a value that a person chose."""
+CLEARED_RULE: Final = "cleared"
+"""The rule where no value is published because a system, to which the policy listens, cleared its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +84,12 @@ def merge_students(
 ) -> MergedStudents:
     """The surviving value of every attribute of every student.
 
-    `records`: `student_id`, `integration`, `school_id` and the columns of the students entity. `edits`: as EDITS, of
+    `records`: `student_id`, `integration`, `school_id`, `cleared` and the columns of the students entity. `edits`: as EDITS, of
     the students that this merge publishes. `published`: their rows of `students`, for what `manual` leaves as it is.
 
     `sis_wins` takes the integration with the lowest priority number, then the first integration key, then within it the
-    newest record; `newest_wins` the latest `modified_at` (unknown is oldest), then as `sis_wins`. A null never wins: a
-    source that does not supply a field has no say in it. An edit counts until the systems' own choice equals it:
+    newest record; `newest_wins` the latest `modified_at` (unknown is oldest), then as `sis_wins`. A source that does not supply a
+    field has no say in it: its null only counts, like any value, where `cleared` names the attribute. An edit counts until the systems' own choice equals it:
     `sis_wins` takes it last, `local_wins` and `manual` first, cleared values included, `newest_wins` by its time.
 
     Values conflict if they differ by more than case, accents, punctuation and spaces (ids: by anything; phones: by
@@ -145,7 +148,7 @@ def _with_earlier(settled: Sequence[int], edits: pl.DataFrame | None) -> tuple[i
 @dataclass(frozen=True)
 class _Choice:
     """Whose value of an attribute is taken, per student the row of `pick`, out of those of `candidates`; `decided`: the
-    students of whom a person chose."""
+    students of whom a person chose; `cleared`: those of whom a record that cleared it is taken."""
 
     attribute: Attribute
     rule: str
@@ -153,13 +156,16 @@ class _Choice:
     candidates: Mask
     settled: Sequence[int]
     decided: Sequence[int]
+    cleared: Rows
 
     def rules(self, groups: Rows) -> pl.Series:
         """The rule that chose, of each of these students."""
-        if not self.decided:
-            return pl.repeat(self.rule, len(groups), dtype=pl.String, eager=True)
-        by_person = np.isin(groups, list(self.decided))
-        return pl.Series(np.where(by_person, DECIDED_RULE, self.rule), dtype=pl.String)
+        named = pl.repeat(self.rule, len(groups), dtype=pl.String, eager=True)
+        if len(self.cleared) and self.rule != "manual":  # which leaves it to people, and says so
+            named = named.set(pl.Series(np.isin(groups, self.cleared)), CLEARED_RULE)
+        if self.decided:
+            named = named.set(pl.Series(np.isin(groups, list(self.decided))), DECIDED_RULE)
+        return named
 
 
 class _Voices:
@@ -173,6 +179,7 @@ class _Voices:
         self.is_edit: Mask = ranked["edited"].is_not_null().to_numpy()
         self.is_record: Mask = ~(self.is_kept | self.is_edit)
         self.shared: Mask = np.bincount(self.groups, minlength=self.size) > 1
+        self._any_cleared = ranked[CLEARED].null_count() < ranked.height
         by_rank = np.arange(ranked.height)
         edits_first = np.argsort(~self.is_edit, kind="stable") if self.is_edit.any() else by_rank
         self._orders: dict[str, Rows] = {
@@ -185,21 +192,29 @@ class _Voices:
     def choose(self, attribute: Attribute, policies: Policies, answers: Sequence[Decided]) -> _Choice:
         rule = policies.rule(attribute.name)
         edits, settled = self._edits(attribute, self._orders[rule if rule in OF_YEAR else "sis_wins"])
-        candidates = _said(self.ranked, attribute) & self.is_record
+        cleared = self._cleared(attribute)
+        candidates = (_said(self.ranked, attribute) & self.is_record) | cleared
         candidates[edits] = True
         pick = self._pick(self._orders[rule], _heard(self.ranked, attribute, candidates))
         if rule == "manual" and self.is_kept.any():
             self._keep_published(attribute, pick, candidates)
         decided = self._decide(attribute, answers, pick, candidates) if answers else ()
         named = "any_true" if attribute.is_protection else rule
-        return _Choice(attribute, named, pick, candidates, settled, decided)
+        empty = np.flatnonzero((pick >= 0) & cleared[pick])
+        return _Choice(attribute, named, pick, candidates, settled, decided, empty)
+
+    def _cleared(self, attribute: Attribute) -> Mask:
+        """Which records cleared an attribute."""
+        if not (self._any_cleared and attribute.is_clearable):
+            return np.zeros(self.ranked.height, dtype=np.bool_)
+        return self.ranked.select(is_cleared(attribute.name)).to_series().to_numpy()
 
     def _edits(self, attribute: Attribute, order: Rows) -> tuple[Rows, Sequence[int]]:
         """The edits of an attribute that count, and the numbers of those that the systems agree with."""
         if not self.is_edit.any():
             return np.empty(0, dtype=np.int64), ()
         edits = np.flatnonzero((self.ranked["edited"] == attribute.name).fill_null(value=False).to_numpy())
-        said = _said(self.ranked, attribute) & self.is_record
+        said = (_said(self.ranked, attribute) & self.is_record) | self._cleared(attribute)
         theirs = self._pick(order, _heard(self.ranked, attribute, said))[self.groups[edits]]
         agreed = np.ones(len(edits), dtype=np.bool_)
         for name in attribute.columns:
@@ -327,7 +342,10 @@ def _gathered(ranked: pl.DataFrame, picks: Mapping[str, Rows], size: int) -> pl.
 
 def _text(attribute: Attribute) -> pl.Expr:
     parts = [pl.col(name).cast(pl.String) for name in attribute.lead]
-    return parts[0] if len(parts) == 1 else pl.concat_str(parts, separator=", ", ignore_nulls=True)
+    if len(parts) == 1:
+        return parts[0]
+    known = pl.any_horizontal(part.is_not_null() for part in parts)
+    return pl.when(known).then(pl.concat_str(parts, separator=", ", ignore_nulls=True))
 
 
 def _compared(ranked: pl.DataFrame, attribute: Attribute) -> pl.Expr:
@@ -395,7 +413,8 @@ def _json_of(value: pl.Expr) -> pl.Expr:
 
 
 def _origins(voices: _Voices, choices: Sequence[_Choice]) -> pl.Series:
-    """`{"*": "integration/sis_id", attribute: "integration/sis_id rule"}`: the record that gives most, and exceptions.
+    """`{"*": "integration/sis_id", attribute: "integration/sis_id rule"}`: the record that gives most, and exceptions, among
+    them everything that was cleared.
 
     Of two records that give equally many attributes the one with the higher priority counts as the base. Of an edit the
     time stands between its author and the rule.
@@ -411,7 +430,9 @@ def _origins(voices: _Voices, choices: Sequence[_Choice]) -> pl.Series:
     origins = pl.DataFrame({"base": label.gather(base)}).with_row_index("group")
     exceptions = []
     for choice in choices:
-        differs = np.flatnonzero(shared & (choice.pick >= 0) & (choice.pick != base))
+        named = shared & (choice.pick >= 0) & (choice.pick != base)
+        named[choice.cleared] = True
+        differs = np.flatnonzero(named)
         source = label.gather(choice.pick[differs]) + " " + choice.rules(differs)
         exceptions.append(
             pl.DataFrame({"group": pl.Series(differs, dtype=pl.UInt32), "source": source}).select(

@@ -462,6 +462,10 @@ STUDENT_SOURCES = Table(
             for column in STUDENTS
             if column.name not in {"sis_id", "record_status"}
         ),
+        Column(
+            "emptied", "list", "attributes of which it had a value, and has none in a reading that does not prove why"
+        ),
+        Column("cleared", "list", "attributes of which it had a value, and which a complete reading shows taken away"),
         _uuid("snapshot_id", "the snapshot that first held these values"),
     ),
 )
@@ -477,7 +481,7 @@ CONFLICTS = Table(
         Column(
             "candidates",
             "json",
-            "the values and the records that hold them: [{integration, sis_id, value, modified_at}]",
+            "the values and the records that hold them, null where one cleared it: [{integration, sis_id, value, modified_at}]",
             required=True,
         ),
         _text("chosen", "the published value, as text"),

@@ -23,7 +23,7 @@ SHOWN = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sis_pipeline_tests.reference", description=__doc__)
-    parser.add_argument("--examples", type=int, default=0, help="nasty rosters of two days")
+    parser.add_argument("--examples", type=int, default=0, help="nasty rosters of three days")
     parser.add_argument("--seed", type=int, default=0, help="which ones")
     parser.add_argument("--students", type=int, nargs="*", default=[], help="student rows of the benchmark's roster")
     asked = parser.parse_args()
@@ -47,17 +47,17 @@ def _compare_examples(console: Console, examples: int, which: int) -> None:
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(rosters.two_days())
+    @given(rosters.three_days())
     def compare(days: tuple[dict[str, Any], ...]) -> None:
         tables: dict[str, pl.DataFrame] = {}
         for day, as_of in zip(days, rosters.DAYS, strict=True):
             inputs = rosters.inputs(day, tables, as_of)
-            merged = _compared(console, f"example {seen['merges'] // 2}", inputs)
+            merged = _compared(console, f"example {seen['merges'] // len(rosters.DAYS)}", inputs)
             tables = publish(tables, merged)
             seen.update(_happened(merged))
 
     compare()
-    console.print(f"{examples:,} rosters of two days agree: {dict(sorted(seen.items()))}")
+    console.print(f"{examples:,} rosters of three days agree: {dict(sorted(seen.items()))}")
 
 
 def _happened(merged: MergedRoster) -> dict[str, int]:
@@ -69,9 +69,18 @@ def _happened(merged: MergedRoster) -> dict[str, int]:
         "recycled ids": merged.recycled.height,
         "students merged": len(merged.retired),
         "conflicts": merged.stats.conflicts,
+        "values cleared": _named(merged, "cleared"),
+        "values emptied": _named(merged, "emptied"),
+        "attributes no longer supplied": sum(map(len, merged.stats.unsupplied.values())),
+        "students with nothing published of it": merged.frames["students"]["origins"].str.contains(' cleared"').sum(),
         "removals held": merged.stats.held,
         **merged.stats.changes,
     }
+
+
+def _named(merged: MergedRoster, column: str) -> int:
+    """How many attributes a list column of the records names."""
+    return int(merged.frames["student_sources"][column].str.json_decode(pl.List(pl.String)).list.len().sum())
 
 
 def _compare_benchmark(console: Console, students: int) -> None:

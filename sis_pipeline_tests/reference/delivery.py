@@ -3,6 +3,8 @@ What follows from it for a student or a stay is found in `people`, `values` and 
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +14,14 @@ from sis_pipeline.roster.model import ENTITIES
 
 Key = tuple[str, str]
 Row = dict[str, Any]
+
+
+CLEARABLE = {
+    **{name: (name,) for name in ("preferred_first_name", "preferred_middle_name", "preferred_last_name")},
+    **{name: (name,) for name in ("email", "phone", "mobile_phone")},
+    **{f"{kind}_address": tuple(f"{kind}_{part}" for part in ("street", "city", "state", "postal_code")) for kind in ("home", "mailing")},
+}  # fmt: skip
+"""What a source can take away, with its columns."""
 
 
 def key_of(row: Mapping[str, Any]) -> Key:
@@ -93,9 +103,41 @@ class Fates:
 
 def student_records(now: Delivery) -> list[Row]:
     """The student records of now, with `school_id`. One of a partial snapshot has its published values where it has none
-    now, unless it comes under another name: such a snapshot adds and changes, and takes nothing away."""
+    now, unless it comes under another name: such a snapshot adds and changes, and takes nothing away. With the attributes
+    that it `cleared`, proven by a complete reading, and those that it lost without proof, `emptied`; of attributes that
+    more than two records lost, and more than have it, nothing is proven."""
     before = {key_of(row): row for row in now.existing("student_sources")}
-    return [dict(_placed(now, row)) for row in _filled(now, before)]
+    rows = list(_filled(now, before))
+    lost = [_lost(row, before.get(key_of(row), {})) for row in rows]
+    gone = Counter((row["integration"], name) for row, names in zip(rows, lost, strict=True) for name in names)
+    there = Counter((row["integration"], name) for row in rows for name in CLEARABLE if _has(row, name))
+    found = []
+    for row, names in zip(rows, lost, strict=True):
+        source, was = row["integration"], before.get(key_of(row), {})
+        part = now.inputs.integrations.get(source)
+        is_complete = part is not None and part.completeness == "complete"
+        told = {it for it in names if is_complete and gone[source, it] <= max(2, there[source, it])}
+        told |= {it for it in listed(was, "cleared") if not _has(row, it)}
+        found.append(_placed(now, row) | {"cleared": _list(told), "emptied": _list(names - told)})
+    return found
+
+
+def listed(row: Mapping[str, Any], column: str) -> set[str]:
+    return set(json.loads(row.get(column) or "[]"))
+
+
+def _list(names: Iterable[str]) -> str | None:
+    return json.dumps(sorted(names)) if names else None
+
+
+def _has(row: Mapping[str, Any], attribute: str) -> bool:
+    return any(row.get(name) is not None for name in CLEARABLE[attribute])
+
+
+def _lost(row: Row, was: Mapping[str, Any]) -> set[str]:
+    """What it had before, and has not now, and is not known to be cleared."""
+    had = listed(was, "emptied") | {it for it in CLEARABLE if _has(was, it)}
+    return {it for it in had - listed(was, "cleared") if not _has(row, it)}
 
 
 def _filled(now: Delivery, before: Mapping[Key, Row]) -> Iterator[Row]:

@@ -150,7 +150,9 @@ def _sources(now: Delivery, sources: Rows) -> list[Row]:
         known = source | {"district": now.district, "school_year": now.year}
         row = {name: known[name] for name in columns}
         was = before.get(key_of(row))
-        same = was and all(was[name] == row[name] for name in columns if name != "snapshot_id")
+        same = was and all(
+            was[name] == row[name] for name in columns if name not in {"snapshot_id", "emptied", "cleared"}
+        )
         rows.append(row | ({"snapshot_id": was["snapshot_id"]} if was and same else {}))
     return rows
 

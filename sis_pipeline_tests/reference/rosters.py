@@ -1,4 +1,4 @@
-"""Small rosters made to be nasty, two days each: systems that contradict each other about few people who are much alike.
+"""Small rosters made to be nasty, three days each: systems that contradict each other about few people who are much alike.
 They are only made here; what they come to is `district`'s, and the engine's, to say."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline_tests.roster.rosters import Roster
 
 Row = dict[str, Any]
-DAYS = (date(2025, 10, 1), date(2025, 10, 20))
+DAYS = (date(2025, 10, 1), date(2025, 10, 20), date(2025, 10, 21))
 
 
 def _mostly(value: Any, *others: Any) -> st.SearchStrategy[Any]:
@@ -87,6 +87,8 @@ policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
 LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
 WHO = ("first_name", "last_name", "birth_date", "ssid", "local_id", "email")
 edits = st.dictionaries(st.sampled_from([*VALUES, *WHO, *WHO, *WHO]), st.none(), max_size=3)
+CLEARED = ("preferred_first_name", "email", "phone", "mobile_phone", "home_street", "home_city")
+cleared = st.sets(st.sampled_from(CLEARED), max_size=4)
 stay_edits = st.dictionaries(st.sampled_from(sorted(STAY)), st.none(), min_size=1, max_size=2)
 fate = st.sampled_from(["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "tombstone", "quarantined", "given away"])
 
@@ -101,7 +103,7 @@ def told_of(draw: st.DrawFn, people: list[Row]) -> Row:
 @st.composite
 def edited(draw: st.DrawFn, row: Row) -> Row:
     """The record with a few of its values, and of its stays', drawn anew."""
-    changed = row | {name: draw(VALUES[name]) for name in draw(edits)}
+    changed = row | {name: draw(VALUES[name]) for name in draw(edits)} | dict.fromkeys(draw(cleared))
     stays = []
     for one in row["stays"]:
         became = draw(fate)
@@ -117,8 +119,8 @@ def edited(draw: st.DrawFn, row: Row) -> Row:
 
 
 @st.composite
-def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
-    """Two deliveries, the second made of the first."""
+def three_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row, Row]:
+    """Three deliveries, the second made of the first; the third is the second, read whole."""
     people = draw(st.lists(record, min_size=1, max_size=3))
     first = [_numbered(draw(told_of(people)) | {"sis_id": str(number)}) for number in range(draw(st.integers(1, most)))]
     second, lost = [], []
@@ -133,7 +135,8 @@ def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
             changed = draw(edited(row)) if became == "edited" else row
             second.append(changed | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
     fresh = [draw(told_of(people)) | {"sis_id": f"n{number}"} for number in range(draw(st.integers(0, 3)))]
-    second = [_numbered(row) for row in [*second, *fresh]]
+    stopped = draw(st.sampled_from(CLEARED)), draw(st.sampled_from("abc-"))
+    second = [_numbered(_without(row, *stopped)) for row in [*second, *fresh]]
     priorities = draw(st.permutations([1, 2, 2]))
     complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
     named = [(row["integration"], row["sis_id"], None) for row in first]
@@ -148,10 +151,17 @@ def two_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row]:
         ),
         "thresholds": draw(st.sampled_from([Thresholds(), LENIENT])),
     }
+    whole = dict.fromkeys("abc", "complete")
     return (
-        {"rows": first, "completeness": dict.fromkeys("abc", "complete"), "lost": [], **always},
+        {"rows": first, "completeness": whole, "lost": [], **always},
         {"rows": second, "completeness": complete, "lost": lost, **always},
+        {"rows": second, "completeness": whole, "lost": lost, **always},
     )
+
+
+def _without(row: Row, column: str, integration: str) -> Row:
+    """The record, had the system stopped supplying a column."""
+    return row | {column: None} if row["integration"] == integration else row
 
 
 def _numbered(row: Row) -> Row:

@@ -12,7 +12,7 @@ from typing import Any
 from sis_pipeline.roster.attributes import ATTRIBUTES, Attribute
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline_tests.reference import spelling
-from sis_pipeline_tests.reference.delivery import Delivery, Row
+from sis_pipeline_tests.reference.delivery import Delivery, Row, listed
 
 PUBLISHED = "as published"
 """In place of an integration where `manual` leaves what is published."""
@@ -69,9 +69,9 @@ def _newest(row: Row) -> tuple[bool, float]:
 
 
 def _choice(attribute: Attribute, said: Sequence[Row], policies: Policies, published: Row | None) -> Choice:
-    """A value that nobody supplies is nobody's say; a block is taken from one record as a whole; a protection is true if
+    """A value that nobody supplies is nobody's say, but one that somebody cleared is; a block is taken from one record as a whole; a protection is true if
     anybody says so."""
-    candidates = [row for row in said if _has(row, attribute)]
+    candidates = [row for row in said if _has(row, attribute) or _cleared(row, attribute)]
     rule = policies.rule(attribute.name)
     heard = candidates
     if attribute.is_protection:
@@ -83,7 +83,14 @@ def _choice(attribute: Attribute, said: Sequence[Row], policies: Policies, publi
         same = [row for row in candidates if all(row[name] == published[name] for name in attribute.columns)]
         winner = same[0] if same else _as_published(published)
         candidates = candidates if same else [*candidates, winner]
+    if winner and not _has(winner, attribute) and rule != "manual":
+        rule = "cleared"
     return Choice(winner, candidates, "any_true" if attribute.is_protection else rule, disputed)
+
+
+def _cleared(row: Row, attribute: Attribute) -> bool:
+    """Whether it says that there is nothing, rather than nothing at all."""
+    return attribute.name in listed(row, "cleared")
 
 
 def _has(row: Row, attribute: Attribute) -> bool:
@@ -114,16 +121,16 @@ def _spelled(column: str, value: Any) -> Any:
 
 
 def _origins(said: Sequence[Row], chosen: Mapping[str, Choice]) -> dict[str, str]:
-    """The record that gives most of the person, the better ranked of two that give equally many, and the exceptions."""
+    """The record that gives most of the person, the better ranked of two that give equally many, the exceptions, and what
+    was cleared."""
     personal = [(one.name, chosen[one.name]) for one in ATTRIBUTES if one.is_personal]
-    if len(said) == 1:
-        return {"*": _source(said[0])}
     given = Counter(_source(choice.winner) for _, choice in personal if choice.winner)
     base = max(said, key=lambda row: given[_source(row)])
+    empty = {one.name for one in ATTRIBUTES if (it := chosen[one.name].winner) and not _has(it, one)}
     exceptions = {
         name: f"{_source(choice.winner)} {choice.rule}"
         for name, choice in personal
-        if choice.winner and _source(choice.winner) != _source(base)
+        if choice.winner and (_source(choice.winner) != _source(base) or name in empty)
     }
     return {"*": _source(base), **exceptions}
 
@@ -153,9 +160,9 @@ def _conflict(student: str, attribute: Attribute, choice: Choice) -> Row:
     }
 
 
-def _text(row: Row, attribute: Attribute) -> str:
+def _text(row: Row, attribute: Attribute) -> str | None:
     values = [row[name] for name in attribute.lead if row[name] is not None]
-    return ", ".join(_shown(value) for value in values)
+    return ", ".join(_shown(value) for value in values) if values else None
 
 
 def _shown(value: Any) -> str:

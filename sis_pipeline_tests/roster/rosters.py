@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -61,6 +62,19 @@ def records(entity: str, *rows: Mapping[str, Any]) -> pl.DataFrame:
         pl.Series("integration", names, dtype=pl.String), snapshot_id=pl.lit(SNAPSHOT)
     )
     return frame.with_columns(pl.Series("school_id", extra, dtype=pl.String)) if any(extra) else frame
+
+
+def to_merge(*rows: Mapping[str, Any]) -> pl.DataFrame:
+    """Student records as `merge_students` takes them: of student `s`, numbered, and with nothing `cleared`, unless a row
+    says otherwise."""
+    own = ("student_id", "cleared")
+    said = [{"sis_id": str(n), **{k: v for k, v in row.items() if k not in own}} for n, row in enumerate(rows)]
+    lists = [json.dumps(row["cleared"]) if "cleared" in row else None for row in rows]
+    frame = records("students", *said).with_columns(
+        pl.Series("student_id", [row.get("student_id", "s") for row in rows], dtype=pl.String),
+        pl.Series("cleared", lists, dtype=pl.String),
+    )
+    return frame if "school_id" in frame.columns else frame.with_columns(school_id=pl.lit(None, pl.String))
 
 
 def published(table: str, *rows: Mapping[str, Any]) -> pl.DataFrame:

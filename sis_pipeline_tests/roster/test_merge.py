@@ -6,14 +6,13 @@ import json
 import random
 from typing import Any
 
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.merge import MergedStudents, merge_students
 from sis_pipeline.roster.policies import Policies
-from sis_pipeline_tests.roster.rosters import laws, records, rows
+from sis_pipeline_tests.roster.rosters import laws, rows, to_merge
 
 PRIORITIES = {"a": 1, "b": 2, "c": 2}
 NEWEST = Policies(default="newest_wins")
@@ -21,14 +20,7 @@ NEWEST = Policies(default="newest_wins")
 
 def merge(*students: dict[str, Any], policies: Policies | None = None) -> MergedStudents:
     """The records of one student, unless a row names its `student_id`."""
-    ids = [row.get("student_id", "s") for row in students]
-    filled = [
-        {"sis_id": str(n), **{k: v for k, v in row.items() if k != "student_id"}} for n, row in enumerate(students)
-    ]
-    frame = records("students", *filled).with_columns(pl.Series("student_id", ids, dtype=pl.String))
-    if "school_id" not in frame.columns:
-        frame = frame.with_columns(school_id=pl.lit(None, pl.String))
-    return merge_students(frame, policies or Policies(), PRIORITIES)
+    return merge_students(to_merge(*students), policies or Policies(), PRIORITIES)
 
 
 def one(merged: MergedStudents) -> dict[str, Any]:
@@ -162,9 +154,7 @@ def test_origins_name_the_record_that_gives_most_and_the_exceptions() -> None:
 
 
 def test_nobody_gives_nothing() -> None:
-    merged = merge_students(
-        records("students").with_columns(student_id=pl.lit("x"), school_id=pl.lit("y")), Policies(), PRIORITIES
-    )
+    merged = merge_students(to_merge(), Policies(), PRIORITIES)
     assert merged.students.is_empty()
     assert "origins" in merged.students.columns
 

@@ -18,7 +18,7 @@ from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.merge import EDITS, KEPT, LOCAL, Decided, MergedStudents, changed_values, merge_students
 from sis_pipeline.roster.model import STUDENT_YEARS
 from sis_pipeline.roster.policies import PERSONAL, Policies, Rule, check
-from sis_pipeline_tests.roster.rosters import Roster, laws, loaded, published, records
+from sis_pipeline_tests.roster.rosters import Roster, laws, loaded, published, to_merge
 from sis_pipeline_tests.roster.rosters import merge as merge_year
 
 PRIORITIES = {"a": 1, "b": 2}
@@ -47,11 +47,8 @@ def merge(
     decided: Sequence[Decided] = (),
 ) -> MergedStudents:
     """The records of student `s`, unless one names its `student_id`, numbered unless they have a `sis_id`."""
-    ids = [row.get("student_id", "s") for row in said]
-    rows = [{"sis_id": str(n), **{k: v for k, v in row.items() if k != "student_id"}} for n, row in enumerate(said)]
-    frame = records("students", *rows).with_columns(pl.Series("student_id", ids), school_id=pl.lit(None, pl.String))
     return merge_students(
-        frame,
+        to_merge(*said),
         Policies(default=rule),
         PRIORITIES,
         edits=pl.DataFrame(list(edits), schema=EDITS),
@@ -321,8 +318,7 @@ def test_laws_of_edits(
 def test_published_rows_of_the_table_are_taken_as_they_are() -> None:
     """The store hands over whole rows of `students`, with more columns than a merge makes."""
     frame = published("students", {"district": "d", "student_id": "s", "first_name": "Ada", "last_name": "Moss", "email": "b@x.org", "latest_school_year": "2025-2026", "near_match": False, "origins": "{}"})  # fmt: skip
-    said = records("students", {"sis_id": "1", "email": "a@x.org"}, {"sis_id": "2", "integration": "b", "email": "b@x.org"})  # fmt: skip
-    said = said.with_columns(student_id=pl.lit("s"), school_id=pl.lit(None, pl.String))
+    said = to_merge({"email": "a@x.org"}, {"integration": "b", "email": "b@x.org"})
     merged = merge_students(said, Policies(default="manual"), PRIORITIES, published=frame)
     assert value(merged, "email") == "b@x.org"
 
