@@ -159,6 +159,16 @@ def counterparts(before: Sequence[Row], after: Sequence[Row]) -> dict[int, int]:
     return found
 
 
+def carried_stays(before: Sequence[Row], delivered: Sequence[Row], fates: Fates) -> list[Row]:
+    """The stays of before of which nothing was said, without those that their system names otherwise by now."""
+    told = {
+        number
+        for number, other in counterparts(before, delivered).items()
+        if before[number]["integration"] == delivered[other]["integration"]
+    }
+    return [stay for number, stay in enumerate(before) if fates.of(stay) == "carried" and number not in told]
+
+
 def with_missing(
     now: Delivery,
     stays: Sequence[Row],
