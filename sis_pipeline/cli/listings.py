@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sis_pipeline.cli.installation import Installation
-from sis_pipeline.cli.output import AsJson, RefusalError, as_text, counted, emit, table
+from sis_pipeline.cli.output import AsJson, RefusalError, counted, emit, said, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,7 +74,7 @@ def list_conflicts(
             (
                 _name(row),
                 row["attribute"],
-                row["chosen"],
+                said(row["chosen"]),
                 row["chosen_from"],
                 row["rule"],
                 _status(row),
@@ -217,4 +217,4 @@ def _status(row: dict[str, Any]) -> str:
 
 def _others(row: dict[str, Any]) -> str:
     rest = [item for item in row["candidates"] if f"{item['integration']}/{item['sis_id']}" != row["chosen_from"]]
-    return "; ".join(f"{item['integration']}: {as_text(item['value'])}" for item in rest)
+    return "; ".join(f"{item['integration']}: {said(item['value'])}" for item in rest)

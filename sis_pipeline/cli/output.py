@@ -130,6 +130,14 @@ def table(
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
+NOTHING = "(cleared)"
+
+
+def said(value: object) -> str:
+    """What somebody says about an attribute, which may be that there is nothing."""
+    return NOTHING if value is None else as_text(value)
+
+
 def as_text(value: object) -> str:
     """A value as a person reads it: thousands separated, nothing for null, lists and mappings flat."""
     match value:

@@ -448,7 +448,7 @@ def mask_address(row: Row) -> Row:
 def _mask_conflict(row: Row, protected: bool) -> Row:
     if not protected or not row["attribute"].startswith(ADDRESSES):
         return row
-    hidden = [{**candidate, "value": MASK} for candidate in row["candidates"]]
+    hidden = [{**it, "value": it["value"] and MASK} for it in row["candidates"]]
     return {**row, "candidates": hidden, "chosen": MASK if row["chosen"] is not None else None}
 
 

@@ -9,7 +9,7 @@ import typer
 
 from sis_pipeline.cli.enrollments import COLUMNS, KnownAt, a_day, a_moment, check_known
 from sis_pipeline.cli.installation import Installation
-from sis_pipeline.cli.output import AsJson, RefusalError, as_text, emit, table
+from sis_pipeline.cli.output import AsJson, RefusalError, as_text, emit, said, table
 
 if TYPE_CHECKING:
     from datetime import date, datetime
@@ -173,6 +173,8 @@ def _print_record(console: Console, file: dict[str, Any]) -> None:
         if value is not None and name not in {"student_id", "district", "near_match"}
     ]
     rows = [[name, _cell(record[name]), *_provenance(origins.get(name))] for name in attributes]
+    empty = [it for it in file["provenance"] if all(record[name] is None for name in EDITED[it["attribute"]])]
+    rows += [[it["attribute"], said(None), *_provenance(it)] for it in empty]
     console.print(table("Record", ("attribute", "value", "from", "since", "rule", "else from"), rows))
     if file["address_masked"]:
         console.print("The address is protected; --reveal shows it.")
@@ -189,7 +191,7 @@ def _provenance(row: dict[str, Any] | None) -> list[str]:
 
 def _cell(value: object) -> str:
     if isinstance(value, list):  # a conflict's candidates
-        return "; ".join(f"{item['integration']}/{item['sis_id']}: {as_text(item['value'])}" for item in value)
+        return "; ".join(f"{item['integration']}/{item['sis_id']}: {said(item['value'])}" for item in value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # a graduation year takes no thousands separator
     return as_text(value)

@@ -33,7 +33,7 @@ from sis_pipeline.roster.district import PUBLICATION
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, as_rows
-from sis_pipeline.store.merged import way_in_words
+from sis_pipeline.store.merged import unsupplied_in_words, way_in_words
 
 MERGED_ASSETS: dict[str, str] = {
     "merged_students": "students",
@@ -357,6 +357,10 @@ def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> 
     if table == "students":
         metadata |= numbers(
             "total", _total([one.stats for one in districts], "students", "matched", "conflicts", "held")
+        )
+        lost = {one.district: unsupplied_in_words(one.stats) for one in districts}
+        metadata["no_longer_supplied"] = sentences(
+            [f"{district}: {words}" for district, words in lost.items() if words]
         )
     if table == "enrollment_changes":
         changes = _summed([one.stats.get("changes", {}) for one in districts if one.merged])

@@ -21,7 +21,7 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, inputs_of
 from sis_pipeline.store.holds import StoredHold
-from sis_pipeline.store.merged import Operation, way_in_words
+from sis_pipeline.store.merged import Operation, unsupplied_in_words, way_in_words
 from sis_pipeline.store.publish import Published, SupersededError, publish
 
 Say = Callable[[str], Any]
@@ -67,6 +67,7 @@ class DistrictPublication:
             "changes": dict(self.published.changes) if self.published else {},
             "applied": {table: asdict(counts) for table, counts in applied.items()},
             "accounts": dict(self.published.accounts) if self.published else {},
+            "unsupplied": self.stats.get("unsupplied", {}),
             "held": self.published.held if self.published else self.stats.get("held", 0),
             "open_holds": self.open_holds,
             "left_out": sorted(self.operation.withheld) if self.operation else [],
@@ -115,6 +116,8 @@ def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: S
         f"{stats['conflicts']:,} conflicts, {sum(stats['changes'].values()):,} changes, {stats['held']:,} removals held. "
         f"Merged {way_in_words(stats)}." + _left_out(operation)
     )
+    if lost := unsupplied_in_words(stats):
+        say(f"{district}: {lost} Check its permissions and its mapping.")
     return DistrictMerge(district, operation, merged=True, rows=manifest["rows"], stats=stats)
 
 

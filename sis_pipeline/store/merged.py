@@ -562,6 +562,16 @@ def way_in_words(stats: Mapping[str, Any]) -> str | None:
     return f"{stats['seats_merged']:,} of {stats['section_enrollments']:,} section enrollments anew{asked}"
 
 
+def unsupplied_in_words(stats: Mapping[str, Any]) -> str:
+    """Which systems stopped supplying an attribute, by a merge's statistics; empty where none did."""
+    lost = [
+        f"{integration} no longer supplies {attribute}, which {records:,} records had"
+        for integration, attributes in stats.get("unsupplied", {}).items()
+        for attribute, records in attributes.items()
+    ]
+    return f"{'; '.join(lost)}: not taken for cleared." if lost else ""
+
+
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:
     """The rows of a table that a merge of a district and school year owns, by the table's way of publication."""
     scope: dict[str, object] = {"district": district}
