@@ -46,11 +46,20 @@ def published(home, database):
             email="ana@north.example",
             home_street=STREET,
         )
-        student(add, BEN, "Ben", ssid="S2", local_id="0043", address_confidential=True, home_street=HIDDEN)
+        student(
+            add,
+            BEN,
+            "Ben",
+            ssid="S2",
+            local_id="0043",
+            address_confidential=True,
+            home_street=HIDDEN,
+            origins={"*": "ps/8", "email": "ps/8 cleared"},
+        )
         student(add, ANA_TOO, "Ana", ssid="S1", local_id="0042", district="south")
         link(add, ANA, "ps", "7", home_street=STREET, modified_at=datetime(2026, 9, 1, tzinfo=UTC))
         link(add, ANA, "ic", "9", home_street=STREET)
-        link(add, BEN, "ps", "8", home_street=HIDDEN)
+        link(add, BEN, "ps", "8", home_street=HIDDEN, cleared=["email"])
         add("student_years", student_id=ANA, school_year=YEAR, grade_level="09", school_id=LINCOLN)
         add(
             "enrollments", student_id=ANA, school_id=LINCOLN, school_year=YEAR, entry_date=date(2026, 8, 20),
@@ -112,6 +121,27 @@ def test_a_student_is_shown_with_the_origin_of_every_value(published, sis):
     assert [it["kind"] for it in file["changes"]] == ["enroll", "grade_change"]
     assert file["years"][0]["grade_level"] == "09"
     assert file["conflicts"][0]["chosen"] == "ana@north.example"
+
+
+def test_what_a_system_cleared_is_shown_with_its_origin(published, sis):
+    lines = [line.split() for line in sis("students", "show", BEN).out.splitlines()]
+    assert ["email", "(cleared)", "ps/8", "cleared"] in lines
+    [email] = [
+        it
+        for it in sis("students", "show", BEN, "--json").json["students"][0]["provenance"]
+        if it["attribute"] == "email"
+    ]
+    assert (email["integration"], email["rule"]) == ("ps", "cleared")
+
+
+def test_what_a_system_cleared_is_a_candidate_of_a_conflict(published, sis, database):
+    cleared = "update sis.conflicts set chosen = null, candidates = jsonb_set(candidates, '{0,value}', 'null') where attribute = :it"
+    with database.begin() as connection:
+        for attribute in ("email", "home_address"):
+            connection.execute(text(cleared), {"it": attribute})
+    shown = sis("conflicts", "list", "--limit", "9").out
+    assert shown.count("(cleared)") == 2
+    assert "Hidden" not in shown, "an address that is protected stays so"
 
 
 @pytest.mark.parametrize(

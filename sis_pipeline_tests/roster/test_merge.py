@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.merge import MergedStudents, merge_students
-from sis_pipeline.roster.policies import Policies
+from sis_pipeline.roster.policies import Policies, Rule
 from sis_pipeline_tests.roster.rosters import laws, rows, to_merge
 
 PRIORITIES = {"a": 1, "b": 2, "c": 2}
@@ -153,6 +153,68 @@ def test_origins_name_the_record_that_gives_most_and_the_exceptions() -> None:
     }
 
 
+GONE = {
+    "integration": "a",
+    "sis_id": "1",
+    "cleared": ["email", "home_address"],
+    "modified_at": "2025-02-01T00:00:00+00:00",
+}
+OTHER = {
+    "integration": "b", "sis_id": "9", "email": "b@x.org", "home_street": "9 Oak", "modified_at": "2025-01-01T00:00:00+00:00",
+}  # fmt: skip
+NEWER = {**OTHER, "modified_at": "2025-03-01T00:00:00+00:00"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "other", "email"),
+    [
+        ("sis_wins", OTHER, None),
+        ("sis_wins", {**OTHER, "integration": "a"}, None),
+        ("newest_wins", OTHER, None),
+        ("newest_wins", NEWER, "b@x.org"),
+        ("local_wins", OTHER, None),
+        ("manual", OTHER, None),
+    ],
+)
+def test_what_was_cleared_counts_like_a_value(rule: Rule, other: dict[str, Any], email: str | None) -> None:
+    student = one(merge(GONE, other, policies=Policies(default=rule)))
+    assert (student["email"], student["home_street"]) == (email, "9 Oak" if email else None)
+
+
+def test_a_system_of_lower_priority_clears_nothing_of_a_better_one() -> None:
+    merged = merge({**GONE, "integration": "b"}, {**OTHER, "integration": "a"})
+    assert one(merged)["email"] == "b@x.org"
+    assert set(rows(merged.conflicts, "attribute", "chosen", "rule")) == {
+        ("email", "b@x.org", "sis_wins"),
+        ("home_address", "9 Oak", "sis_wins"),
+    }
+
+
+def test_what_was_cleared_has_an_origin_and_is_in_the_conflict() -> None:
+    merged = merge(GONE, OTHER)
+    assert json.loads(one(merged)["origins"]) == {"*": "a/1", "email": "a/1 cleared", "home_address": "a/1 cleared"}
+    assert rows(merged.conflicts, "attribute", "chosen", "chosen_from", "rule", "status") == [
+        ("email", None, "a/1", "cleared", "auto"),
+        ("home_address", None, "a/1", "cleared", "auto"),
+    ]
+    told = json.loads(merged.conflicts.filter(attribute="home_address")["candidates"].item())
+    assert [(it["integration"], it["value"]) for it in told] == [("a", None), ("b", "9 Oak")]
+
+
+def test_what_the_only_record_cleared_has_an_origin_too_and_is_no_conflict() -> None:
+    merged = merge(GONE)
+    assert json.loads(one(merged)["origins"]) == {"*": "a/1", "email": "a/1 cleared", "home_address": "a/1 cleared"}
+    assert merge(GONE, {**GONE, "integration": "b"}).conflicts.is_empty(), "two that cleared it agree"
+
+
+def test_a_conflict_with_what_was_cleared_waits_for_a_person_under_manual() -> None:
+    merged = merge(GONE, OTHER, policies=Policies(default="manual"))
+    assert rows(merged.conflicts, "attribute", "rule", "status") == [
+        ("email", "manual", "open"),
+        ("home_address", "manual", "open"),
+    ]
+
+
 def test_nobody_gives_nothing() -> None:
     merged = merge_students(to_merge(), Policies(), PRIORITIES)
     assert merged.students.is_empty()
@@ -170,8 +232,16 @@ record = st.fixed_dictionaries(
         "directory_opt_out": st.sampled_from([True, False, None]),
         "grade_level": st.sampled_from(["05", "06", None]),
         "modified_at": st.sampled_from(["2025-01-01T00:00:00+00:00", "2025-02-01T00:00:00+00:00", None]),
+        "cleared": st.sets(st.sampled_from(["email", "phone", "home_address"])),
     }
 )
+
+
+def _without_cleared(row: dict[str, Any]) -> dict[str, Any]:
+    """What was cleared is not there."""
+    columns = {"home_address": ("home_street", "home_city")}
+    gone = [column for name in row["cleared"] for column in columns.get(name, (name,))]
+    return row | dict.fromkeys(gone) | {"cleared": sorted(row["cleared"])}
 
 
 @laws(25)
@@ -179,7 +249,7 @@ record = st.fixed_dictionaries(
     st.lists(record, min_size=1, max_size=8), st.sampled_from([Policies(), NEWEST]), st.randoms(use_true_random=False)
 )
 def test_laws_of_survivorship(students: list[dict[str, Any]], policies: Policies, shuffle: random.Random) -> None:
-    named = [{**row, "sis_id": str(number)} for number, row in enumerate(students)]
+    named = [_without_cleared({**row, "sis_id": str(number)}) for number, row in enumerate(students)]
     merged = merge(*named, policies=policies)
     shuffled = named.copy()
     shuffle.shuffle(shuffled)
@@ -190,7 +260,11 @@ def test_laws_of_survivorship(students: list[dict[str, Any]], policies: Policies
     for student in merged.students.iter_rows(named=True):
         mine = [row for row in named if row["student_id"] == student["student_id"]]
         for column in ("email", "phone", "directory_opt_out"):
-            given_values = {row[column] for row in mine} - {None}
+            given_values = {row[column] for row in mine if row[column] is not None or column in row["cleared"]}
             assert student[column] in given_values if given_values else student[column] is None
         addresses = {(row["home_street"], row["home_city"]) for row in mine}
         assert (student["home_street"], student["home_city"]) in addresses | {(None, None)}
+        for attribute, source in json.loads(student["origins"]).items():
+            columns = ("home_street", "home_city") if attribute == "home_address" else (attribute,)
+            if source.endswith(" cleared"):
+                assert all(student[column] is None for column in columns)

@@ -133,6 +133,45 @@ def test_an_edit_of_what_no_system_supplies_stays_whatever_the_policy() -> None:
     assert origin(merged, "email") == f"{LOCAL}/ada 2025-02-01T00:00:00Z sis_wins"
 
 
+CLEARED = {"integration": "a", "cleared": ["email"], "modified_at": JANUARY}
+OTHER = {"integration": "b", "email": "b@x.org", "modified_at": JANUARY}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"), [("sis_wins", None), ("local_wins", "new@x.org"), ("newest_wins", "new@x.org"), ("manual", "new@x.org")]
+)  # fmt: skip
+def test_an_edit_stands_against_what_a_system_cleared_as_against_a_value(rule: Rule, kept: str | None) -> None:
+    merged = merge([CLEARED, OTHER], [EDIT], rule)
+    assert value(merged, "email") == kept
+    found = conflict(merged, "email")
+    assert found
+    assert [it["value"] for it in found["candidates"]] == [None, "b@x.org", "new@x.org"]
+    assert found["rule"] == ("cleared" if rule == "sis_wins" else rule)
+
+
+def test_an_edit_that_cleared_what_a_system_then_clears_is_settled() -> None:
+    merged = merge([CLEARED, OTHER], [edit("email", email=None)], "local_wins")
+    assert (value(merged, "email"), origin(merged, "email")) == (None, "a/0 cleared")
+    assert merged.settled == (1,)
+
+
+def test_a_person_may_decide_for_what_was_cleared_and_against_it() -> None:
+    seen = frozenset({("a", "0", None), ("b", "1", "b@x.org")})
+    for system, sis_id, email in (("a", "0", None), ("b", "1", "b@x.org")):
+        merged = merge([CLEARED, OTHER], decided=[Decided("s", "email", system, sis_id, seen)])
+        assert (value(merged, "email"), origin(merged, "email")) == (email, f"{system}/{sis_id} decided")
+        assert (conflict(merged, "email") or {})["status"] == "resolved"
+    changed = merge([CLEARED, {**OTHER, "email": "c@x.org"}], decided=[Decided("s", "email", "b", "1", seen)])
+    assert value(changed, "email") is None
+
+
+def test_under_manual_what_is_published_stays_when_one_of_two_systems_clears_it() -> None:
+    before = merge([{**CLEARED, "email": "a@x.org", "cleared": []}, OTHER], rule="manual")
+    merged = merge([CLEARED, OTHER], rule="manual", before=before)
+    assert value(merged, "email") == "a@x.org"
+    assert (conflict(merged, "email") or {})["status"] == "open"
+
+
 def test_an_edited_address_stays_whole() -> None:
     home = {"integration": "a", "home_street": "1 Elm", "home_city": "Waco", "home_state": "TX"}
     moved = edit("home_address", home_street="9 Oak", home_city="Waco")

@@ -87,17 +87,62 @@ def without_winners(database, found: Mapping[tuple[str, str], Any]) -> dict[str,
         )  # fmt: skip
         beside = sources.join(won, on=["student_id", "integration", "sis_id"], how="left", maintain_order="left")["won"]
         columns += [pl.when(beside.is_null()).then(pl.col(name)).alias(name) for name in attribute.columns]
-    silenced = sources.with_columns(columns).with_columns(school_id=pl.lit(None, pl.String))
+    told = pl.struct("student_id", "integration", "sis_id", "cleared").map_elements(
+        lambda it: json.dumps([name for name in json.loads(it["cleared"] or "[]") if not _won(found, it, name)]),
+        return_dtype=pl.String,
+    )
+    silenced = sources.with_columns(*columns, cleared=told, school_id=pl.lit(None, pl.String))
     merged = merge_students(silenced, policies, PRIORITIES)
     values = merged.students.rows(named=True)
     return {
         row["student_id"]: {
             name: named(json.loads(row["origins"]), name)
             for name, block in EDITED.items()
-            if any(row[column] is not None for column in block)
+            if any(row[column] is not None for column in block) or name in json.loads(row["origins"])
         }
         for row in values
     }
+
+
+def _won(found: Mapping[tuple[str, str], Any], record: Mapping[str, str], attribute: str) -> bool:
+    row = found.get((record["student_id"], attribute))
+    return row is not None and (row.integration, row.sis_id) == (record["integration"], record["sis_id"])
+
+
+TAKEN = (("email",), ("phone",), ("home_street", "home_city"), (), ())
+
+
+def without(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != column}
+
+
+@pytest.fixture
+def cleared(database, published, snapshots):
+    """The same children, of whom some systems took away what they had said."""
+    rng = random.Random(8)
+    with database.connect() as connection:
+        sources = bulk.read(connection, STUDENT_SOURCES, {"district": "lincoln"})
+    said = sources.select("integration", *(name for name in STUDENTS.names if name in sources.columns)).to_dicts()
+    for key in PRIORITIES:
+        mine = [{**row, **dict.fromkeys(rng.choice(TAKEN))} for row in said if row["integration"] == key]
+        good_snapshot(snapshots, key, students=[sis_student(**without(row, "integration")) for row in mine])
+    published()
+
+
+@pytest.mark.parametrize("policy", ["sis_wins", "newest_wins"])
+def test_what_was_cleared_has_a_source_and_a_runner_up_too(database, published, cleared, policy):
+    if policy != "sis_wins":
+        Survivorship(database).set("lincoln", {"default": policy}, **BY)
+        published()
+    found = told(database)
+    expected = without_winners(database, found)
+    for (student, attribute), row in found.items():
+        next_one = f"{row.runner_up_integration}/{row.runner_up_sis_id}" if row.runner_up_sis_id else None
+        assert next_one == expected[student].get(attribute), (student, attribute)
+    empty = [row for row in found.values() if row.rule == "cleared"]
+    assert len(empty) > 2
+    assert all(row.read_at is not None for row in empty)
+    assert any(row.runner_up_sis_id for row in empty), "whose value it would be else"
 
 
 @pytest.mark.parametrize("policy", ["sis_wins", "newest_wins"])

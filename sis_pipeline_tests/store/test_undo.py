@@ -164,6 +164,29 @@ def test_what_was_undone_is_not_merged_again_until_it_changes(database, snapshot
     assert merges.stale_districts(YEAR) == []
 
 
+def test_what_a_system_cleared_is_said_again_once_that_is_undone_and_cleared_once_that_is(
+    database, snapshots, merges, undoing
+):
+    add_integration(database, "lincoln-ic", priority=200)
+    good_snapshot(snapshots, **delivery(*range(4), email="new@lincoln.example"))
+    good_snapshot(snapshots, "lincoln-ic", **delivery(0, email="old@lincoln.example"))
+    merge(database, merges)
+    before = roster(database)
+    rows = delivery(*range(4), email="new@lincoln.example")
+    rows["students"][0] = {**rows["students"][0], "email": None}
+    good_snapshot(snapshots, **rows)
+    wrong = merge(database, merges)
+    after = roster(database)
+    empty = "select count(*) from sis.students where email is null and origins ->> 'email' like '% cleared'"
+    known = "select count(*) from sis.student_sources where cleared = '[\"email\"]'"
+    assert (count(database, empty), count(database, known)) == (1, 1)
+    undone = undoing.undo(wrong.operation_id, "ada", WHY)
+    assert roster(database) == before
+    assert (count(database, empty), count(database, known)) == (0, 0)
+    undoing.undo(undone.operation_id, "ada", WHY)
+    assert roster(database) == after
+
+
 def test_another_system_goes_on_while_the_one_that_was_undone_is_left_out(database, snapshots, merges, undoing):
     add_integration(database, "lincoln-ic", priority=200)
     good_snapshot(snapshots, **delivery(*range(6)))
