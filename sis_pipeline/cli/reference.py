@@ -227,7 +227,7 @@ def roster_model_page() -> str:
         "Written by the district's account rules: [accounts](accounts.md), which also names the views beside it.",
         "### Where a value comes from",
         (
-            "`sis.provenance(district, student_id)` gives for every published attribute whose value it is (`integration`, "
+            "`sis.provenance(district, student_id)` gives for every published or cleared attribute whose value it is (`integration`, "
             "`sis_id`), when the system says it changed and when it was first read so, by which rule it was chosen, and the "
             "`runner_up_…`: whose value would be published if that one said nothing, whether it says the same or not. For "
             "many students: `select … from sis.students s cross join lateral sis.provenance(s.district, s.student_id)`."
