@@ -84,13 +84,15 @@ def merge_students(
 ) -> MergedStudents:
     """The surviving value of every attribute of every student.
 
-    `records`: `student_id`, `integration`, `school_id`, `cleared` and the columns of the students entity. `edits`: as EDITS, of
-    the students that this merge publishes. `published`: their rows of `students`, for what `manual` leaves as it is.
+    `records`: `student_id`, `integration`, `school_id`, `cleared` and the columns of the students entity. `edits`: as
+    EDITS, of the students that this merge publishes. `published`: their rows of `students`, for what `manual` leaves as
+    it is.
 
     `sis_wins` takes the integration with the lowest priority number, then the first integration key, then within it the
-    newest record; `newest_wins` the latest `modified_at` (unknown is oldest), then as `sis_wins`. A source that does not supply a
-    field has no say in it: its null only counts, like any value, where `cleared` names the attribute. An edit counts until the systems' own choice equals it:
-    `sis_wins` takes it last, `local_wins` and `manual` first, cleared values included, `newest_wins` by its time.
+    newest record; `newest_wins` the latest `modified_at` (unknown is oldest), then as `sis_wins`. A source that does not
+    supply a field has no say in it: its null counts, like any value, only where `cleared` names the attribute. An edit
+    counts until the systems' own choice equals it: `sis_wins` takes it last, `local_wins` and `manual` first, cleared
+    values included, `newest_wins` by its time.
 
     Values conflict if they differ by more than case, accents, punctuation and spaces (ids: by anything; phones: by
     their digits), see `normalise.value_key`, and from an edit by anything; a block is compared as a whole.

@@ -181,7 +181,7 @@ def test_a_conflict_goes_stale_when_the_systems_agree_and_opens_again_when_they_
     with pytest.raises(ConfigError, match="Nothing conflicts about phone"):
         Conflicts(database).decide(student, "phone", "lincoln-ic", **BY)
 
-    systems("5125550122", None)
+    systems("5125550144", "5125550144")
     assert [row[1:3] for row in standing()] == [("stale", since)], "since when is kept"
     systems("5125550122", "5125550133")
     [(_, status, again, values)] = standing()
