@@ -39,6 +39,20 @@ def test_two_days_of_the_benchmarks_roster_are_merged_as_the_rules_say() -> None
         tables = publish(tables, merged, benchmark.YEAR.key)
 
 
+@pytest.mark.parametrize(("losing", "cleared"), [(2, 2), (3, 3), (4, 0)], ids=["few", "half", "most"])
+def test_a_column_that_most_lost_is_no_longer_supplied(losing: int, cleared: int) -> None:
+    tables: dict[str, pl.DataFrame] = {}
+    for number in (0, losing):
+        roster = Roster().school("1")
+        for name in range(6):
+            roster.student(f"s{name}", last_name=f"Name{name}", email=None if name < number else f"{name}@x.org")
+        given_now = roster.inputs(tables)
+        merged = merge_district(given_now)
+        assert differences(given_now, merged) == []
+        tables = publish(tables, merged)
+    assert tables["student_sources"]["cleared"].count() == cleared
+
+
 SPOILT = [
     ("students", {"first_name": pl.lit("Bea")}),
     ("student_links", {"rule": pl.lit("ssid")}),
