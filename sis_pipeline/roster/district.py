@@ -87,6 +87,10 @@ year's person, a school that closed, a link that went inactive); `students` and 
 """
 
 
+LAST_SAID = [*SAID, EMPTIED, CLEARED]
+"""What a school year takes over from what a record said in the one before."""
+
+
 @dataclass(frozen=True, slots=True)
 class IntegrationInput:
     """One integration's part in a merge.
@@ -117,7 +121,7 @@ class DistrictInputs:
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
     that people withdrew, as withdrawals.WITHDRAWALS. `said_before`: what linked records without a row in this school year
-    last said of who they are, as identity.SAID. `whole`: merge what did not change anew as well; the result is
+    last said of who they are, and had cleared, as LAST_SAID. `whole`: merge what did not change anew as well; the result is
     the same.
     """
 
@@ -139,7 +143,7 @@ class DistrictInputs:
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
     withdrawals: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WITHDRAWALS))
-    said_before: pl.DataFrame = field(default_factory=lambda: empty(MERGED["student_sources"]).select(SAID))
+    said_before: pl.DataFrame = field(default_factory=lambda: empty(MERGED["student_sources"]).select(LAST_SAID))
     whole: bool = False
 
     @property
@@ -401,7 +405,9 @@ def _is_owner(now: _Delivery) -> bool:
 
 
 def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
-    clearings = find_clearings(_with_values_before(now), now.existing("student_sources"), now.complete)
+    cleared = now.inputs.said_before.filter(pl.any_horizontal(pl.col(EMPTIED, CLEARED).is_not_null()))
+    before = [now.existing("student_sources"), fit(cleared, MERGED["student_sources"])]
+    clearings = find_clearings(_with_values_before(now), pl.concat(before), now.complete)
     delivered = refer(clearings.records, "school_sis_id", school_ids, "school_id")
     previous = refer(now.existing("student_sources"), "school_sis_id", school_ids, "school_id")
     fated = now.presence("students").fates(previous)
@@ -413,7 +419,7 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
         now.existing("student_links"),
         now.existing("students"),
         now.inputs.decisions,
-        before=pl.concat([now.existing("student_sources").select(SAID), now.inputs.said_before]),
+        before=pl.concat([now.existing("student_sources").select(SAID), now.inputs.said_before.select(SAID)]),
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before

@@ -18,9 +18,15 @@ from sis_pipeline import __version__
 from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
-from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
+from sis_pipeline.roster.district import (
+    LAST_SAID,
+    PUBLICATION,
+    DistrictInputs,
+    IntegrationInput,
+    MergedRoster,
+    MergeStats,
+)
 from sis_pipeline.roster.guard import Hold, Part
-from sis_pipeline.roster.identity import SAID
 from sis_pipeline.roster.model import CONFLICTS, ENTITIES, MERGED, STALE, STUDENT_SOURCES, Kind, Table
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import RECORD
@@ -279,11 +285,11 @@ class MergeStore:
         back = linked.join(inputs.existing["student_sources"], on=RECORD, how="anti")
         if back.is_empty():
             return inputs.said_before
-        kinds = {column.name: column.kind for column in STUDENT_SOURCES if column.name in SAID}
+        kinds = {column.name: column.kind for column in STUDENT_SOURCES if column.name in LAST_SAID}
         asked = [back[name].to_list() for name in RECORD]
         with self._engine.connect() as connection:
             return bulk.copy_out(connection, SAID_BEFORE, kinds, [*asked, inputs.district, inputs.school_year]).select(
-                SAID
+                LAST_SAID
             )
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:

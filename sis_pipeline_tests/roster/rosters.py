@@ -11,10 +11,16 @@ from typing import Any
 import polars as pl
 from hypothesis import HealthCheck, Phase, settings
 
-from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, merge_district
+from sis_pipeline.roster.district import (
+    LAST_SAID,
+    PUBLICATION,
+    DistrictInputs,
+    IntegrationInput,
+    MergedRoster,
+    merge_district,
+)
 from sis_pipeline.roster.frames import empty, polars_schema
 from sis_pipeline.roster.frames import example_frame as typed
-from sis_pipeline.roster.identity import SAID
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.roster.presence import RECORD
 
@@ -188,7 +194,7 @@ def said_before(tables: Mapping[str, pl.DataFrame], year: str) -> pl.DataFrame:
     """As DistrictInputs.said_before."""
     sources = tables.get("student_sources", empty(MERGED["student_sources"])).sort("school_year", descending=True)
     newest = sources.filter(pl.col("school_year") <= year).unique(RECORD, keep="first", maintain_order=True)
-    return newest.filter(pl.col("school_year") < year).select(SAID)
+    return newest.filter(pl.col("school_year") < year).select(LAST_SAID)
 
 
 def publish(tables: Mapping[str, pl.DataFrame], merged: MergedRoster, year: str = YEAR) -> dict[str, pl.DataFrame]:

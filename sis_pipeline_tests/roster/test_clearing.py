@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any
 
 import polars as pl
@@ -202,6 +203,23 @@ def test_it_stays_so_day_after_day_and_in_a_whole_merge() -> None:
     again = [merge(both(email=None), tables, as_of=DAY_2, whole=whole) for whole in (False, True)]
     for merged in again:
         assert all(frame.equals(tables[name]) for name, frame in merged.frames.items() if name != "enrollment_changes")
+
+
+def test_what_was_cleared_stays_so_in_the_next_school_year() -> None:
+    tables = publish(loaded(both()), merge(both(email=None), loaded(both()), as_of=DAY_2))
+    year = "2026-2027"
+    rolled = Roster(year)
+    rolled.rows = {
+        name: [
+            {**row, **({"school_year": year, "entry_date": "2026-08-18"} if name == "enrollments" else {})}
+            for row in found
+        ]
+        for name, found in both(email=None).rows.items()
+    }
+    merged = merge(rolled, tables, as_of=date(2026, 9, 1))
+    carol = merged.frames["students"].filter(pl.col("first_name") == "Carol")
+    assert rows(carol, "email", "latest_school_year") == [(None, year)]
+    assert carol["origins"].str.json_path_match("$.email").item() == "a/1 cleared"
 
 
 def test_a_record_that_its_source_did_not_name_keeps_what_it_cleared() -> None:

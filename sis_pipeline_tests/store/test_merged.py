@@ -125,6 +125,7 @@ def test_a_year_begins_with_what_linked_records_last_said(database, merges):
             "first_name": "Ann",
             "last_name": name,
             "birth_date": date(2011, 5, 5),
+            "cleared": '["email"]',
             "snapshot_id": uid("snapshot"),
         }
         rows = {
@@ -134,8 +135,8 @@ def test_a_year_begins_with_what_linked_records_last_said(database, merges):
         }
         publish(database, merges, merges.write_merged(_gathered(merges, year), merged_roster(**rows)))
     first = merges.gather("lincoln", YEAR)
-    assert first.inputs.said_before.select("sis_id", "last_name", "birth_date").rows() == [
-        ("7", "Newer", date(2011, 5, 5))
+    assert first.inputs.said_before.select("sis_id", "last_name", "birth_date", "emptied", "cleared").rows() == [
+        ("7", "Newer", date(2011, 5, 5), None, '["email"]')
     ]
     rows["student_sources"] = [{**said, "school_year": YEAR}]
     publish(database, merges, merges.write_merged(first, merged_roster(**rows)))
