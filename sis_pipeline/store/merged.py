@@ -15,7 +15,7 @@ import polars as pl
 from sqlalchemy import Connection, Engine, Row, func, select, update
 
 from sis_pipeline import __version__
-from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
+from sis_pipeline.connect.errors import ConfigError, DataError, InternalError, TransientError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
@@ -38,6 +38,12 @@ NO_OPERATION = str(uuid.UUID(int=0))
 BEFORE = "before"
 """Folder of an operation, and key of its summary: the rows of tables shared by all school years as they were before."""
 SEEN: dict[str, Kind] = {"first_seen": "timestamp"}
+
+
+class ErasedMeanwhileError(TransientError):
+    """The merge may have read a student who was erased since: gather and merge again."""
+
+    default_code = "transient.superseded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +269,8 @@ class MergeStore:
         return replace(basis.inputs, operation_id=operation_id, records=records)
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
-        """Keep what the merge decided, for good, and mark the operation merged."""
+        """Keep what the merge decided, for good, and mark the operation merged. Raises ErasedMeanwhileError, and keeps
+        nothing, where a student was erased since it was gathered: the erasure may have looked here too early."""
         operation, inputs = gathered.operation, gathered.inputs
         waiting = [ruling.fingerprint for ruling in inputs.rulings.waiting]
         self.keep(
@@ -277,6 +284,15 @@ class MergeStore:
             known_erasures=gathered.known_erasures,
         )
         crash_point("merge.frames_written")
+        with self._engine.connect() as connection:
+            known = erased.mark(connection, operation.district)
+        if known != gathered.known_erasures:
+            self.files.delete_folder(operation.path)
+            raise ErasedMeanwhileError(
+                f"A student of {operation.district} was erased while its roster was merged.",
+                advice="Nothing of the merge was kept. Merge the district again.",
+                operation_id=operation.operation_id,
+            )
         self._mark(operation, "merged", merged.stats)
         return self.get(operation.operation_id)
 
