@@ -270,7 +270,7 @@ class MergeStore:
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
         """Keep what the merge decided, for good, and mark the operation merged. Raises ErasedMeanwhileError, and keeps
-        nothing, where a student was erased since it was gathered: the erasure may have looked here too early."""
+        nothing, where a student was erased since it was gathered."""
         operation, inputs = gathered.operation, gathered.inputs
         waiting = [ruling.fingerprint for ruling in inputs.rulings.waiting]
         self.keep(
@@ -284,17 +284,22 @@ class MergeStore:
             known_erasures=gathered.known_erasures,
         )
         crash_point("merge.frames_written")
-        with self._engine.connect() as connection:
-            known = erased.mark(connection, operation.district)
-        if known != gathered.known_erasures:
-            self.files.delete_folder(operation.path)
-            raise ErasedMeanwhileError(
-                f"A student of {operation.district} was erased while its roster was merged.",
-                advice="Nothing of the merge was kept. Merge the district again.",
-                operation_id=operation.operation_id,
-            )
+        self._keep_nobody_erased(gathered)
         self._mark(operation, "merged", merged.stats)
         return self.get(operation.operation_id)
+
+    def _keep_nobody_erased(self, gathered: Gathered) -> None:
+        """An erasure that began before the frames were written may have looked here too early; a later one finds them."""
+        operation = gathered.operation
+        with self._engine.connect() as connection:
+            if erased.mark(connection, operation.district) == gathered.known_erasures:
+                return
+        self.files.delete_folder(operation.path)
+        raise ErasedMeanwhileError(
+            f"A student of {operation.district} was erased while its roster was merged.",
+            advice="Nothing of the merge was kept. Merge the district again.",
+            operation_id=operation.operation_id,
+        )
 
     def keep(
         self,
