@@ -160,11 +160,15 @@ def counterparts(before: Sequence[Row], after: Sequence[Row]) -> dict[int, int]:
 
 
 def carried_stays(before: Sequence[Row], delivered: Sequence[Row], fates: Fates) -> list[Row]:
-    """The stays of before of which nothing was said, without those that their system names otherwise by now."""
+    """The stays of before of which nothing was said, without those that their system names otherwise by now: as near in
+    time, and not still there with a row that can't be read."""
     told = {
         number
         for number, other in counterparts(before, delivered).items()
-        if before[number]["integration"] == delivered[other]["integration"]
+        for was, now in [(before[number], delivered[other])]
+        if was["integration"] == now["integration"]
+        and abs((was["entry_date"] - now["entry_date"]).days) <= NEAR_DAYS
+        and not fates.is_there(was)
     }
     return [stay for number, stay in enumerate(before) if fates.of(stay) == "carried" and number not in told]
 
