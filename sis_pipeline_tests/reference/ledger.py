@@ -158,7 +158,7 @@ def _transfers(
 
 def _each_once(pairs: Iterable[tuple[int, Story, Story]]) -> Iterator[tuple[Story, Story]]:
     """Of days between, exit and entry: each exit and entry once, nearest first; of several as near the entry that is
-    primary, then the exit that is, then by school and entry date (written at `changes._each_once`)."""
+    primary, then the exit that is, then by school and entry date (written at `changes.each_once`)."""
 
     def order(pair: tuple[int, Story, Story]) -> tuple[Any, ...]:
         days, left, came = pair
