@@ -98,7 +98,7 @@ def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[
     students = {key_of(row): row["student_id"] for row in records}
     delivered = enrolled.placed_reports(now, students)
     fates = enrolled.enrollment_fates(now, delivered)
-    carried = [stay for stay in before if fates.of(stay) == "carried"]
+    carried = enrolled.carried_over(before, delivered, fates)
     waiting = {
         (row["integration"], row["student_id"]) for row in previous if row["enrollment_status"] == "pre_registered"
     }

@@ -9,7 +9,9 @@ down_revision = "0013"
 branch_labels = None
 depends_on = None
 
-PENDING_TRANSFERS = """
+SOMEWHERE_SINCE = """o.school_year >= e.school_year and o.status <> 'no_show'
+      and (o.status in ('pre_registered', 'active') or o.exit_date > e.exit_date)"""
+PENDING_TRANSFERS = f"""
 create or replace view sis.pending_transfers as
 select e.district, e.student_id, e.school_id, e.school_year, e.exit_date, e.exit_code
 from sis.enrollments e
@@ -19,20 +21,20 @@ where (select m.enabled from sis.statewide_matching m order by m.version desc li
   and e.status in ('withdrawn', 'transferred')
   and e.exit_date >= sis.clock()::date - 14
   and not exists (
+    select from sis.enrollments o
+    where o.district = e.district and o.student_id = e.student_id and {SOMEWHERE_SINCE})
+  and not exists (
     select from (
-      select e.district, e.student_id
+      select l.district, l.student_id, l.other_district, l.other_student_id
+      from sis.statewide_links l where l.decision = 'match'
       union all
-      select l.other_district, l.other_student_id from sis.statewide_links l
-      where l.decision = 'match' and l.district = e.district and l.student_id = e.student_id
-      union all
-      select l.district, l.student_id from sis.statewide_links l
-      where l.decision = 'match' and l.other_district = e.district and l.other_student_id = e.student_id
-    ) child
-    join sis.enrollments o on o.district = child.district and o.student_id = child.student_id
-    where o.school_year >= e.school_year and o.status <> 'no_show'
-      and (o.status in ('pre_registered', 'active') or o.exit_date > e.exit_date))
+      select l.other_district, l.other_student_id, l.district, l.student_id
+      from sis.statewide_links l where l.decision = 'match'
+    ) same
+    join sis.enrollments o on o.district = same.other_district and o.student_id = same.other_student_id
+    where same.district = e.district and same.student_id = e.student_id and {SOMEWHERE_SINCE})
 """
-ABOUT = "Who left a district in the last 14 days and, as far as is known, is in none of the installation since."
+ABOUT = "Who left a district in the last 14 days and is at no school of the installation since, nor expected at one."
 
 
 def upgrade() -> None:
