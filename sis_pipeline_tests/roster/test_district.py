@@ -388,11 +388,21 @@ def test_who_comes_back_from_nowhere_re_enters() -> None:
     assert story[2] == [("re_enter", "new_record")]
 
 
-def test_an_entry_long_after_the_exit_is_an_enrollment() -> None:
-    roster = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-01", status="withdrawn").stay(
+@pytest.mark.parametrize(
+    ("exit_date", "expected_events"),
+    [
+        ("2025-09-18", [("transfer", "explicit_exit")]),
+        ("2025-09-17", [("enroll", "new_record"), ("withdraw", "explicit_exit")]),
+    ],
+    ids=["fourteen days", "fifteen days"],
+)
+def test_an_entry_more_than_fourteen_days_after_the_exit_is_an_enrollment(
+    exit_date: str, expected_events: list[tuple[str, str]]
+) -> None:
+    roster = changed(district(), "enrollments", "e-s1-1", exit_date=exit_date, status="withdrawn").stay(
         "s1", "2", entry_date="2025-10-02"
     )
-    assert events(second_day(district(), roster)) == [("enroll", "new_record"), ("withdraw", "explicit_exit")]
+    assert events(second_day(district(), roster)) == expected_events
 
 
 def test_coming_back_to_the_same_school_is_a_re_entry() -> None:
