@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, timedelta
 from typing import Any
 
@@ -16,6 +17,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import roster_tables
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.enrollments import TRANSFER_DAYS
+from sis_pipeline.store import statewide as module
 from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.publish import publish
 from sis_pipeline.store.statewide import Matching, Statewide
@@ -170,6 +172,61 @@ def test_an_erased_student_is_forgotten_on_both_sides(database, snapshots, vault
     [(student,)] = rows(database, "select student_id::text from sis.students where district = 'lincoln'")
     Erasing(database, snapshots.files, lambda: vault).erase(student, **BY, force=True)
     assert (linked(database), found(database)) == ([], [])
+
+
+def meanwhile(monkeypatch, do: Callable[[], Any]) -> None:
+    """Once, between reading the students of all districts and writing what was found of them."""
+    compare = module.same_children
+
+    def slow(people: Any) -> Any:
+        monkeypatch.setattr(module, "same_children", compare)
+        links = compare(people)
+        do()
+        return links
+
+    monkeypatch.setattr(module, "same_children", slow)
+
+
+@pytest.fixture
+def erased_meanwhile(database, snapshots, vault, monkeypatch) -> Iterator[list[Future[Any]]]:
+    """The erasure of whoever is published when districts are compared next, begun while they are, and waited for only
+    where it does not wait itself."""
+    erasing, erasures = Erasing(database, snapshots.files, lambda: vault), list[Future[Any]]()
+    waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+
+    def begin() -> None:
+        [(student,)] = rows(database, "select student_id::text from sis.students where district = 'lincoln'")
+        erasures.append(pool.submit(erasing.erase, student, **BY, force=True))
+        while not erasures[0].done() and rows(database, waits) == [(0,)]:
+            time.sleep(0.01)
+
+    meanwhile(monkeypatch, begin)
+    with ThreadPoolExecutor(1) as pool:
+        yield erasures
+
+
+@pytest.mark.parametrize("compared_by", ["publication", "person"])
+def test_an_erasure_waits_for_who_compares_and_leaves_no_link(database, day, statewide, compared_by, request):
+    day("lincoln", GONE)
+    steps = [lambda: day("dover", THERE), lambda: statewide.set(enabled=True, **BY)]
+    before, last = steps if compared_by == "person" else reversed(steps)
+    before()
+    erasures = request.getfixturevalue("erased_meanwhile")
+    last()
+    erasures[0].result(20)
+    assert (linked(database), found(database)) == ([], [])
+
+
+def test_while_a_person_has_all_compared_others_write_to_the_log_of_all_districts(database, statewide, monkeypatch):
+    def note() -> None:
+        with database.begin() as connection:
+            connection.execute(text("set local lock_timeout = '1s'"))
+            audit.append(connection, "test.noted", "districts", district=audit.EVERYWHERE, actor="bea", details={})
+
+    meanwhile(monkeypatch, note)
+    statewide.set(enabled=True, **BY)
+    query = "select action from sis.audit_log where district = '*' order by entry"
+    assert rows(database, query) == [("test.noted",), ("statewide.on",)]
 
 
 def test_who_left_and_came_nowhere_yet_is_pending_for_as_many_days_as_a_transfer_may_take(database, day, statewide):
