@@ -159,18 +159,20 @@ def counterparts(before: Sequence[Row], after: Sequence[Row]) -> dict[int, int]:
     return found
 
 
-def carried_stays(before: Sequence[Row], delivered: Sequence[Row], fates: Fates) -> list[Row]:
-    """The stays of before of which nothing was said, without those that their system names otherwise by now: as near in
-    time, and not still there with a row that can't be read."""
-    told = {
-        number
-        for number, other in counterparts(before, delivered).items()
-        for was, now in [(before[number], delivered[other])]
-        if was["integration"] == now["integration"]
-        and abs((was["entry_date"] - now["entry_date"]).days) <= NEAR_DAYS
-        and not fates.is_there(was)
-    }
-    return [stay for number, stay in enumerate(before) if fates.of(stay) == "carried" and number not in told]
+def carried_over(before: Sequence[Row], delivered: Sequence[Row], fates: Fates) -> list[Row]:
+    """The stays of before of which nothing was said. What a system says now stands for what it said of that stay before,
+    under whatever id, if the entries are at most two weeks apart; not for what a row says that is there and unreadable."""
+    kept = []
+    for system in {stay["integration"] for stay in before}:
+        mine, told = ([row for row in rows if row["integration"] == system] for rows in (before, delivered))
+        told = _one_per_entry(told)
+        anew = counterparts(mine, told)
+        for number, stay in enumerate(mine):
+            other = told[anew[number]] if number in anew else None
+            is_told = other and abs(other["entry_date"] - stay["entry_date"]) <= timedelta(NEAR_DAYS)
+            if fates.of(stay) == "carried" and (fates.is_there(stay) or not is_told):
+                kept.append(stay)
+    return kept
 
 
 def with_missing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, timedelta
@@ -13,6 +14,7 @@ from sqlalchemy import text
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
+from sis_pipeline.db.tables import roster_tables
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.enrollments import TRANSFER_DAYS
 from sis_pipeline.store import statewide as module
@@ -36,6 +38,8 @@ def stay(**values: Any) -> dict[str, Any]:
 
 GONE = stay(exit_date=LEFT, status="withdrawn")
 THERE = stay(entry_date=CAME)
+BESIDE: dict[str, Any] = {"school_sis_id": "2"}
+NEVER_CAME: dict[str, Any] = {"entry_date": CAME, "exit_date": CAME, "status": "no_show"}
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +241,53 @@ def test_who_left_and_came_nowhere_yet_is_pending_for_as_many_days_as_a_transfer
     day("lincoln", GONE)
     day("dover", THERE)
     assert pending(database) == []
+
+
+NOWHERE = [("lincoln", LEFT)]
+WHEREABOUTS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[str, date]]]] = {
+    "left two schools": ([GONE, GONE | BESIDE], [THERE], []),
+    "there weeks before": ([GONE], [stay(entry_date=LEFT - timedelta(20))], []),
+    "there before both": ([GONE], [stay(entry_date=date(2025, 8, 1))], []),
+    "expected there": ([GONE], [stay(entry_date=TODAY + timedelta(20), status="pre_registered")], []),
+    "left there too": ([GONE], [stay(entry_date=CAME, exit_date=TODAY, status="withdrawn")], [("dover", TODAY)]),
+    "left there before": ([GONE], [stay(exit_date=LEFT - timedelta(1), status="withdrawn")], NOWHERE),
+    "finished a year there": ([GONE], [stay(school_year="2024-2025", entry_date=date(2024, 8, 18))], NOWHERE),
+    "never came there": ([GONE], [stay(**NEVER_CAME)], NOWHERE),
+    "never came to the next school": ([GONE, stay(**BESIDE, **NEVER_CAME)], [], NOWHERE),
+    "at the next school": ([GONE, stay(**BESIDE, entry_date=CAME)], [], []),
+}
+
+
+@pytest.mark.parametrize(("lincoln", "dover", "expected"), WHEREABOUTS.values(), ids=WHEREABOUTS)
+def test_pending_is_who_is_nowhere_since(database, statewide, lincoln, dover, expected):
+    """Also where no enrollment of there is half of a transfer."""
+    with database.begin() as connection:
+        for district, stays in (("lincoln", lincoln), ("dover", dover)):
+            _write(connection, district, stays)
+    statewide.set(enabled=True, **BY)
+    assert pending(database) == expected
+
+
+def test_another_child_with_the_number_is_not_this_one(database, statewide):
+    with database.begin() as connection:
+        _write(connection, "lincoln", [GONE])
+        _write(connection, "dover", [THERE], first_name="Robin")
+    statewide.set(enabled=True, **BY)
+    assert [row[2] for row in linked(database)] == ["near_match"]
+    assert pending(database) == NOWHERE
+
+
+def _write(connection, district: str, stays: list[dict[str, Any]], **ada: Any) -> None:
+    """Ada's rows in a district, as published."""
+    who = {"district": district, "student_id": uuid.uuid5(uuid.NAMESPACE_OID, district)}
+    ada = {"ssid": "77", "first_name": "Ada", "last_name": "Null", "birth_date": date(2012, 3, 4), **ada}
+    known = {"latest_school_year": YEAR, "near_match": False, "origins": {}}
+    connection.execute(roster_tables["students"].insert().values(**who, **ada, **known))
+    for number, one in enumerate(stays):
+        values = {name: value for name, value in one.items() if name in roster_tables["enrollments"].c}
+        school = uuid.uuid5(uuid.NAMESPACE_OID, f"{district} {one['school_sis_id']}")
+        values |= {**who, "school_id": school, "integration": f"{district}-ps", "sis_id": f"e{number}"}
+        connection.execute(roster_tables["enrollments"].insert().values(values))
 
 
 def test_two_districts_that_publish_at_once_see_each_other(database, day, statewide, merges, snapshots):
