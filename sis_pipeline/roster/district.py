@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import cache
 from typing import Literal
 
 import polars as pl
@@ -37,7 +38,7 @@ from sis_pipeline.roster.enrollments import (
     settle_statuses,
     without_settled,
 )
-from sis_pipeline.roster.frames import empty, fit, polars_schema
+from sis_pipeline.roster.frames import empty, fit, polars_schema, rows_where
 from sis_pipeline.roster.freeze import CALENDAR, frozen_until, schools_with_calendar
 from sis_pipeline.roster.guard import Entity, Hold, Question, Rulings, guard, held_keys
 from sis_pipeline.roster.identity import Resolution, resolve_schools, resolve_staff, resolve_students
@@ -285,30 +286,30 @@ class _Delivery:
 
     def all(self, entity: str) -> pl.DataFrame:
         frame = self.inputs.records.get(entity)
-        if frame is None:
-            schema = {**polars_schema(ENTITIES[entity]), "integration": pl.String(), "snapshot_id": pl.String()}
-            return pl.DataFrame(schema=schema)
-        return frame
+        return _nothing_delivered(entity) if frame is None else frame
 
     def records(self, entity: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The usable records; `columns`: only these, as all are much to carry along where there are many records."""
-        found = self.all(entity).lazy().filter(pl.col("record_status") == "active")
-        return (found if columns is None else found.select(columns)).collect()
+        found = self.all(entity)
+        wanted = found if columns is None else found[list(columns)]
+        return rows_where(wanted, found["record_status"] == "active")
 
     def of_year(self, entity: str) -> pl.DataFrame:
         """The records of this school year; a row's own year decides where it belongs."""
-        return self.records(entity).filter(pl.col("school_year") == self.inputs.school_year)
+        found = self.records(entity)
+        return rows_where(found, found["school_year"] == self.inputs.school_year)
 
     def tombstones(self, entity: str) -> pl.DataFrame:
-        return self.all(entity).filter(pl.col("record_status") == "to_be_deleted")
+        found = self.all(entity)
+        return rows_where(found, found["record_status"] == "to_be_deleted")
 
     def existing(self, table: str) -> pl.DataFrame:
         """The rows published before; of columns beside the model's only `first_seen` is of use."""
         frame = self.inputs.existing.get(table)
         if frame is None:
             return empty(MERGED[table])
-        also = [frame["first_seen"]] if "first_seen" in frame.columns else []
-        return fit(frame, MERGED[table]).with_columns(also)
+        fitted = fit(frame, MERGED[table])
+        return fitted.with_columns(frame["first_seen"]) if "first_seen" in frame.columns else fitted
 
     def presence(
         self,
@@ -326,9 +327,15 @@ class _Delivery:
         elif nowhere is None:
             nowhere = self.records(entity, RECORD).join(usable, on=RECORD, how="anti")
         rejected = self.inputs.quarantined.get(entity)
-        unusable = [nowhere.select(RECORD)] + ([] if rejected is None else [rejected.select(RECORD)])
-        deleted = pl.concat([part.select(RECORD) for part in (self.tombstones(entity), *tombstones)])
-        return Presence(usable.select(RECORD), deleted, pl.concat(unusable), self.taken_on, self.complete)
+        unusable = [nowhere[RECORD]] + ([] if rejected is None else [rejected[RECORD]])
+        deleted = pl.concat([part[RECORD] for part in (self.tombstones(entity), *tombstones)])
+        return Presence(usable[RECORD], deleted, pl.concat(unusable), self.taken_on, self.complete)
+
+
+@cache
+def _nothing_delivered(entity: str) -> pl.DataFrame:
+    schema = {**polars_schema(ENTITIES[entity]), "integration": pl.String(), "snapshot_id": pl.String()}
+    return pl.DataFrame(schema=schema)
 
 
 @dataclass(frozen=True)
@@ -440,6 +447,8 @@ def _with_values_before(now: _Delivery) -> pl.DataFrame:
     """
     delivered, same = now.records("students"), [*RECORD, "first_name", "last_name"]
     partial = [key for key, part in now.inputs.integrations.items() if part.completeness == "partial"]
+    if not partial:
+        return delivered
     values = [name for name in ENTITIES["students"].names if name not in {*same, "record_status", "modified_at"}]
     before = now.existing("student_sources").filter(pl.col("integration").is_in(partial)).select(*same, *values)
     both = delivered.join(before, on=same, how="left", suffix="_before", maintain_order="left")
@@ -535,12 +544,15 @@ def _carried_stays(presence: Presence, existing: pl.DataFrame, delivered: pl.Dat
     """The stays published before of which the source said nothing. One that its system now names otherwise, because its
     entry was corrected, is told anew: it would stand beside itself."""
     fated = presence.fates(existing)
-    places = fated.filter(pl.col("fate") == CARRIED).join(delivered, on=PLACE, how="semi").select(PLACE)
+    carried = fated.filter(pl.col("fate") == CARRIED)
+    if carried.is_empty():
+        return carried
+    places = carried.join(delivered, on=PLACE, how="semi").select(PLACE)
     old, new = (rows.join(places, on=PLACE, how="semi", maintain_order="left") for rows in (fated, delivered))
     by = new.with_row_index("after").select("after", by="integration")
     told = old.with_row_index("before").join(match_stays(old, new).drop_nulls().join(by, on="after"), on="before")
     anew = told.filter((pl.col("fate") == CARRIED) & (pl.col("by") == pl.col("integration")))
-    return fated.filter(pl.col("fate") == CARRIED).join(anew, on=STAY, how="anti", maintain_order="left")
+    return carried.join(anew, on=STAY, how="anti", maintain_order="left")
 
 
 def _closings(now: _Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:
@@ -591,6 +603,8 @@ def _guarded_stays(
     asked = _undeclared(now, removals.filter(~was_withdrawn()), "student_id", target)
     question = Question("enrollments", STAY, asked, _open_stays(existing), _open_stays(target), frozen)
     holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
+    if not holds:
+        return target, holds
     held = removals.join(held_keys(holds, STAY, existing), on=STAY, how="semi")
     kept = existing.join(held, on=STAY, how="semi").with_columns(evidence=pl.lit(None, pl.String))
     rest = target.with_row_index("after").join(held.select("after"), on="after", how="anti", maintain_order="left")
@@ -643,6 +657,8 @@ def _without_unused(
         of_now = catalog[entity].join(now.records(entity).select(RECORD), on=RECORD, how="semi", maintain_order="left")
         kept = with_kept(of_now, existing, now.presence(entity), key, in_use)
         found = _last_of(now, entity, key, existing, kept)
+        if not found:
+            return kept
         holds.extend(found)
         waiting = existing.join(held_keys(found, [key], existing), on=key, how="semi")
         return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
@@ -658,7 +674,10 @@ def _without_unused(
 
 def _last_of(now: _Delivery, entity: Entity, key: str, existing: pl.DataFrame, kept: pl.DataFrame) -> tuple[Hold, ...]:
     """The hold on an entity of which nothing would be left; tombstones are no absences."""
-    fated = now.presence(entity).fates(existing.join(kept.select(key), on=key, how="anti"))
+    gone = existing.join(kept.select(key), on=key, how="anti")
+    if gone.is_empty():
+        return ()
+    fated = now.presence(entity).fates(gone)
     removals = fated.filter(pl.col("fate") == ABSENT).with_columns(evidence="fate", change=pl.lit("remove"))
     sizes = [pl.DataFrame({"school_id": [None], "active": [frame.height]}) for frame in (existing, kept)]
     question = Question(entity, [key], removals, before=sizes[0], after=sizes[1])
@@ -750,6 +769,8 @@ def _guarded_seats(
         .join(enrolled, on="person_id", how="semi")
         .with_columns(change=pl.lit("section_drop"))
     )
+    if removals.is_empty():
+        return seats, ()
     asked = _undeclared(now, removals, "person_id", stays)
     counts = [
         pl.concat([taken(seats.settled).select("school_id"), taken(others).select("school_id")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -67,17 +68,33 @@ def to_polars(frame: pd.DataFrame, table: Table) -> pl.DataFrame:
     return pl.DataFrame(arrow, schema=polars_schema(table))
 
 
+@cache
 def empty(table: Table) -> pl.DataFrame:
     return pl.DataFrame(schema=polars_schema(table))
 
 
 def fit(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     """The table's columns, in its order and types; columns that the frame lacks are null, others are left out."""
-    present = set(frame.columns)
+    if is_of(frame, table):
+        return frame
+    given = dict(zip(frame.columns, frame.dtypes, strict=True))
     return frame.select(
-        (pl.col(name) if name in present else pl.lit(None)).cast(dtype).alias(name)
+        name if given.get(name) == dtype else (pl.col(name) if name in given else pl.lit(None)).cast(dtype).alias(name)
         for name, dtype in polars_schema(table).items()
     )
+
+
+def is_of(frame: pl.DataFrame, table: Table) -> bool:
+    """Whether a frame has exactly the table's columns, in its order and types."""
+    schema = polars_schema(table)
+    return frame.columns == list(schema) and frame.dtypes == list(schema.values())
+
+
+def rows_where(frame: pl.DataFrame, holds: pl.Series) -> pl.DataFrame:
+    """The rows of which something holds; where it does of all, the frame itself and no copy of it."""
+    if holds.all(ignore_nulls=False):
+        return frame
+    return frame.filter(holds) if holds.any() else frame.clear()
 
 
 def example_frame(table: Table, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
