@@ -399,7 +399,8 @@ def _is_owner(now: _Delivery) -> bool:
 
 def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
     delivered = refer(_with_values_before(now), "school_sis_id", school_ids, "school_id")
-    previous = refer(now.existing("student_sources"), "school_sis_id", school_ids, "school_id")
+    before = now.existing("student_sources")
+    previous = refer(before, "school_sis_id", school_ids, "school_id")
     fated = now.presence("students").fates(previous)
     columns = [name for name in delivered.columns if name != "record_status"]
     candidates = pl.concat([delivered.select(columns), fated.filter(pl.col("fate") == CARRIED).select(columns)])
@@ -409,7 +410,7 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
         now.existing("student_links"),
         now.existing("students"),
         now.inputs.decisions,
-        before=now.existing("student_sources"),
+        before=before,
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before

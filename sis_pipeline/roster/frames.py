@@ -65,7 +65,7 @@ def arrow_schema(table: Table) -> pa.Schema:
 def to_polars(frame: pd.DataFrame, table: Table) -> pl.DataFrame:
     """The one crossing: a frame typed by `validate` in Polars, dates as `pl.Date`, over Arrow."""
     arrow = pa.Table.from_pandas(frame[table.names], schema=arrow_schema(table), preserve_index=False)
-    return pl.DataFrame(arrow, schema=polars_schema(table))
+    return fit(pl.DataFrame(arrow), table)
 
 
 @cache
@@ -126,9 +126,15 @@ def _literal(value: Any, kind: Kind) -> Any:
     return value
 
 
+COMPARED_AT_ONCE = 100_000
+"""Rows of which two copies are held while they are compared."""
+
+
 def rows_in_common(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     """The rows that two frames of the same columns both have, by their row number in each: `one`, `other`; in the order of
     `other`. A row that a frame has more than once is left out."""
+    if one.is_empty() or other.is_empty():
+        return pl.DataFrame(schema={"one": pl.Int64, "other": pl.Int64})
     numbered = [
         pl.DataFrame({name: pl.arange(frame.height, eager=True), "hash": frame.hash_rows()})
         for name, frame in (("one", one), ("other", other.select(one.columns)))
@@ -138,15 +144,21 @@ def rows_in_common(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
         for frame in numbered
     )
     pairs = theirs.join(mine, on="hash", maintain_order="left").select("one", "other")
-    # a hash only says which rows to compare
-    same = pl.repeat(value=True, n=pairs.height, dtype=pl.Boolean, eager=True)
-    for name in one.columns:
-        same &= one[name].gather(pairs["one"]).eq_missing(other[name].gather(pairs["other"]))
-    return pairs.filter(same)
+    return pl.concat([_equal(one, other, part) for part in pairs.iter_slices(COMPARED_AT_ONCE)] or [pairs])
+
+
+def _equal(one: pl.DataFrame, other: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Those of the pairs that are: a hash only says which rows to compare."""
+    mine, theirs = one[pairs["one"]], other[pairs["other"]].select(one.columns)
+    if mine.equals(theirs):
+        return pairs
+    return pairs.filter(pl.all_horizontal(mine[name].eq_missing(theirs[name]) for name in mine.columns))
 
 
 def without_rows(frame: pl.DataFrame, numbers: pl.Series) -> pl.DataFrame:
     """The rows of a frame but those of these numbers, as they were ordered."""
+    if numbers.is_empty():
+        return frame
     left = np.ones(frame.height, dtype=np.bool_)
     left[numbers.to_numpy()] = False
     return frame.filter(pl.Series(left))

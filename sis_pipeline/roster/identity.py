@@ -623,6 +623,8 @@ def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
     components: `facts` have their `label`. Who is not linked or joined by a stronger rule is a component alone."""
     columns = list(rule.columns)
     agreeing = facts.select("node", "label", *columns).drop_nulls()
+    if agreeing.is_empty():
+        return _NO_EDGES
     plain = [name for name in columns if facts.schema[name] != pl.List(pl.String)]
     # most records share their plain columns with nobody else: leave them before variants multiply them
     several = (pl.col("label").min() != pl.col("label").max()).over("hash")
