@@ -135,9 +135,10 @@ def rows_in_common(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     `other`. A row that a frame has more than once is left out."""
     if one.is_empty() or other.is_empty():
         return pl.DataFrame(schema={"one": pl.Int64, "other": pl.Int64})
+    other = other.select(one.columns)
     numbered = [
         pl.DataFrame({name: pl.arange(frame.height, eager=True), "hash": frame.hash_rows()})
-        for name, frame in (("one", one), ("other", other.select(one.columns)))
+        for name, frame in (("one", one), ("other", other))
     ]
     mine, theirs = (
         frame if frame["hash"].n_unique() == frame.height else frame.filter(~pl.col("hash").is_duplicated())
@@ -149,7 +150,7 @@ def rows_in_common(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
 
 def _equal(one: pl.DataFrame, other: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     """Those of the pairs that are: a hash only says which rows to compare."""
-    mine, theirs = one[pairs["one"]], other[pairs["other"]].select(one.columns)
+    mine, theirs = one[pairs["one"]], other[pairs["other"]]
     if mine.equals(theirs):
         return pairs
     return pairs.filter(pl.all_horizontal(mine[name].eq_missing(theirs[name]) for name in mine.columns))

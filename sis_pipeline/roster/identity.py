@@ -374,17 +374,7 @@ class _Resolver:
         links = links_as_decided(links, decisions)
         self.kind, self.links = kind, links
         self.recycled = _recycled(facts, links, before)
-        # renumber: a recycled record is nobody's, and must not lend its facts to anybody
-        self.facts = (
-            facts
-            if self.recycled.is_empty()
-            else (
-                facts.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
-                .drop("node")
-                .with_row_index("node")
-                .with_columns(pl.col("node").cast(pl.Int64))
-            )
-        )
+        self.facts = _renumbered_without(facts, self.recycled)
         self.decided = decided_nodes(self.facts, links, decisions)
         self.labels: Nodes = np.arange(self.facts.height, dtype=np.int64)
 
@@ -616,6 +606,14 @@ class _Resolver:
             )
             .sort(*RECORD)
         )
+
+
+def _renumbered_without(facts: pl.DataFrame, recycled: pl.DataFrame) -> pl.DataFrame:
+    """A recycled record is nobody's, and must not lend its facts to anybody."""
+    if recycled.is_empty():
+        return facts
+    rest = facts.join(recycled, on=RECORD, how="anti", maintain_order="left").drop("node")
+    return rest.with_row_index("node").with_columns(pl.col("node").cast(pl.Int64))
 
 
 def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:

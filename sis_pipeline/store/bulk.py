@@ -97,6 +97,8 @@ def apply(
 def append(connection: Connection, table: model.Table, frame: pl.DataFrame, *, scope: Scope) -> Applied:
     """Add the rows whose key is not there yet; rows that are there stay as they are. Raises as `apply`."""
     _check(table, frame, scope)
+    if frame.is_empty():
+        return Applied()
     with _words(table.name, frame.height):
         if _is_empty(connection, table, scope):
             copy_in(connection, _target(table), _kinds(table), frame)
