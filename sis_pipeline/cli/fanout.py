@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Self
@@ -114,7 +115,7 @@ class FanOut:
 
     def __init__(self, logs: Path, on_event: OnEvent, parallel: int = 4, *, module: str = WORKER) -> None:
         self._logs, self._on_event, self._parallel, self._module = logs, on_event, parallel, module
-        FORKS.set_forkserver_preload(list(READY))
+        _start_server()
         self._events: queue.SimpleQueue[tuple[Child, Event]] = queue.SimpleQueue()
         self._children: dict[str, Child] = {}
 
@@ -126,9 +127,14 @@ class FanOut:
         for child in children:
             child.close()
         deadline = time.monotonic() + PATIENCE
-        for child in children:
-            if not child.ended_within(deadline - time.monotonic()):
-                child.kill()
+        try:
+            for child in children:
+                if not child.ended_within(deadline - time.monotonic()):
+                    child.kill()
+        except KeyboardInterrupt:  # a second Ctrl-C: who is left would keep this process waiting as it ends
+            for child in children:
+                child.process.kill()
+            raise
 
     def warm(self, name: str) -> Child:
         """The child of that name, started if need be: it imports what it needs while others work."""
@@ -188,6 +194,16 @@ class FanOut:
             child.name, {"event": "finished", "kind": job.kind, "error": outcome.error, "result": outcome.result}
         )
         return outcome
+
+
+def _start_server() -> None:
+    """Start what children are forked from, deaf to Ctrl-C: by itself it is so only once it has imported READY."""
+    FORKS.set_forkserver_preload(list(READY))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _death(child: Child, code: int) -> dict[str, Any]:

@@ -135,7 +135,10 @@ def _check_dry_run(*, dry: bool, read: bool, rows: int | None, no_merge: bool, f
     if dry and no_merge:
         raise RefusalError("--dry-run never publishes, and without a merge there is no plan.", "Leave out --no-merge.")
     if dry and full and not read:
-        raise RefusalError("--full is about reading, and a dry run reads nothing.", "Give --read too, or leave it out.")
+        raise RefusalError(
+            "A dry run reads nothing by itself, and plans the same with --full as without.",
+            "Give --read too, or leave it out.",
+        )
 
 
 def _plan(

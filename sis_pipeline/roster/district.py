@@ -25,6 +25,7 @@ from sis_pipeline.roster.decisions import DISTINCT, SPLIT, no_decisions
 from sis_pipeline.roster.enrollments import (
     OPEN,
     PLACE,
+    SAME_STAY_DAYS,
     SEAT,
     STAY,
     choose_primary,
@@ -41,7 +42,7 @@ from sis_pipeline.roster.enrollments import (
 from sis_pipeline.roster.frames import empty, fit, polars_schema, rows_where
 from sis_pipeline.roster.freeze import CALENDAR, frozen_until, schools_with_calendar
 from sis_pipeline.roster.guard import Entity, Hold, Question, Rulings, guard, held_keys
-from sis_pipeline.roster.identity import Resolution, resolve_schools, resolve_staff, resolve_students
+from sis_pipeline.roster.identity import SAID, Resolution, resolve_schools, resolve_staff, resolve_students
 from sis_pipeline.roster.merge import (
     EDITS,
     Decided,
@@ -115,7 +116,8 @@ class DistrictInputs:
     published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
-    that people withdrew, as withdrawals.WITHDRAWALS. `whole`: merge what did not change anew as well; the result is
+    that people withdrew, as withdrawals.WITHDRAWALS. `said_before`: what linked records without a row in this school year
+    last said of who they are, as identity.SAID. `whole`: merge what did not change anew as well; the result is
     the same.
     """
 
@@ -137,6 +139,7 @@ class DistrictInputs:
     rulings: Rulings = field(default_factory=Rulings)
     calendar: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=CALENDAR))
     withdrawals: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=WITHDRAWALS))
+    said_before: pl.DataFrame = field(default_factory=lambda: empty(MERGED["student_sources"]).select(SAID))
     whole: bool = False
 
     @property
@@ -219,7 +222,8 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         now, people, before, stays=stays, sections=catalog["sections"], staff_ids=staff_ids, frozen=frozen
     )
     catalog, catalog_holds = _without_unused(now, catalog, seats.section_ids, before)
-    holds = (*stay_holds, *seat_holds, *catalog_holds)
+    staff_links, staff_holds = _guarded_staff_links(now, staff)
+    holds = (*stay_holds, *seat_holds, *catalog_holds, *staff_holds)
 
     sources = people.with_held(stay_holds)
     own = _own_students(now, people)
@@ -235,7 +239,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "academic_sessions": catalog["academic_sessions"],
         "courses": catalog["courses"],
         "staff": _staff(now, staff, school_ids),
-        "staff_links": _staff_links(now, staff),
+        "staff_links": staff_links,
         "sections": catalog["sections"],
         "students": published_students(merged, own, near, inputs.district, inputs.school_year),
         "student_years": years,
@@ -410,7 +414,7 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
         now.existing("student_links"),
         now.existing("students"),
         now.inputs.decisions,
-        before=before,
+        before=pl.concat([before.select(SAID), now.inputs.said_before]),
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before
@@ -524,8 +528,7 @@ def _stays(
     presence = now.presence("enrollments", usable=placed, tombstones=[of_gone])
     delivered = fit(placed.with_columns(district=pl.lit(inputs.district)), table)
     carried = _carried_stays(presence, before.enrollments, delivered)
-    # an expected student whom no later reading names comes on the day all the same
-    carried = carried.with_columns(pl.col("status").replace("pre_registered", "active"))
+    carried = _expected_to_come(now, people, presence, carried)
     reports = pl.concat([delivered, carried.select(table.names)])
 
     stays = combine_reports(reports, now.priorities)
@@ -550,10 +553,29 @@ def _carried_stays(presence: Presence, existing: pl.DataFrame, delivered: pl.Dat
         return carried
     places = carried.join(delivered, on=PLACE, how="semi").select(PLACE)
     old, new = (rows.join(places, on=PLACE, how="semi", maintain_order="left") for rows in (fated, delivered))
-    by = new.with_row_index("after").select("after", by="integration")
+    by = new.with_row_index("after").select("after", by="integration", entered="entry_date")
     told = old.with_row_index("before").join(match_stays(old, new).drop_nulls().join(by, on="after"), on="before")
-    anew = told.filter((pl.col("fate") == CARRIED) & (pl.col("by") == pl.col("integration")))
+    corrected = (pl.col("entered") - pl.col("entry_date")).dt.total_days().abs() <= SAME_STAY_DAYS
+    anew = told.filter((pl.col("fate") == CARRIED) & (pl.col("by") == pl.col("integration")) & corrected)
+    anew = anew.join(presence.unusable, on=RECORD, how="anti")  # a row that is there, if unreadable, is none told anew
     return carried.join(anew, on=STAY, how="anti", maintain_order="left")
+
+
+def _expected_to_come(now: _Delivery, people: _People, presence: Presence, carried: pl.DataFrame) -> pl.DataFrame:
+    """Carried stays, a pre-registration as active: who is expected comes on the day also if no later reading names them.
+    Not so where the SIS itself keeps the student waiting, where its row can't be read, and where it takes no part."""
+    if not (carried["status"] == "pre_registered").any():
+        return carried
+    sources = _repointed(now.existing("student_sources"), people.renamed)
+    waiting = sources.filter(pl.col("enrollment_status") == "pre_registered").select("integration", "student_id")
+    asked = pl.col("integration").is_in(list(now.inputs.integrations))
+    come = (
+        carried.filter(asked & (pl.col("status") == "pre_registered"))
+        .join(presence.unusable, on=RECORD, how="anti")
+        .join(waiting, on=waiting.columns, how="anti")
+        .with_columns(status=pl.lit("active"))
+    )
+    return pl.concat([carried.join(come, on=STAY, how="anti", maintain_order="left"), come])
 
 
 def _closings(now: _Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:
@@ -887,31 +909,63 @@ def _sources(now: _Delivery, sources: pl.DataFrame) -> pl.DataFrame:
 
 
 def _staff(now: _Delivery, staff: Resolution, school_ids: pl.DataFrame) -> pl.DataFrame:
-    """Staff of now. Someone whom a partial snapshot may not have named in full stays as published."""
+    """Staff of now, and those who begin or cease to wait for a person's word on who they are. Someone whom a partial
+    snapshot may not have named in full otherwise stays as published."""
     who = staff.assignment.select(*RECORD, staff_id="person_id")
     records = now.records("staff").join(who, on=RECORD)
     unsure = now.presence("staff").fates(_repointed(now.existing("staff_links"), staff.retired, "staff_id"))
     unsure = unsure.filter((pl.col("fate") == CARRIED) & pl.col("active"))
-    merged = published_staff(records, school_ids, now.inputs.district, now.priorities, _doubted(staff))
-    published = now.existing("staff")
-    if _is_owner(now):
-        published = published.join(unsure, on="staff_id", how="semi")
-    return merged.join(published, on="staff_id", how="anti", maintain_order="left")
+    doubted = _doubted(staff)
+    merged = published_staff(records, school_ids, now.inputs.district, now.priorities, doubted)
+    existing = now.existing("staff").filter(~pl.col("staff_id").is_in(list(staff.retired)))
+    published = existing.join(unsure, on="staff_id", how="semi") if _is_owner(now) else existing
+    current = merged.join(published, on="staff_id", how="anti", maintain_order="left")
+    waits = pl.col("staff_id").is_in(pl.Series(doubted, dtype=pl.String).implode())
+    turned = existing.filter(pl.col("near_match").ne_missing(waits)).with_columns(near_match=waits)
+    rest = turned.join(current, on="staff_id", how="anti", maintain_order="left")
+    return pl.concat([current, rest.select(current.columns)])
+
+
+def _guarded_staff_links(now: _Delivery, staff: Resolution) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
+    """The links of staff, and the staff members whose absence waits: theirs stay active."""
+    links = _staff_links(now, staff)
+    ended = links.filter(pl.col("was") & ~pl.col("active"))
+    if ended.is_empty():
+        return fit(links, MERGED["staff_links"]), ()
+    schools = now.existing("staff").select("staff_id", "school_id")
+    ended = ended.join(links.filter("active"), on="staff_id", how="anti", maintain_order="left")
+    absent = ended.filter(pl.col("fate") == ABSENT).unique("staff_id", maintain_order=True)
+    removals = absent.join(schools, on="staff_id", how="left", maintain_order="left")
+    removals = removals.with_columns(evidence="fate", change=pl.lit("remove"))
+    closed = pl.col("school_id").is_in(list(now.inputs.rulings.closed)).fill_null(value=False)
+    sizes = [
+        pl.DataFrame({"school_id": [None], "active": [links.filter(column)["staff_id"].n_unique()]})
+        for column in ("was", "active")
+    ]
+    question = Question("staff", ["staff_id"], removals.filter(~closed), before=sizes[0], after=sizes[1])
+    holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
+    held = pl.col("staff_id").is_in([staff_id for hold in holds for (staff_id,) in hold.keys])
+    kept = links.with_columns(active=pl.col("active") | (held & pl.col("was") & (pl.col("fate") == ABSENT)))
+    return fit(kept, MERGED["staff_links"]), holds
 
 
 def _staff_links(now: _Delivery, staff: Resolution) -> pl.DataFrame:
-    """As `_student_links`; only the latest year says that a staff member is no longer delivered."""
-    table, owner = MERGED["staff_links"], _is_owner(now)
+    """As `_student_links`, with `was` (active) and `fate`; only the latest year says that a staff member is no longer
+    delivered."""
+    owner = _is_owner(now)
     links = _repointed(now.existing("staff_links"), staff.retired, "staff_id")
     held = staff.known.rename({"person_id": "staff_id"})
     moved = held.join(links.select(*RECORD, "staff_id"), on=[*RECORD, "staff_id"], how="anti")
     fated = now.presence("staff").fates(links.update(moved.with_columns(rule=pl.lit(SPLIT)), on=RECORD))
+    fated = fated.with_columns(was="active")
     if owner:
         seen = pl.when(pl.col("fate") == CARRIED).then("active").otherwise(pl.col("fate") == DELIVERED)
         fated = fated.with_columns(active=seen)
     new = staff.assignment.rename({"person_id": "staff_id"}).join(links, on=RECORD, how="anti")
-    new = new.with_columns(district=pl.lit(now.inputs.district), active=pl.lit(owner))
-    return pl.concat([fit(fated, table), fit(new, table)]).sort(RECORD)
+    about = {"district": pl.lit(now.inputs.district), "active": pl.lit(owner), "was": pl.lit(value=False)}
+    new = new.with_columns(**about, fate=pl.lit(DELIVERED))
+    columns = [*MERGED["staff_links"].names, "was", "fate"]
+    return pl.concat([fated.select(columns), new.select(columns)]).sort(RECORD)
 
 
 def _stats(

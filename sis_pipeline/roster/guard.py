@@ -16,7 +16,7 @@ from sis_pipeline.roster.presence import ABSENT
 from sis_pipeline.roster.thresholds import Thresholds
 
 HoldKind = Literal["absence", "explicit_exit"]
-Entity = Literal["enrollments", "section_enrollments", "academic_sessions", "courses", "sections"]
+Entity = Literal["enrollments", "section_enrollments", "staff", "academic_sessions", "courses", "sections"]
 Key = tuple[str, ...]
 
 WEEK_DAYS = 7
@@ -106,8 +106,8 @@ def guard(question: Question, thresholds: Thresholds, rulings: Rulings) -> tuple
     What a person let through goes and what a person keeps waiting waits; only the rest is judged. Absences of a frozen
     school are held, those of other schools for the whole district above its limits or when nothing would be left, else
     school by school above the school's limit or when a school would be left empty. Explicit exits have a limit of
-    their own. The district limits count students; seats are held by school only, or when none would be left; of other
-    entities nothing is held but the last.
+    their own. The district limits count students; seats are held by school only, or when none would be left; staff have a
+    limit of their own for the district; of other entities nothing is held but the last.
     """
     if question.removals.is_empty():
         return ()
@@ -193,14 +193,15 @@ def _district_limit(
     question: Question, absences: int, thresholds: Thresholds, removed_lately: int, *, active: int, left: int
 ) -> tuple[int, str] | None:
     """The limit of the district that the absences exceed, and why; None where they exceed none."""
-    limit, week = thresholds.district(active), thresholds.week(active + removed_lately)
+    limit = thresholds.staff(active) if question.entity == "staff" else thresholds.district(active)
+    week = thresholds.week(active + removed_lately)
     if left == 0:
         return limit, "nothing would be left"
-    if question.entity != "enrollments":
+    if question.entity not in {"enrollments", "staff"}:
         return None
     if absences > limit:
         return limit, "more absences than the district's limit"
-    if absences + removed_lately > week:
+    if question.entity == "enrollments" and absences + removed_lately > week:
         return week, f"more absences within {WEEK_DAYS} days than the district's limit"
     return None
 

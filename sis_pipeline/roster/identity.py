@@ -31,6 +31,8 @@ from sis_pipeline.roster.presence import RECORD
 
 Nodes = np.ndarray[Any, np.dtype[np.int64]]
 
+SAID = [*RECORD, "first_name", "preferred_first_name", "last_name", "preferred_last_name", "birth_date"]
+"""Columns of student_sources: who a record said that it is."""
 NEW = "new"
 NEAR_CONFIDENCE = 0.5
 NEAR_SCHEMA: dict[str, Any] = {
@@ -156,7 +158,7 @@ def resolve_students(
     published students; they take part in matching, so that a student who changes systems stays the same student.
     `decisions`: what people decided (`decisions.DECISIONS`): pairs decided `distinct` are never joined and never near
     matches, not even by a link; pairs decided `same` are joined unless that would join two different state ids of one
-    issuer, or a pair decided distinct. `before`: what records said when they were published, columns as `records`.
+    issuer, or a pair decided distinct. `before`: what records said when they were published, as SAID.
 
     An existing link holds, unless name and birth date are both others than the student's, and than the record's own
     `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems'

@@ -39,6 +39,8 @@ class Thresholds:
     )
     exit_floor: int = _number(10, "explicit exits of a district that are never held")
     exit_share: float = _share(0.05, "share of a district's enrollments above which explicit exits are held")
+    staff_floor: int = _number(10, "staff members of a district whose absence is never held")
+    staff_share: float = _share(0.10, "share of a district's staff above which their absence is held")
     freeze: bool = field(default=True, metadata={"about": "whether absences are held between two school years"})
     freeze_before_end: int = _days(2, "days before a school's last day from which on absences are held")
     freeze_before_start: int = _days(14, "days before a school's first day until which absences are held")
@@ -72,6 +74,9 @@ class Thresholds:
 
     def exits(self, active: int) -> int:
         return int(max(self.exit_floor, self.exit_share * active))
+
+    def staff(self, active: int) -> int:
+        return int(max(self.staff_floor, self.staff_share * active))
 
 
 SETTINGS: dict[str, Field[Any]] = {one.name: one for one in fields(Thresholds) if one.metadata}

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import polars as pl
 from sqlalchemy import Connection, Engine, Row, func, select, update
@@ -20,8 +20,10 @@ from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
 from sis_pipeline.roster.guard import Hold, Part
-from sis_pipeline.roster.model import CONFLICTS, ENTITIES, MERGED, STALE, Kind, Table
+from sis_pipeline.roster.identity import SAID
+from sis_pipeline.roster.model import CONFLICTS, ENTITIES, MERGED, STALE, STUDENT_SOURCES, Kind, Table
 from sis_pipeline.roster.policies import Policies
+from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship, withdrawals
 from sis_pipeline.store.districts import of_district
@@ -38,6 +40,12 @@ NO_OPERATION = str(uuid.UUID(int=0))
 BEFORE = "before"
 """Folder of an operation, and key of its summary: the rows of tables shared by all school years as they were before."""
 SEEN: dict[str, Kind] = {"first_seen": "timestamp"}
+SAID_BEFORE: Final = """
+select distinct on (r.integration, r.sis_id) r.*
+from unnest(%s::text[], %s::text[]) as asked (integration, sis_id)
+join sis.student_sources r on r.district = %s and r.integration = asked.integration and r.sis_id = asked.sis_id
+where r.school_year < %s order by r.integration, r.sis_id, r.school_year desc
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +268,23 @@ class MergeStore:
 
     def _inputs(self, basis: _Basis, operation_id: str) -> DistrictInputs:
         records = self._records(basis.integrations, basis.found, basis.inputs.district)
-        return replace(basis.inputs, operation_id=operation_id, records=records)
+        inputs = replace(basis.inputs, operation_id=operation_id, records=records)
+        return replace(inputs, said_before=self._said_before(inputs))
+
+    def _said_before(self, inputs: DistrictInputs) -> pl.DataFrame:
+        """See DistrictInputs; in a year's first merge these are all records, and afterwards those that come back."""
+        if "students" not in inputs.records:
+            return inputs.said_before
+        linked = inputs.records["students"].join(inputs.existing["student_links"], on=RECORD, how="semi")
+        back = linked.join(inputs.existing["student_sources"], on=RECORD, how="anti")
+        if back.is_empty():
+            return inputs.said_before
+        kinds = {column.name: column.kind for column in STUDENT_SOURCES if column.name in SAID}
+        asked = [back[name].to_list() for name in RECORD]
+        with self._engine.connect() as connection:
+            return bulk.copy_out(connection, SAID_BEFORE, kinds, [*asked, inputs.district, inputs.school_year]).select(
+                SAID
+            )
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
         """Keep what the merge decided, for good, and mark the operation merged."""

@@ -37,4 +37,12 @@ def hang(report, mark):
         raise
 
 
-worker.JOBS.update(add=add, refuse=refuse, stumble=stumble, die=die, hang=hang)
+def persist(_report):
+    while True:
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            continue
+
+
+worker.JOBS.update(add=add, refuse=refuse, stumble=stumble, die=die, hang=hang, persist=persist)

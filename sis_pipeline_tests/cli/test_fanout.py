@@ -11,7 +11,7 @@ import textwrap
 import psutil
 import pytest
 
-from sis_pipeline.cli.fanout import READY, FanOut, Job
+from sis_pipeline.cli.fanout import READY, Child, FanOut, Job
 
 ODD = "sis_pipeline_tests.cli.odd_worker"
 
@@ -82,6 +82,38 @@ def test_an_interrupt_ends_the_children_in_order(tmp_path):
             fan.run([Job("a", "hang", {"mark": str(mark)})])
     assert not child.process.is_alive()
     assert mark.read_text() == "closed"
+
+
+def test_a_second_interrupt_leaves_no_child_behind(tmp_path, monkeypatch):
+    def interrupted(_child, _seconds):
+        raise KeyboardInterrupt
+
+    fan = FanOut(tmp_path, lambda name, event: None, module=ODD)
+    fan.run([Job("a", "add", {"one": 1, "two": 1})], keep=True)
+    child = fan.warm("a")
+    child.submit(Job("a", "persist", {}))  # deaf to the end of its jobs, as code outside of Python is
+    monkeypatch.setattr(Child, "ended_within", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fan.__exit__()
+    child.process.join(20)
+    assert child.process.exitcode == -signal.SIGKILL
+
+
+def test_what_children_are_forked_from_never_hears_an_interrupt(tmp_path):
+    """It had printed a traceback of its imports where somebody ended a sync in its first seconds."""
+    (tmp_path / "slow_import.py").write_text("import time; time.sleep(5)")
+    code = textwrap.dedent(f"""
+        import pathlib, sys
+        from multiprocessing import forkserver
+        from sis_pipeline.cli import fanout
+        sys.path.append({str(tmp_path)!r})
+        fanout.READY = ("slow_import",)
+        fanout.FanOut(pathlib.Path({str(tmp_path)!r}), print)
+        pid = forkserver._forkserver._forkserver_pid
+        print(pathlib.Path(f"/proc/{{pid}}/status").read_text().split("SigIgn:")[1].split()[0])
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout, 16) >> (signal.SIGINT - 1) & 1
 
 
 def test_children_end_when_the_parent_is_killed(tmp_path):

@@ -79,6 +79,10 @@ class Fates:
         self._present = {key_of(row) for row in rows if row["record_status"] == "active"}
         self._present |= set() if rejected is None else {key_of(row) for row in rejected.to_dicts()}
 
+    def is_there(self, row: Mapping[str, Any]) -> bool:
+        """Whether its row came, readable or not."""
+        return key_of(row) in self._present
+
     def of(self, row: Mapping[str, Any]) -> str:
         key = key_of(row)
         if key in self._deleted:

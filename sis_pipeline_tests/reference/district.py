@@ -93,14 +93,22 @@ def _with_students(candidates: Rows, previous: Rows, found: Found) -> tuple[list
 
 def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[list[Row], Collection[Any]]:
     """The stays of the year, and the keys of those that wait for a person. Who was expected comes on the day, also where
-    only a reading of before says so."""
+    only a reading of before says so, unless that said itself that the student waits; it has to be a system that takes part,
+    and no row that can't be read."""
     students = {key_of(row): row["student_id"] for row in records}
     delivered = enrolled.placed_reports(now, students)
     fates = enrolled.enrollment_fates(now, delivered)
     carried = [stay for stay in before if fates.of(stay) == "carried"]
-    reports = delivered + [
-        stay | {"status": "active"} if stay["status"] == "pre_registered" else stay for stay in carried
-    ]
+    waiting = {
+        (row["integration"], row["student_id"]) for row in previous if row["enrollment_status"] == "pre_registered"
+    }
+
+    def comes(stay: Row) -> bool:
+        waits = (stay["integration"], stay["student_id"]) in waiting
+        heard = stay["integration"] in now.inputs.integrations and not fates.is_there(stay)
+        return stay["status"] == "pre_registered" and heard and not waits
+
+    reports = delivered + [stay | {"status": "active"} if comes(stay) else stay for stay in carried]
     over = enrolled.day_after_year(now)
     stays = [enrolled.settled(stay, now.inputs.as_of, over) for stay in enrolled.combined(now, reports)]
     vouched = {

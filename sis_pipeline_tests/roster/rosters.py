@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, Phase, settings
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, merge_district
 from sis_pipeline.roster.frames import empty, polars_schema
 from sis_pipeline.roster.frames import example_frame as typed
+from sis_pipeline.roster.identity import SAID
 from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.roster.presence import RECORD
 
 YEAR = "2025-2026"
 DAY_1 = date(2025, 10, 1)
@@ -156,6 +158,7 @@ class Roster:
             integrations=integrations or default,
             records=self.records(),
             existing=of_year(existing or {}, self.year),
+            said_before=said_before(existing or {}, self.year),
             **rest,
         )
 
@@ -165,6 +168,13 @@ def of_year(tables: Mapping[str, pl.DataFrame], year: str) -> dict[str, pl.DataF
         name: frame.filter(pl.col("school_year") == year) if PUBLICATION[name] == "year" else frame
         for name, frame in tables.items()
     }
+
+
+def said_before(tables: Mapping[str, pl.DataFrame], year: str) -> pl.DataFrame:
+    """As DistrictInputs.said_before."""
+    sources = tables.get("student_sources", empty(MERGED["student_sources"])).sort("school_year", descending=True)
+    newest = sources.filter(pl.col("school_year") <= year).unique(RECORD, keep="first", maintain_order=True)
+    return newest.filter(pl.col("school_year") < year).select(SAID)
 
 
 def publish(tables: Mapping[str, pl.DataFrame], merged: MergedRoster, year: str = YEAR) -> dict[str, pl.DataFrame]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import date
 from typing import Any
 
 import polars as pl
@@ -225,6 +226,21 @@ def test_who_a_person_joined_keeps_being_read_though_names_and_birth_dates_diffe
     again = merge(roster, tables, as_of=DAY_2, decisions=made)
     assert again.recycled.is_empty()
     assert again.changes.is_empty()
+
+
+def test_who_a_person_joined_is_nobody_new_when_the_school_year_turns() -> None:
+    def roster(year: str, entry: str) -> Roster:
+        found = Roster(year).school("1").school("1", "b").student("s1", ssid="77", stay={"entry_date": entry})
+        other = {"ssid": "77", "last_name": "Hill", "birth_date": "2011-05-05", "stay": {"entry_date": entry}}
+        return found.student("b1", integration="b", **other)
+
+    made = decisions(decided(SAME, "a/s1", "b/b1"))
+    tables = loaded(roster("2025-2026", "2025-08-18"), decisions=made)
+    for day in (date(2026, 8, 20), date(2026, 8, 21)):
+        merged = merge(roster("2026-2027", "2026-08-17"), tables, as_of=day, decisions=made)
+        assert merged.recycled.is_empty()
+        assert set(merged.frames["student_sources"]["sis_id"]) == {"s1", "b1"}
+        tables = publish(tables, merged, "2026-2027")
 
 
 def test_a_confirmation_that_can_not_be_is_reported_once_whichever_side_it_names_first() -> None:

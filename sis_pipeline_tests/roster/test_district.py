@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sis_pipeline.roster.decisions import DECISIONS
 from sis_pipeline.roster.district import DistrictInputs, IntegrationInput, MergedRoster, merge_district
 from sis_pipeline.roster.guard import Ruling, Rulings
 from sis_pipeline.roster.identity import numbered_school
@@ -672,6 +673,143 @@ def test_an_entity_of_which_nothing_would_be_left_is_kept_until_a_person_says_so
     assert merge(district().add("courses", sis_id="c1"), tables, as_of=DAY_2).held == (), "one is left"
     released = merge(district(), tables, as_of=DAY_2, rulings=Rulings(released=tuple(map(Ruling.about, merged.held))))
     assert (released.held, released.frames["courses"].height) == ((), 0)
+
+
+def teachers(*numbers: int, gone: tuple[int, ...] = ()) -> Roster:
+    roster = district()
+    for number in numbers:
+        status = "to_be_deleted" if number in gone else "active"
+        where = f"school-{1 if number % 2 else 2}"
+        roster.add("staff", sis_id=f"t{number}", last_name=f"Teach{number}", school_sis_id=where, record_status=status)
+    return roster
+
+
+def active_staff(merged: MergedRoster) -> int:
+    return int(merged.frames["staff_links"]["active"].sum())
+
+
+def test_staff_whom_a_short_export_lacks_stay_until_a_person_lets_them_go() -> None:
+    tables = loaded(teachers(*range(30)))
+    few = merge(teachers(*range(20, 30)), tables, as_of=DAY_2)
+    [hold] = few.held
+    assert (hold.entity, hold.removals, hold.active_before, hold.limit) == ("staff", 20, 30, 10)
+    assert sorted(part.removals for part in hold.parts) == [10, 10], "school by school, so that one can be let go"
+    assert few.frames["staff_links"].equals(tables["staff_links"])
+    after = publish(tables, few)
+    one = Ruling("part", "absence", "staff", frozenset(hold.keys[:10]))
+    rest = Ruling("rest", "absence", "staff", frozenset(hold.keys[10:]))
+    released = merge(teachers(*range(20, 30)), after, as_of=DAY_2, rulings=Rulings(released=(one,), waiting=(rest,)))
+    assert (active_staff(released), [held.removals for held in released.held]) == (20, [10])
+    whole = merge(teachers(*range(30)), after, as_of=DAY_2)
+    assert (whole.held, active_staff(whole)) == ((), 30)
+
+
+def test_staff_who_leave_in_believable_numbers_or_by_the_word_of_their_system_go() -> None:
+    tables = loaded(teachers(*range(30)))
+    assert active_staff(merge(teachers(*range(10, 30)), tables, as_of=DAY_2)) == 20
+    deleted = merge(teachers(*range(30), gone=tuple(range(20))), tables, as_of=DAY_2)
+    assert (deleted.held, active_staff(deleted)) == ((), 10)
+    closed = Rulings(closed=frozenset(tables["schools"]["school_id"]))
+    assert merge(teachers(29), tables, as_of=DAY_2, rulings=closed).held == (), "their schools are declared closed"
+
+
+def test_a_staff_member_whom_one_of_two_systems_lacks_is_not_gone() -> None:
+    both = teachers(*range(30))
+    for number in range(30):
+        both.add("staff", sis_id=f"b{number}", last_name=f"Teach{number}", state_staff_id=f"{number}", integration="b")
+    for row in both.rows["staff"]:
+        row["state_staff_id"] = row["sis_id"][1:]
+    tables = loaded(both)
+    assert tables["staff_links"]["staff_id"].n_unique() == 30
+    some = Roster()
+    some.rows = {**both.rows, "staff": [row for row in both.rows["staff"] if row["sis_id"][0] == "t"]}
+    merged = merge(some, tables, as_of=DAY_2, integrations={"a": IntegrationInput(), "b": IntegrationInput()})
+    assert (merged.held, active_staff(merged)) == ((), 30)
+
+
+@pytest.mark.parametrize("completeness", ["delta", "partial", "complete"])
+def test_who_waits_among_the_staff_is_of_now_whether_or_not_the_reading_names_them(completeness: Any) -> None:
+    """Two staff members waited for a word that was long given, because no delta named them."""
+    pair = district().add("staff", sis_id="t1", email="t@x.example").school("1", "b")
+    pair.add("staff", sis_id="u1", email="t@x.example", last_name="Wed", integration="b")
+    silent = district().school("1", "b")
+    parts = {name: IntegrationInput(completeness=completeness) for name in "ab"}
+    tables = loaded(pair)
+    assert tables["staff"]["near_match"].to_list() == [True, True]
+    distinct = pl.DataFrame([("a", "t1", None, "b", "u1", None, "distinct")], schema=DECISIONS, orient="row")
+    named = pair if completeness == "complete" else silent
+    merged = merge(named, tables, as_of=DAY_2, integrations=parts, staff_decisions=distinct)
+    assert publish(tables, merged)["staff"]["near_match"].to_list() == [False, False]
+    unnamed = merge(named, publish(tables, merged), as_of=DAY_2, integrations=parts, staff_decisions=distinct)
+    assert completeness == "complete" or unnamed.frames["staff"].is_empty(), "nobody turned"
+
+
+def expected(**stay: Any) -> Roster:
+    student = {"enrollment_status": stay.get("status", "active")}
+    return district().student("early", last_name="Early", stay={"entry_date": "2025-10-02", **stay}, **student)
+
+
+def status_of(merged: MergedRoster, record: str) -> str:
+    return str(merged.frames["enrollments"].filter(pl.col("sis_id") == record)["status"].item())
+
+
+PARTIAL = {"a": IntegrationInput(completeness="partial")}
+
+
+@pytest.mark.parametrize(
+    ("said", "rest", "status"),
+    [
+        ("active", {"integrations": PARTIAL}, "active"),
+        ("pre_registered", {"integrations": PARTIAL}, "pre_registered"),
+        (
+            "active",
+            {"quarantined": {"enrollments": pl.DataFrame({"integration": ["a"], "sis_id": ["e-early-1"]})}},
+            "pre_registered",
+        ),
+    ],
+    ids=["not named again", "the SIS itself keeps waiting", "its row can't be read"],
+)
+def test_who_is_expected_comes_on_the_day_only_by_a_word_of_the_system(
+    said: str, rest: dict[str, Any], status: str
+) -> None:
+    tables = loaded(expected(status=said))
+    silent = expected(status=said)
+    silent.rows["enrollments"] = [row for row in silent.rows["enrollments"] if row["sis_id"] != "e-early-1"]
+    assert status_of(merge(silent, tables, as_of=DAY_2, **rest), "e-early-1") == status
+
+
+def test_nobody_comes_by_the_word_of_a_system_that_takes_no_part_any_more() -> None:
+    here = district().school("1", integration="b")
+    here.student("early", integration="b", last_name="Early", stay={"entry_date": "2025-10-02"})
+    later = merge(district(), loaded(here), as_of=date(2026, 1, 15), integrations={"a": IntegrationInput()})
+    assert status_of(later, "e-early-1") == "pre_registered"
+
+
+@pytest.mark.parametrize(
+    ("entry", "rest", "events_of_day"),
+    [
+        ("2025-08-20", {"integrations": PARTIAL}, [("amend", "field_change")]),
+        ("2025-10-01", {"integrations": PARTIAL}, [("enroll", "new_record")]),
+        (
+            "2025-10-01",
+            {"quarantined": {"enrollments": pl.DataFrame({"integration": ["a"], "sis_id": ["e-s1-1"]})}},
+            [("enroll", "new_record")],
+        ),
+    ],
+    ids=["corrected", "a return, the first stay not named", "a return, the first stay unreadable"],
+)
+def test_a_return_to_a_school_is_no_correction_of_the_stay_that_the_day_does_not_name(
+    entry: str, rest: dict[str, Any], events_of_day: list[tuple[str, str]]
+) -> None:
+    """Six weeks of enrollment went as a corrected entry date."""
+    tables = loaded(district())
+    again = district()
+    again.rows["enrollments"] = [row for row in again.rows["enrollments"] if row["sis_id"] != "e-s1-1"]
+    again.stay("s1", "1", sis_id="e2", entry_date=entry)
+    merged = merge(again, tables, as_of=DAY_2, **rest)
+    found = merged.frames["enrollments"].filter(pl.col("student_id") == student_of(tables, "s1"))
+    stays = {"e2"} if entry < "2025-09-01" else {"e-s1-1", "e2"}
+    assert (set(found["sis_id"]), events(merged)) == (stays, events_of_day)
 
 
 def test_a_snapshot_that_is_complete_and_empty_removes_nobody() -> None:

@@ -25,6 +25,7 @@ from sis_pipeline_tests.store.conftest import (
     pandas_frame,
     sis_student,
     student,
+    uid,
 )
 
 
@@ -115,12 +116,42 @@ def test_the_published_state_is_what_the_next_merge_compares_with(database, merg
     assert merges_other_year == {"students": 1, "student_links": 1}
 
 
+def test_a_year_begins_with_what_linked_records_last_said(database, merges):
+    record = {"district": "lincoln", "integration": "lincoln-ps", "sis_id": "7", "student_id": student(7)["student_id"]}
+    for year, name in (("2023-2024", "Old"), ("2024-2025", "Newer")):
+        said = {
+            **record,
+            "school_year": year,
+            "first_name": "Ann",
+            "last_name": name,
+            "birth_date": date(2011, 5, 5),
+            "snapshot_id": uid("snapshot"),
+        }
+        rows = {
+            "students": [student(7, latest_school_year=year)],
+            "student_links": [{**record, "rule": "new", "confidence": 1.0, "active": True}],
+            "student_sources": [said],
+        }
+        publish(database, merges, merges.write_merged(_gathered(merges, year), merged_roster(**rows)))
+    first = merges.gather("lincoln", YEAR)
+    assert first.inputs.said_before.select("sis_id", "last_name", "birth_date").rows() == [
+        ("7", "Newer", date(2011, 5, 5))
+    ]
+    rows["student_sources"] = [{**said, "school_year": YEAR}]
+    publish(database, merges, merges.write_merged(first, merged_roster(**rows)))
+    assert merges.gather("lincoln", YEAR).inputs.said_before.is_empty(), "this year has its own word"
+
+
 def _other_year(merges):
-    writer = merges._snapshots.begin("lincoln-ps", "powerschool", "2024-2025")
+    return _gathered(merges, "2024-2025").inputs.existing
+
+
+def _gathered(merges, year):
+    writer = merges._snapshots.begin("lincoln-ps", "powerschool", year)
     snapshot = writer.finish([], "partial", 0, 0.0)
     merges._snapshots.write_roster(snapshot, {}, {}, {})
     merges._snapshots.set_verdict(snapshot.snapshot_id, "partial")
-    return merges.gather("lincoln", "2024-2025").inputs.existing
+    return merges.gather("lincoln", year)
 
 
 def test_a_district_without_a_good_snapshot_is_refused_in_words(merges):
