@@ -11,10 +11,10 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test check format soak truth faults bench peers lock docs clean
+.PHONY: help install demo ui test check format soak truth reference faults bench peers lock docs clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## install everything into .venv, from the lock file with hashes
 
@@ -50,6 +50,9 @@ soak: install ## 10,000 students at page size 100 and the true rate limit (about
 
 truth: install ## live ten days with every kind of system, prove the ledger against the truth, and write docs/truth.md (7 minutes)
 	@$(BIN)/python -m sis_pipeline_tests.truth
+
+reference: install ## merge 1,000 nasty small rosters and a large one, and compare each row with a slow merge in plain words (15 minutes)
+	@$(BIN)/python -m sis_pipeline_tests.reference --examples 1000 --students 10000
 
 faults: install ## provoke every fault the connections must survive, and write docs/faults.md (19 minutes, and 8 for row 30)
 	@$(BIN)/python -m sis_pipeline_tests.faults

@@ -121,6 +121,7 @@ def _plain(one: DistrictPlan) -> dict[str, Any]:
         "conflicts": {"opening": plan.opening_conflicts, "resolving": plan.resolving_conflicts},
         "near_matches": [asdict(it) for it in plan.near_matches],
         "near_matches_withdrawing": plan.withdrawing,
+        "accounts": {**plan.accounts, "first": [asdict(row) for row in plan.first_accounts]},
         "identities": {
             "joined": plan.joined,
             "joined_staff": plan.joined_staff,
@@ -146,6 +147,7 @@ def _print(console: Console, one: DistrictPlan, rows: int) -> None:
         _print_changes(console, one.plan)
         _print_holds(console, one.plan)
         _print_identities(console, one.plan, rows)
+        _print_accounts(console, one.plan)
         _print_first_rows(console, one.plan)
     if one.waiting:
         console.print(f"Waiting now: {counted(len(one.waiting), 'hold')}, see `sis holds list`.", markup=False)
@@ -236,6 +238,14 @@ def _print_identities(console: Console, plan: Plan, rows: int) -> None:
         console.print(f"{counted(plan.matched, 'new record')} would be linked to students who are published.")
     if plan.moved:
         console.print(f"{counted(plan.moved, 'record')} would be another student's.")
+
+
+def _print_accounts(console: Console, plan: Plan) -> None:
+    if plan.accounts:
+        counts = list(plan.accounts.items())
+        console.print(table("What would become of the accounts", ("what", "accounts"), counts, right=("accounts",)))
+    if plan.first_accounts:
+        console.print(table("Accounts: the first (--rows)", WHO, [_who(row) for row in plan.first_accounts]))
 
 
 def _first(one: str, several: str, total: int, shown: int) -> str:

@@ -37,8 +37,8 @@ def list_transfers(
 ) -> None:
     """List who went from one district to another, the newest first.
 
-    transfer: left one and entered the other within 14 days. pending_transfer: left in the last 14 days, and entered none
-    yet. concurrent: the primary enrollment of this school year runs in both, which one of them should look into.
+    transfer: left one and entered the other within 14 days. pending_transfer: left in the last 14 days, and is
+    nowhere since. concurrent: the primary enrollment of this school year runs in both, which one of them should look into.
     """
     from sis_pipeline.cli import records
     from sis_pipeline.roster.statewide import CONCURRENT, TRANSFER

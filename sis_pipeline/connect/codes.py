@@ -48,7 +48,7 @@ CATALOGUE: dict[str, Entry] = {
         "Make room, or bring the folder back; what was published is untouched, and a reading goes on where it stopped.",
     ),
     "transient.superseded": Entry(
-        "Another publication came first, so this merge no longer fits.", "It is merged again by itself."
+        "Another publication or an erasure came first, so this merge no longer fits.", "It is merged again by itself."
     ),
     "transient.token_busy": Entry(
         "Another process has been fetching a token of the integration for too long.", "It is tried again by itself."

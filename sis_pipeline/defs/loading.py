@@ -45,7 +45,7 @@ from sis_pipeline.store.decoded import Decoded, hand_on
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, in_words
 from sis_pipeline.store.keeping_out import Remaining, marks, without_erased
-from sis_pipeline.store.locks import AlreadyRunningError, integration_lock
+from sis_pipeline.store.locks import AlreadyRunningError, integration_lock, judging_lock
 from sis_pipeline.store.snapshots import Snapshot, SnapshotWriter
 
 log = structlog.get_logger(__name__)
@@ -349,11 +349,12 @@ def load_roster(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Sa
 
     Pages and records that came before are not decoded again, unless `full`. One bad row is set aside with its reasons; a
     snapshot that fails a check is rejected as a whole. With that a sync has come to its end, which the integration's
-    status shows. Raises ConfigError where nothing was read yet, and what the provider raises for a body that breaks its
-    contract.
+    status shows. Raises ConfigError where nothing was read yet, what the provider raises for a body that breaks its
+    contract, and AlreadyRunningError where another judging, or an erasure, is waited for in vain.
     """
+    facts = {"integration": key, "school_year": year.key, "run": run_id}
     try:
-        with about(integration=key, school_year=year.key, run=run_id):
+        with about(**facts), judging_lock(roster.engine, key, year.key, run_id=run_id):
             loaded = _judged(roster, key, year, run_id, say, full=full)
     except BaseException as error:
         _note(roster, key, error)

@@ -4,6 +4,7 @@ One district's failure never stops another's; who is who, what changed and what 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,12 +22,12 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, inputs_of
 from sis_pipeline.store.holds import StoredHold
-from sis_pipeline.store.merged import Operation, way_in_words
+from sis_pipeline.store.merged import ErasedMeanwhileError, Operation, way_in_words
 from sis_pipeline.store.publish import Published, SupersededError, publish
 
 Say = Callable[[str], Any]
 ATTEMPTS = 3
-"""Merges of one district in a run, where another publication comes in between."""
+"""Merges of one district in a run, where another publication or an erasure comes in between."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,15 @@ def _left_out(operation: Operation | None) -> str:
 
 
 def merge_one(roster: Roster, district: str, school_year: str, run_id: str, *, whole: bool = False) -> Operation:
-    """Gather, merge and keep one district's school year. The operation is marked failed where that fails."""
+    """Gather, merge and keep one district's school year; again where a student was erased meanwhile. An operation is marked
+    failed where that fails."""
+    for _ in range(ATTEMPTS - 1):
+        with suppress(ErasedMeanwhileError):
+            return _merge_once(roster, district, school_year, run_id, whole=whole)
+    return _merge_once(roster, district, school_year, run_id, whole=whole)
+
+
+def _merge_once(roster: Roster, district: str, school_year: str, run_id: str, *, whole: bool) -> Operation:
     gathered = roster.merges.gather(district, school_year, run_id=run_id, whole=whole)
     try:
         merged = merge_district(gathered.inputs)

@@ -61,7 +61,8 @@ def _plan(roster: Roster, district: str, school_year: str, rows: int) -> Plan:
         prove_nobody_lost(preview.inputs, merged)
         with steady_view(roster.engine) as connection:
             if published_epochs(connection, district) == preview.published_before:
-                return plan_publication(preview.inputs, merged, standing(connection, preview.inputs), rows=rows)
+                meets = standing(connection, preview.inputs, merged)
+                return plan_publication(preview.inputs, merged, meets, rows=rows)
     raise TransientError(
         f"The roster of {district} was published anew each time that {school_year} was being planned.",
         advice="Plan again once the merges that are under way have ended.",

@@ -180,12 +180,19 @@ class OneRoster(Provider):
         return records(member(json_body(body, what), ENVELOPES[resource], what), what)
 
     def split(self, resource: str, body: bytes) -> Pieces | None:
-        """The records of a page in their own bytes; None for what only `decode` can read."""
+        """The records of a page in their own bytes; None for what only `decode` can read. A subclass that overrides `decode`
+        and not this is given whole pages."""
         return pieces(body, ENVELOPES[resource])
 
+    def _reader(self) -> Reader:
+        def decode(resource: str, body: bytes, _: object) -> Sequence[Record]:
+            return self.decode(resource, body)
+
+        decides = next(one for one in type(self).__mro__ if vars(one).keys() & {"decode", "split"})
+        return Reader(decode, self.split) if "split" in vars(decides) else Reader(decode)
+
     def standardise(self, raw: RawSnapshot) -> dict[str, pd.DataFrame]:
-        reader = Reader(lambda resource, body, _: self.decode(resource, body), self.split)
-        frames = standard_frames(raw, reader, self.settings, self.exit_dates, self.settings.custom_fields)
+        frames = standard_frames(raw, self._reader(), self.settings, self.exit_dates, self.settings.custom_fields)
         return {entity: frame for entity, frame in frames.items() if entity in self.capabilities.entities}
 
     def check(self, source: Source) -> str:

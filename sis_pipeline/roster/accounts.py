@@ -12,6 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 import polars as pl
 
 from sis_pipeline.roster.account_rules import KINDS, AccountKind, AccountRules, KindRules
+from sis_pipeline.roster.enrollments import OPEN
 from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.model import ACCOUNTS, Kind
 from sis_pipeline.roster.school_year import SchoolYear
@@ -59,30 +60,25 @@ class Roster:
 @dataclass(frozen=True)
 class Decision:
     """`accounts`: all accounts of a district as they are to be, as ACCOUNTS; `made`: those of them that are new, `changed`:
-    those that are as they were not. `updated`, `suspended`, `restored`: what becomes of these. `leaving`: active ones in
-    their grace period. `waiting`: students without an account because a possible same person is under review.
-    `numbered`: new user names with a number, the plain one being taken."""
+    those that are as they were not. `becoming`: kind and person_id of both, and what `becomes` of each, one of CHANGES.
+    `leaving`: active ones in their grace period. `waiting`: students without an account because a possible same person
+    is under review. `numbered`: new user names with a number, the plain one being taken."""
 
     accounts: pl.DataFrame
     made: pl.DataFrame
     changed: pl.DataFrame
-    updated: int
-    suspended: int
-    restored: int
+    becoming: pl.DataFrame
     leaving: int
     waiting: int
     numbered: int
 
     CHANGES: ClassVar = ("created", "updated", "suspended", "restored")
-    COUNTS: ClassVar = (*CHANGES, "leaving", "waiting")
-
-    @property
-    def created(self) -> int:
-        return self.made.height
 
     @property
     def counts(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self.COUNTS}
+        found = dict(self.becoming["becomes"].value_counts().iter_rows())
+        changes = {name: found.get(name, 0) for name in self.CHANGES}
+        return {**changes, "leaving": self.leaving, "waiting": self.waiting}
 
 
 def decide(
@@ -112,17 +108,56 @@ def decide(
     made, numbered = _made(district, new.filter(~pl.col("waits")), before, rules, spent)
     was, now = before["status"] == "active", followed["status"] == "active"
     differs = _differs(before, followed)
+    becomes = pl.when(was & ~now).then(pl.lit("suspended")).when(now & ~was).then(pl.lit("restored"))
+    changed = followed.with_columns(becomes=becomes.otherwise(pl.lit("updated"))).filter(differs)
+    becoming = pl.concat([made.with_columns(becomes=pl.lit("created")), changed])
     return Decision(
         accounts=pl.concat([followed, made]).sort("account_id"),
         made=made,
-        changed=followed.filter(differs),
-        updated=int((differs & (was == now)).sum()),
-        suspended=int((was & ~now).sum()),
-        restored=int((now & ~was).sum()),
+        changed=changed.drop("becomes"),
+        becoming=becoming.select("kind", "person_id", "becomes"),
         leaving=int((now & followed["missing_since"].is_not_null()).sum()),
         waiting=int(new["waits"].sum()),
         numbered=numbered,
     )
+
+
+def after_publication(
+    roster: Roster, frames: Mapping[str, pl.DataFrame], retired: Mapping[str, str], school_year: str, as_of: date
+) -> Roster:
+    """The published roster once the frames of a merge of a school year, by MERGED name, are published. `retired`: students
+    and staff whom it merges into others."""
+
+    def people(table: str, key: str, before: pl.DataFrame) -> pl.DataFrame:
+        now = frames[table].select(before.columns)
+        rest = before.filter(~pl.col(key).is_in(list(retired))).join(now, on=key, how="anti")
+        return pl.concat([rest, now])
+
+    def of_year(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+        return pl.concat([before.filter(pl.col("school_year") != school_year), now.select(before.columns)])
+
+    sessions = frames["academic_sessions"].filter(pl.col("kind") == "school_year")
+    stays = of_year(roster.stays, frames["enrollments"].filter(pl.col("status").is_in(OPEN)))
+    years = {year: begins for year, begins in roster.years.items() if year != school_year}
+    if sessions.height or school_year in stays["school_year"]:
+        years[school_year] = sessions.select(pl.col("start_date").max()).item()
+    return Roster(
+        students=people("students", "student_id", roster.students),
+        staff=people("staff", "staff_id", roster.staff),
+        stays=stays,
+        posts=of_year(roster.posts, _posts(frames["section_enrollments"], frames["sections"], as_of)),
+        links=frames["staff_links"].filter("active").select("staff_id").unique(),
+        years=dict(sorted(years.items())),
+        aliases={**roster.aliases, **retired},
+    )
+
+
+def _posts(seats: pl.DataFrame, sections: pl.DataFrame, as_of: date) -> pl.DataFrame:
+    """As POST: who works in a section until a later day, and whom it names as its teacher."""
+    at_work = (pl.col("role") != "student") & (pl.col("end_date").is_null() | (pl.col("end_date") > as_of))
+    working = seats.filter(at_work).select("section_id", staff_id="person_id").join(sections, on="section_id")
+    named = sections.drop_nulls("teacher_id").rename({"teacher_id": "staff_id"})
+    return pl.concat([working.select(list(POST)), named.select(list(POST))]).unique()
 
 
 def _heard(roster: Roster, rules: AccountRules, as_of: date) -> dict[AccountKind, pl.DataFrame]:

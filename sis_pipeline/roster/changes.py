@@ -263,7 +263,7 @@ def _events(stays: pl.DataFrame, day: str, otherwise: date | None = None) -> pl.
 def _pair_transfers(
     entries: pl.DataFrame, exits: pl.DataFrame, reopened: pl.DataFrame, stays: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
-    """Exit and entry of one student at two schools within 14 days are one `transfer`, as `_each_once` pairs them.
+    """Exit and entry of one student at two schools within 14 days are one `transfer`, as `each_once` pairs them.
 
     The other half may have been seen earlier: an entry after a stay that had already ended, an exit from a stay whose
     successor was already there. Who comes back (a new stay at a school of before, or an old one reopened on the day `seen`)
@@ -312,7 +312,7 @@ def _pair_transfers(
         .with_columns(gap=gap)
         .filter(pl.col("gap") <= TRANSFER_DAYS)
     )
-    pairs = _each_once(pairs)
+    pairs = each_once(pairs)
     transfers = pairs.select(
         "student_id",
         pl.lit("transfer").alias("kind"),
@@ -332,15 +332,16 @@ def _pair_transfers(
     return transfers, used_entries, used_exits
 
 
-def _each_once(pairs: pl.DataFrame) -> pl.DataFrame:
+def each_once(pairs: pl.DataFrame) -> pl.DataFrame:
     """Pairs in which every exit and every entry is used once, nearest first; of several as near, the entry that is primary
-    now, then the exit that is, then by school and entry date. A second choice counts where the first is used up.
+    now, then the exit that is, then by school and entry date, then as they come. A second choice counts where the first
+    is used up.
 
-    `pairs`: student_id, left_row, came_row, gap, and the stays `came` and `left_now`.
+    `pairs`: left_row, came_row, gap, and the stays `came` and `left_now`.
     """
     names = [(stay, field) for field in ("enrollment_type", "school_id", "entry_date") for stay in ("came", "left_now")]
     order = [pl.col(stay).struct.field(field).alias(f"{stay}_{field}") for stay, field in names]
-    pairs = pairs.sort("gap", *order)
+    pairs = pairs.sort("gap", *order, maintain_order=True)
     found = [pairs.clear()]
     while pairs.height:
         first = pairs.filter(pl.col("left_row").is_first_distinct() & pl.col("came_row").is_first_distinct())
@@ -373,7 +374,7 @@ def _pair_continued(entries: pl.DataFrame, exits: pl.DataFrame) -> tuple[pl.Data
         .with_columns(gap=(pl.col("entry_date") - pl.col("exit_date")).dt.total_days())
         .filter(pl.col("gap").is_between(0, CONTINUED_DAYS) & (pl.col("entry_date") > pl.col("left_entry")))
     )
-    pairs = _each_once(pairs)
+    pairs = each_once(pairs)
     events = pairs.select(
         "student_id",
         pl.lit("amend").alias("kind"),

@@ -34,6 +34,7 @@ from sis_pipeline.roster.enrollments import (
     homes,
     mark_transfers,
     match_stays,
+    one_per_entry,
     reconcile,
     reconcile_seats,
     settle_statuses,
@@ -545,20 +546,32 @@ def _stays(
 
 
 def _carried_stays(presence: Presence, existing: pl.DataFrame, delivered: pl.DataFrame) -> pl.DataFrame:
-    """The stays published before of which the source said nothing. One that its system now names otherwise, because its
-    entry was corrected, is told anew: it would stand beside itself."""
-    fated = presence.fates(existing)
+    """The stays published before of which the source said nothing. What a system says of a stay now stands for what it
+    said before, under whatever id and with whatever end; that would stand beside it."""
+    fated, place = presence.fates(existing), [*PLACE, "integration"]
     carried = fated.filter(pl.col("fate") == CARRIED)
     if carried.is_empty():
         return carried
-    places = carried.join(delivered, on=PLACE, how="semi").select(PLACE)
-    old, new = (rows.join(places, on=PLACE, how="semi", maintain_order="left") for rows in (fated, delivered))
-    by = new.with_row_index("after").select("after", by="integration", entered="entry_date")
-    told = old.with_row_index("before").join(match_stays(old, new).drop_nulls().join(by, on="after"), on="before")
-    corrected = (pl.col("entered") - pl.col("entry_date")).dt.total_days().abs() <= SAME_STAY_DAYS
-    anew = told.filter((pl.col("fate") == CARRIED) & (pl.col("by") == pl.col("integration")) & corrected)
-    anew = anew.join(presence.unusable, on=RECORD, how="anti")  # a row that is there, if unreadable, is none told anew
+    places = carried.join(delivered, on=place, how="semi").select(place)
+    old, new = (rows.join(places, on=place, how="semi", maintain_order="left") for rows in (fated, delivered))
+    told = [
+        _told_anew(old.filter(pl.col("integration") == system), new.filter(pl.col("integration") == system))
+        for system in places["integration"].unique()
+    ]
+    # a row that is there, if unreadable, is none told anew
+    anew = pl.concat([carried.clear().select(STAY), *told]).join(
+        carried.join(presence.unusable, on=RECORD, how="anti"), on=STAY, how="semi"
+    )
     return carried.join(anew, on=STAY, how="anti", maintain_order="left")
+
+
+def _told_anew(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
+    """The stays of one system that it tells again, on the same day of entry or on one corrected by two weeks at most."""
+    now = one_per_entry(now)
+    entered = now.with_row_index("after").select("after", entered="entry_date")
+    pairs = match_stays(before, now).drop_nulls().join(entered, on="after")
+    told = before.with_row_index("before").join(pairs, on="before")
+    return told.filter((pl.col("entered") - pl.col("entry_date")).dt.total_days().abs() <= SAME_STAY_DAYS).select(STAY)
 
 
 def _expected_to_come(now: _Delivery, people: _People, presence: Presence, carried: pl.DataFrame) -> pl.DataFrame:

@@ -42,7 +42,7 @@ def combine_reports(reports: pl.DataFrame, priorities: Mapping[str, int]) -> pl.
     stays = reports.clear().with_columns(stay=pl.lit(None, pl.Int64))
     entries = [stays.select("stay", *_ENTRY)]
     for integration in order:
-        mine = _one_per_entry(reports.filter(pl.col("integration") == integration))
+        mine = one_per_entry(reports.filter(pl.col("integration") == integration))
         near = _nearest(mine, stays)
         fresh = near.filter(pl.col("stay").is_null()).drop("stay")
         numbered = fresh.with_row_index("stay", offset=stays.height).with_columns(pl.col("stay").cast(pl.Int64))
@@ -57,7 +57,7 @@ def combine_reports(reports: pl.DataFrame, priorities: Mapping[str, int]) -> pl.
     )
 
 
-def _one_per_entry(reports: pl.DataFrame) -> pl.DataFrame:
+def one_per_entry(reports: pl.DataFrame) -> pl.DataFrame:
     """Of one system's reports with one entry date (two records of one student): the open one, then the longest."""
     ranked = reports.with_columns(closed=~is_open(), end=pl.col("exit_date").fill_null(date.max))
     order = ranked.sort(*STAY, "closed", "end", "sis_id", descending=[False] * 4 + [True, False])

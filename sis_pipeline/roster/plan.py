@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from sis_pipeline.roster.accounts import Decision
 from sis_pipeline.roster.difference import Difference, differences
 from sis_pipeline.roster.district import DistrictInputs, MergedRoster
 from sis_pipeline.roster.enrollments import SEAT, STAY
@@ -47,11 +48,12 @@ class Standing:
     """What a publication would meet beside the published rows.
 
     `holds`: by fingerprint those that are open, released, or kept waiting by a person. `near_matches`: the district's
-    queue, as NEAR.
+    queue, as NEAR. `accounts`: what would become of accounts; None where the district has none.
     """
 
     holds: Mapping[str, StoredHold] = field(default_factory=dict)
     near_matches: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=NEAR))
+    accounts: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,8 @@ class Plan:
     whose removals would be let through. `opening_conflicts`, `resolving_conflicts`: by attribute. `withdrawing`: ids of
     near matches. `joined`: student_id -> the student it would be merged into, `joined_staff` the same for staff;
     `restored`: students that were merged away and would be students again. `matched`: new records of known students;
-    `moved`: known records that would be another student's, of those who stay. `schools`: names.
+    `moved`: known records that would be another student's, of those who stay. `accounts`: what would become of accounts, as
+    Decision.counts, and `first_accounts` the first of each kind of change, which `says` what becomes of it. `schools`: names.
     """
 
     district: str
@@ -145,6 +148,8 @@ class Plan:
     restored: tuple[str, ...] = ()
     matched: int = 0
     moved: int = 0
+    accounts: Mapping[str, int] = field(default_factory=dict)
+    first_accounts: tuple[PlannedRow, ...] = ()
     schools: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -174,10 +179,16 @@ class Plan:
 
     @property
     def nothing(self) -> bool:
-        """Whether nothing would change: no row, no hold, nobody's near match."""
+        """Whether nothing would change: no row, no hold, nobody's near match or account."""
         opened = any(planned.hold_id is None for planned in self.holds)
         return not (
-            self.total.total or opened or self.closing or self.applying or self.near_matches or self.withdrawing
+            self.total.total
+            or opened
+            or self.closing
+            or self.applying
+            or self.near_matches
+            or self.withdrawing
+            or any(self.accounts.get(name) for name in Decision.CHANGES)
         )
 
 
@@ -212,6 +223,8 @@ def plan_publication(inputs: DistrictInputs, merged: MergedRoster, standing: Sta
         restored=tuple(sorted(back)),
         matched=_matched(inputs, found["student_links"]),
         moved=_moved(found["student_links"], merged.retired),
+        accounts=standing.accounts.counts if standing.accounts else {},
+        first_accounts=_first_accounts(standing.accounts, where, rows) if standing.accounts else (),
         schools=where.school_names,
     )
 
@@ -405,6 +418,20 @@ def _held_rows(hold: Hold, where: _Where, rows: int) -> tuple[PlannedRow, ...]:
     )
     first = pl.DataFrame(hold.keys[:rows], schema=dict.fromkeys(key, pl.String), orient="row")
     return tuple(_row(table, "remove", row) for row in where.named(first).iter_rows(named=True))
+
+
+def _first_accounts(decision: Decision, where: _Where, rows: int) -> tuple[PlannedRow, ...]:
+    first = decision.becoming.filter(pl.int_range(pl.len()).over("becomes") < rows)
+    return tuple(
+        PlannedRow(
+            "add" if row["becomes"] == "created" else "change",
+            {"person_id": row["person_id"]},
+            {"kind": row["kind"], "becomes": row["becomes"]},
+            local_id=row["local_id"],
+            name=row["name"],
+        )
+        for row in where.named(first).sort("becomes", "kind", "name").iter_rows(named=True)
+    )
 
 
 def _matched(inputs: DistrictInputs, links: Difference) -> int:

@@ -7,6 +7,7 @@ from datetime import date
 
 import polars as pl
 
+from sis_pipeline.roster.changes import each_once
 from sis_pipeline.roster.enrollments import TRANSFER_DAYS
 from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.identity import STUDENT_RULES, Rule, student_facts
@@ -49,6 +50,8 @@ _COMPARED = tuple(dict.fromkeys(name for rule in _BY_SSID for name in rule.colum
 _VARIANTS = {"firsts", "lasts"}
 """Facts of which somebody may have several."""
 _ASKED = ("node", "integration", "sis_id", "issuer", *_COMPARED)
+_RANKED = pl.struct("enrollment_type", "school_id", "entry_date")
+"""What `each_once` asks about a stay."""
 _FOUND = [*(name for name in TRANSFERS if name not in {"transfer_id", "kind"}), "left_entry"]
 
 
@@ -106,8 +109,8 @@ def across_districts(links: pl.DataFrame, stays: pl.DataFrame, as_of: date) -> p
     """Who went from one district to another, and who is in two at once, as TRANSFERS.
 
     `links`: LINKS; `stays`: STAYS of those students. A `transfer` is a withdrawal in one district and an entry in the other
-    at most 14 days apart, each used once, nearest first. `concurrent`, an anomaly: the primary enrollment of this year
-    runs in both on `as_of`; of whom that is right is for people to find out.
+    at most 14 days apart, paired as those inside a district, see `changes.each_once`. `concurrent`, an anomaly: the primary
+    enrollment of this year runs in both on `as_of`; of whom that is right is for people to find out.
     """
     found = pl.concat([_went_over(links, stays), _in_both(links, stays, as_of)])
     ids = derived_ids(
@@ -124,19 +127,15 @@ def _went_over(links: pl.DataFrame, stays: pl.DataFrame) -> pl.DataFrame:
     taken = stays.filter(pl.col("status") != "no_show").with_row_index("row")
     left = taken.filter(pl.col("status").is_in(_LEFT) & pl.col("exit_date").is_not_null())
     gap = (pl.col("entry_date") - pl.col("exit_date")).dt.total_days().abs()
-    pairs = _pairs(links, left, taken).filter((gap <= TRANSFER_DAYS) & (pl.col("entry_date") > pl.col("left_entry")))
+    pairs = _pairs(links, left, taken).with_columns(gap=gap)
+    pairs = pairs.filter((pl.col("gap") <= TRANSFER_DAYS) & (pl.col("entry_date") > pl.col("left_entry")))
     # who was still, or already, at another school of either district went over later, or earlier
-    stayed = _lasting(pairs, taken, "row", SIDES[:2], pl.col("until") > pl.col("exit_date"))
+    stayed = _lasting(pairs, taken, "left_row", SIDES[:2], pl.col("until") > pl.col("exit_date"))
     was_there = _lasting(
-        pairs, taken, "other_row", SIDES[2:], pl.col("until") >= pl.min_horizontal("entry_date", "exit_date")
+        pairs, taken, "came_row", SIDES[2:], pl.col("until") >= pl.min_horizontal("entry_date", "exit_date")
     )
-    pairs = pairs.join(pl.concat([stayed, was_there]), on=["row", "other_row"], how="anti")
-    return (
-        pairs.sort(gap, *SIDES, "left_entry", "entry_date", "school_id", "other_school_id")
-        .unique("row", keep="first", maintain_order=True)
-        .unique("other_row", keep="first", maintain_order=True)
-        .select(*_FOUND, kind=pl.lit(TRANSFER))
-    )
+    pairs = pairs.join(pl.concat([stayed, was_there]), on=["left_row", "came_row"], how="anti")
+    return each_once(pairs.sort(SIDES)).select(*_FOUND, kind=pl.lit(TRANSFER))
 
 
 def _lasting(pairs: pl.DataFrame, stays: pl.DataFrame, row: str, who: list[str], lasting: pl.Expr) -> pl.DataFrame:
@@ -151,7 +150,7 @@ def _lasting(pairs: pl.DataFrame, stays: pl.DataFrame, row: str, who: list[str],
     beside = pairs.join(others, on=who).filter(
         (pl.col("another") != pl.col(row)) & (pl.col("began") < pl.col("entry_date")) & lasting
     )
-    return beside.select("row", "other_row").unique()
+    return beside.select("left_row", "came_row").unique()
 
 
 def _in_both(links: pl.DataFrame, stays: pl.DataFrame, as_of: date) -> pl.DataFrame:
@@ -176,10 +175,14 @@ def _pairs(links: pl.DataFrame, left: pl.DataFrame, entered: pl.DataFrame) -> pl
         other_district="district",
         other_student_id="student_id",
     )
-    one = left.select("row", "district", "student_id", "school_id", "school_year", "exit_date", left_entry="entry_date")
+    one = left.select(
+        "district", "student_id", "school_id", "school_year", "exit_date",
+        left_row="row", left_entry="entry_date", left_now=_RANKED,
+    )  # fmt: skip
     other = entered.select(
         "entry_date",
-        other_row="row",
+        came_row="row",
+        came=_RANKED,
         other_district="district",
         other_student_id="student_id",
         other_school_id="school_id",

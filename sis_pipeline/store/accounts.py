@@ -18,6 +18,7 @@ from sis_pipeline.db.tables import account_rules, accounts, roster_tables, spent
 from sis_pipeline.roster import accounts as deciding
 from sis_pipeline.roster.account_rules import DEFAULT, AccountRules, Value, check, check_name
 from sis_pipeline.roster.accounts import Decision, Roster, decide
+from sis_pipeline.roster.district import DistrictInputs, MergedRoster
 from sis_pipeline.roster.enrollments import OPEN
 from sis_pipeline.roster.model import ACCOUNTS
 from sis_pipeline.roster.usernames import mark
@@ -86,7 +87,8 @@ class Accounts:
         with steady_view(self._engine) as connection:
             old = _newest(connection, check_district(district))
             then = RulesVersion(district, old.version + 1, _changed(district, old.values, values))
-            return then, _decided(connection, district, then.rules, today_of(connection))
+            today = today_of(connection)
+            return then, _decided(connection, district, _roster(connection, district, today), then.rules, today)
 
     def set(self, district: str, values: Mapping[str, Value], *, actor: str, reason: str) -> Set:
         """Set rules, the rest stays, and bring the accounts to them in the same transaction. Where nothing differs,
@@ -156,7 +158,7 @@ def follow(connection: Connection, district: str) -> dict[str, int]:
     if not rules.kinds:
         return {}
     today = today_of(connection)
-    decision = _decided(connection, district, rules, today)
+    decision = _decided(connection, district, _roster(connection, district, today), rules, today)
     written = pl.concat([decision.changed, decision.made])
     if written.height:
         bulk.apply(connection, ACCOUNTS, written, scope={"district": district}, delete_absent=False)
@@ -164,6 +166,18 @@ def follow(connection: Connection, district: str) -> dict[str, int]:
     differs = account_rules.c.followed_on.is_distinct_from(today)
     connection.execute(update(account_rules).where(this, differs).values(followed_on=today))
     return decision.counts
+
+
+def planned(connection: Connection, inputs: DistrictInputs, merged: MergedRoster) -> Decision | None:
+    """What `follow` would do once a merge is published; None where the district has no rules. Raises as it does."""
+    rules = _newest(connection, inputs.district).rules
+    if not rules.kinds:
+        return None
+    today = today_of(connection)
+    retired = {**merged.retired, **merged.retired_staff}
+    roster = _roster(connection, inputs.district, today)
+    after = deciding.after_publication(roster, merged.frames, retired, inputs.school_year, today)
+    return _decided(connection, inputs.district, after, rules, today)
 
 
 def spend_usernames(connection: Connection, district: str, person_ids: Sequence[str]) -> None:
@@ -174,10 +188,10 @@ def spend_usernames(connection: Connection, district: str, person_ids: Sequence[
         connection.execute(insert(spent_usernames).on_conflict_do_nothing(), marks)
 
 
-def _decided(connection: Connection, district: str, rules: AccountRules, today: date) -> Decision:
+def _decided(connection: Connection, district: str, roster: Roster, rules: AccountRules, today: date) -> Decision:
     existing = bulk.read(connection, ACCOUNTS, {"district": district})
     spent = frozenset(connection.scalars(select(spent_usernames.c.mark).where(spent_usernames.c.district == district)))
-    return decide(district, existing, _roster(connection, district, today), rules, today, spent=spent)
+    return decide(district, existing, roster, rules, today, spent=spent)
 
 
 def _roster(connection: Connection, district: str, today: date) -> Roster:

@@ -66,10 +66,15 @@ class Decoded:
             self._files.delete_folder(out_of_date)
 
 
-def hand_on(files: DataFolder, snapshot: Snapshot, before: Snapshot | None) -> None:
-    """Give a snapshot whose pages are those of an earlier one the columns that were kept of the last one."""
-    if before is not None and files.exists(f"{_folder(before)}/{INDEX}"):
-        files.move_folder(_folder(before), _folder(snapshot))
+def hand_on(files: DataFolder, snapshot: Snapshot, last: Snapshot | None) -> None:
+    """Give a snapshot that need not be decoded the columns of the last good one, where those are of the same pages. Else
+    they go: no value outlives the pages it came on."""
+    if last is None:
+        return
+    if last.base_snapshot_id is not None or last.content_hash != snapshot.content_hash:
+        files.delete_folder(_folder(last))
+    elif files.exists(f"{_folder(last)}/{INDEX}"):
+        files.move_folder(_folder(last), _folder(snapshot))
 
 
 def _folder(snapshot: Snapshot) -> str:

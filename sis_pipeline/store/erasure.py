@@ -48,7 +48,7 @@ from sis_pipeline.db.tables import (
     sync_operations,
 )
 from sis_pipeline.roster.model import ENTITIES
-from sis_pipeline.store import keeping_out, survivorship
+from sis_pipeline.store import keeping_out, statewide, survivorship
 from sis_pipeline.store.accounts import spend_usernames
 from sis_pipeline.store.files import DataFolder, is_part
 from sis_pipeline.store.holds import without_students
@@ -144,7 +144,7 @@ class Erasing:
         """Erase a student for good. Broken off, it is finished by calling it again.
 
         Raises ConfigError without a reason, for an unknown id and, unless `force`, where a system still delivers the
-        student; AlreadyRunningError while an integration that knows the student is being read.
+        student; AlreadyRunningError while an integration that knows the student is being synced.
         """
         if not (reason.strip() and actor.strip()):
             raise ConfigError(
@@ -164,7 +164,7 @@ class Erasing:
                 "its raw pages hold the student. --force erases all the same.",
             )
         vault = self._vault()
-        with self._nobody_reading(subject):
+        with self._nobody_syncing(subject):
             erasure_id = self._erase_rows(subject, actor, reason, vault)
             crash_point("erase.rows_gone")
             with self._engine.connect() as connection:  # what was linked while this waited for its turn is in there
@@ -201,7 +201,7 @@ class Erasing:
         return tuple(sorted(found & registered))
 
     @contextmanager
-    def _nobody_reading(self, subject: Subject) -> Iterator[None]:
+    def _nobody_syncing(self, subject: Subject) -> Iterator[None]:
         query = select(snapshots.c.integration, snapshots.c.school_year).distinct()
         mine = query.where(snapshots.c.integration.in_(subject.integrations))
         with self._engine.connect() as connection:
@@ -216,6 +216,7 @@ class Erasing:
         """
         with self._engine.begin() as connection:
             begin_writing(connection, known.district)
+            statewide.hold_still(connection)
             begun = _row_under_way(connection, known.student_id)
             subject = _subject(connection, known.student_id)
             others = _doubted_with(connection, subject)

@@ -1,5 +1,5 @@
-"""One sync per integration and school year, one publication per district: PostgreSQL advisory locks that end with
-their process. What is done under a lock is decided by whoever takes it."""
+"""One reading and one judging per integration and school year, one publication per district: PostgreSQL advisory locks
+that end with their process. What is done under a lock is decided by whoever takes it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ select set_config('application_name', :name, true), set_config('idle_in_transact
 """
 """An open transaction may idle for hours here, and PostgreSQL should notice soon when its client's machine is gone."""
 
+READ, JUDGE = "sync", "judge"
+"""The halves of a sync, each with its own lock: while what was read is judged, another run may read."""
+PATIENCE = 600
+"""Seconds that a judging waits for another one, or for an erasure."""
+
 
 class AlreadyRunningError(TransientError):
     """Another process syncs the same integration and school year."""
@@ -50,29 +55,41 @@ def lock_key(*names: str) -> int:
 def integration_lock(
     engine: Engine, integration: str, school_year: str, *, run_id: str | None = None, wait_seconds: float = 0
 ) -> Iterator[None]:
-    """Hold the only sync of an integration and school year, over all processes and machines on this database.
+    """Hold the only reading of an integration and school year, over all processes and machines on this database.
 
     The lock belongs to a transaction of a connection of its own, so that it also holds behind a transaction pooler,
     and ends when this process does, however it ends. Raises AlreadyRunningError, naming the holder, when the lock is not
     free within `wait_seconds`.
     """
-    with _all_held(engine, [(integration, school_year)], _who(run_id), wait_seconds):
+    with _all_held(engine, [(READ, integration, school_year)], _who(run_id), wait_seconds):
+        yield
+
+
+@contextmanager
+def judging_lock(
+    engine: Engine, integration: str, school_year: str, *, run_id: str, wait_seconds: float = PATIENCE
+) -> Iterator[None]:
+    """Hold the only judging of what was read of an integration and school year: nobody of it is erased meanwhile. Ends and
+    raises as `integration_lock`."""
+    with _all_held(engine, [(JUDGE, integration, school_year)], _who(run_id), wait_seconds):
         yield
 
 
 @contextmanager
 def all_integrations_locked(engine: Engine, readings: Iterable[tuple[str, str]]) -> Iterator[None]:
-    """Hold the syncs of several integrations and school years at once, by one connection. Raises as `integration_lock`."""
-    with _all_held(engine, sorted(readings), _who(None), 0):
+    """Hold both halves of the syncs of several integrations and school years, by one connection. Raises as
+    `integration_lock`."""
+    halves = [(half, *reading) for reading in sorted(readings) for half in (READ, JUDGE)]
+    with _all_held(engine, halves, _who(None), 0):
         yield
 
 
 @contextmanager
-def _all_held(engine: Engine, readings: Sequence[tuple[str, str]], who: str, wait_seconds: float) -> Iterator[None]:
+def _all_held(engine: Engine, halves: Sequence[tuple[str, str, str]], who: str, wait_seconds: float) -> Iterator[None]:
     with engine.connect() as connection:
         connection.execute(text(SETTINGS), {"name": who})
-        for integration, school_year in readings:
-            key = _sync_key(integration, school_year)
+        for half, integration, school_year in halves:
+            key = lock_key(half, integration, school_year)
             if not _acquire(connection, key, wait_seconds):
                 raise AlreadyRunningError(
                     f"{integration} is being synced for {school_year} already, by {_holder(engine, key)}.",
@@ -83,12 +100,12 @@ def _all_held(engine: Engine, readings: Sequence[tuple[str, str]], who: str, wai
         try:
             yield
         finally:
-            _release(connection, readings)
+            _release(connection, halves)
 
 
 def is_syncing(connection: Connection, integration: str, school_year: str) -> bool:
-    """Whether some process holds the sync of an integration and school year right now."""
-    return connection.scalar(text(HOLDERS), {"key": _sync_key(integration, school_year)}) is not None
+    """Whether some process reads an integration's school year right now."""
+    return connection.scalar(text(HOLDERS), {"key": lock_key(READ, integration, school_year)}) is not None
 
 
 def lock_district(connection: Connection, district: str) -> None:
@@ -102,10 +119,6 @@ def begin_writing(connection: Connection, district: str) -> None:
     for name, value in TIMEOUTS.items():
         connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
     lock_district(connection, district)
-
-
-def _sync_key(integration: str, school_year: str) -> int:
-    return lock_key("sync", integration, school_year)
 
 
 def _who(run_id: str | None) -> str:
@@ -136,13 +149,13 @@ def _holder(engine: Engine, key: int) -> str:
         return connection.scalar(text(HOLDERS), {"key": key}) or "a process that has just ended"
 
 
-def _release(connection: Connection, readings: Sequence[tuple[str, str]]) -> None:
+def _release(connection: Connection, halves: Sequence[tuple[str, str, str]]) -> None:
     """End the transaction. A connection lost in between is only reported, and hides no error of the block: what was read
     meanwhile stands by itself, as long as no other process has taken it over (see snapshots.SnapshotWriter)."""
     try:
         connection.execute(text("select 1"))
         connection.rollback()
     except OperationalError:
-        for integration, school_year in readings:
+        for _, integration, school_year in halves:
             log.warning("integration_lock.lost_before_the_end", integration=integration, school_year=school_year)
         connection.invalidate()

@@ -15,7 +15,7 @@ import polars as pl
 from sqlalchemy import Connection, Engine, Row, func, select, update
 
 from sis_pipeline import __version__
-from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
+from sis_pipeline.connect.errors import ConfigError, DataError, InternalError, TransientError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
 from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster, MergeStats
@@ -46,6 +46,12 @@ from unnest(%s::text[], %s::text[]) as asked (integration, sis_id)
 join sis.student_sources r on r.district = %s and r.integration = asked.integration and r.sis_id = asked.sis_id
 where r.school_year < %s order by r.integration, r.sis_id, r.school_year desc
 """
+
+
+class ErasedMeanwhileError(TransientError):
+    """The merge may have read a student who was erased since: gather and merge again."""
+
+    default_code = "transient.superseded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +293,8 @@ class MergeStore:
             )
 
     def write_merged(self, gathered: Gathered, merged: MergedRoster) -> Operation:
-        """Keep what the merge decided, for good, and mark the operation merged."""
+        """Keep what the merge decided, for good, and mark the operation merged. Raises ErasedMeanwhileError, and keeps
+        nothing, where a student was erased since it was gathered."""
         operation, inputs = gathered.operation, gathered.inputs
         waiting = [ruling.fingerprint for ruling in inputs.rulings.waiting]
         self.keep(
@@ -301,8 +308,22 @@ class MergeStore:
             known_erasures=gathered.known_erasures,
         )
         crash_point("merge.frames_written")
+        self._keep_nobody_erased(gathered)
         self._mark(operation, "merged", merged.stats)
         return self.get(operation.operation_id)
+
+    def _keep_nobody_erased(self, gathered: Gathered) -> None:
+        """An erasure that began before the frames were written may have looked here too early; a later one finds them."""
+        operation = gathered.operation
+        with self._engine.connect() as connection:
+            if erased.mark(connection, operation.district) == gathered.known_erasures:
+                return
+        self.files.delete_folder(operation.path)
+        raise ErasedMeanwhileError(
+            f"A student of {operation.district} was erased while its roster was merged.",
+            advice="Nothing of the merge was kept. Merge the district again.",
+            operation_id=operation.operation_id,
+        )
 
     def keep(
         self,

@@ -1,4 +1,4 @@
-"""What a publication would meet beside the published rows: holds and near matches that there are already.
+"""What a publication would meet beside the published rows: holds and near matches that there are already, and accounts.
 Read only; what follows from it for a plan is worked out in `roster.plan`."""
 
 from __future__ import annotations
@@ -7,16 +7,18 @@ import polars as pl
 from sqlalchemy import Connection, or_, select
 
 from sis_pipeline.db.tables import holds, near_matches
-from sis_pipeline.roster.district import DistrictInputs
+from sis_pipeline.roster.district import DistrictInputs, MergedRoster
 from sis_pipeline.roster.plan import NEAR, Standing, StoredHold
+from sis_pipeline.store import accounts
 from sis_pipeline.store.guarding import WAITING
 
 
-def standing(connection: Connection, inputs: DistrictInputs) -> Standing:
-    """What publishing a merge would meet now."""
+def standing(connection: Connection, inputs: DistrictInputs, merged: MergedRoster) -> Standing:
+    """What publishing a merge would meet now. Raises ConfigError where the district's account rules are wrong."""
     return Standing(
         holds=_holds(connection, inputs.district, inputs.school_year),
         near_matches=_near_matches(connection, inputs.district),
+        accounts=accounts.planned(connection, inputs, merged),
     )
 
 

@@ -83,10 +83,13 @@ class Statewide:
             for name, value in TIMEOUTS.items():
                 connection.execute(text("select set_config(:name, :value, true)"), {"name": name, "value": value})
             _lock(connection, "matching")  # publications that did not know of it have committed, and are seen
+            hold_still(connection)
             old = _newest(connection)
             if old.enabled != enabled:
                 values = {"version": old.version + 1, "enabled": enabled, "set_by": actor, "reason": reason}
                 connection.execute(statewide_matching.insert().values(values))
+                _compare(connection, enabled=enabled)
+                # behind the comparison: until the end, nobody else can write to the chain of all districts
                 audit.append(
                     connection,
                     "statewide.on" if enabled else "statewide.off",
@@ -95,7 +98,6 @@ class Statewide:
                     actor=actor,
                     details={"version": old.version + 1, "reason": reason},
                 )
-                _compare(connection, enabled=enabled)
             return _newest(connection), _counts(connection)
 
 
@@ -106,8 +108,14 @@ def follow(connection: Connection, district: str) -> None:
     """
     _lock(connection, "matching", shared=True)
     if _newest(connection).enabled:
-        _lock(connection, "following")
+        hold_still(connection)
         _compare(connection, district)
+
+
+def hold_still(connection: Connection) -> None:
+    """Wait until nobody compares students across districts, and let nobody begin until the transaction ends: a comparison
+    that had read a student would link the student after an erasure. A district's own lock is taken first."""
+    _lock(connection, "following")
 
 
 def _lock(connection: Connection, what: str, *, shared: bool = False) -> None:

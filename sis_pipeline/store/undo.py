@@ -19,11 +19,19 @@ from sis_pipeline.roster.attributes import EDITED
 from sis_pipeline.roster.changes import compensations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import is_of
-from sis_pipeline.roster.model import ENROLLMENT_CHANGES, MERGED
+from sis_pipeline.roster.model import CONFLICTS, ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.store import bulk, erased, holds, survivorship
 from sis_pipeline.store.known import writes_mark
 from sis_pipeline.store.locks import begin_writing
-from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation
+from sis_pipeline.store.merged import (
+    BEFORE,
+    MergeStore,
+    Operation,
+    lasting,
+    published_epochs,
+    read_operation,
+    scope_of,
+)
 from sis_pipeline.store.operations import History, Place, operation_id_of
 from sis_pipeline.store.parting import holders
 from sis_pipeline.store.publish import (
@@ -216,6 +224,7 @@ class Undoing:
                 f"{', '.join(outdated)} had other columns when operation {step.before.operation_id} was published",
                 "An undo does not reach back over an upgrade that changed the tables.",
             )
+        frames[CONFLICTS.name] = _not_given_up(connection, operation, frames[CONFLICTS.name])
         return replace(
             merged,
             frames=frames,
@@ -310,6 +319,15 @@ def _put_back(now: pl.DataFrame, changed: pl.DataFrame | None, name: str) -> pl.
         return now
     rest = now.join(changed, on=MERGED[name].key, how="anti", maintain_order="left")
     return pl.concat([rest, changed.filter("existed").select(now.columns)])
+
+
+def _not_given_up(connection: Connection, operation: Operation, before: pl.DataFrame) -> pl.DataFrame:
+    """Conflicts as they were, without the stale ones that the table has no more: those were given up by age, and would be
+    kept as long again."""
+    now = bulk.read(connection, CONFLICTS, scope_of(CONFLICTS, operation.district, operation.school_year))
+    standing = lasting(CONFLICTS.name, before)
+    stale = before.join(standing, on=CONFLICTS.key, how="anti", maintain_order="left")
+    return pl.concat([standing, stale.join(now, on=CONFLICTS.key, how="semi", maintain_order="left")])
 
 
 def _joined_again(

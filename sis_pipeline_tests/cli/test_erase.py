@@ -20,8 +20,8 @@ from sis_pipeline.cli.installation import Installation
 from sis_pipeline.connect.errors import DataError
 from sis_pipeline.db.tables import metadata
 from sis_pipeline.roster.district import merge_district
-from sis_pipeline.store.merged import MergeStore
-from sis_pipeline.store.publish import SupersededError, publish
+from sis_pipeline.store.merged import ErasedMeanwhileError, MergeStore
+from sis_pipeline.store.publish import publish
 from sis_pipeline.store.snapshots import SnapshotStore
 from sis_pipeline_tests.store.conftest import (
     YEAR,
@@ -160,14 +160,13 @@ def test_a_student_who_is_still_delivered_is_kept_unless_forced(merges, database
     assert places(database, home, CANARIES) == set()
 
 
-def test_a_merge_that_was_under_way_does_not_bring_the_student_back(student, merges, database, sis):
+def test_a_merge_that_was_under_way_leaves_nothing_of_the_student(student, merges, database, home, sis):
     read(merges, canary=True)
     gathered = merges.gather("lincoln", YEAR)
     assert sis("erase", student, *WHY, "--yes", "--force").code == 0
-    late = merges.write_merged(gathered, merge_district(gathered.inputs))
-    with pytest.raises(SupersededError, match="a student was erased since"):
-        publish(database, merges, late)
-    assert count(database, "select count(*) from sis.students") == 2
+    with pytest.raises(ErasedMeanwhileError, match="erased while its roster was merged"):
+        merges.write_merged(gathered, merge_district(gathered.inputs))
+    assert places(database, home, CANARIES) == set()
 
 
 def test_who_is_kept_out_is_let_in_by_a_person(student, database, sis):

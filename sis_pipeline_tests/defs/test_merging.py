@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import text
 
 from sis_pipeline.db.tables import guard_settings
+from sis_pipeline.defs import merging
 from sis_pipeline.defs.merging import merge_districts, publish_districts
+from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.defs.conftest import Installation
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, good_snapshot, sis_student
@@ -116,6 +119,26 @@ def test_a_merge_that_failed_is_told_where_its_result_is_missing(
     assert statuses(published) == ["published", "failed"]
     assert publication is not None
     assert "no merge that could be published" in publication
+
+
+def test_a_district_is_merged_again_where_a_student_was_erased_meanwhile(
+    published: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster, merge = published.roster, merging.merge_district
+    good_snapshot(roster.snapshots, students=[sis_student("7"), sis_student("8", first_name="Grace")])
+
+    def erase_first(inputs: Any) -> Any:
+        monkeypatch.setattr(merging, "merge_district", merge)
+        student = str(published.scalar("select student_id from sis.students"))
+        Erasing(published.engine, roster.snapshots.files, lambda: roster.vault).erase(
+            student, "ada", "asked", force=True
+        )
+        return merge(inputs)
+
+    monkeypatch.setattr(merging, "merge_district", erase_first)
+    assert merge_and_publish(published) == [None, None]
+    assert published.rows("select first_name from sis.students") == [("Grace",)]
+    assert statuses(published) == ["published", "failed", "published"]
 
 
 def test_a_pre_registration_whose_day_has_come_is_merged_though_nothing_was_delivered_since(

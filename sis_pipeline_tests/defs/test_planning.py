@@ -14,6 +14,7 @@ from sis_pipeline.defs.merging import merge_districts, publish_districts
 from sis_pipeline.defs.planning import DistrictPlan, plan_districts
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.plan import Plan
+from sis_pipeline.store.accounts import Accounts
 from sis_pipeline.store.holds import Holds
 from sis_pipeline.store.publish import Published
 from sis_pipeline_tests.defs.conftest import THIS_YEAR, YEAR, Installation
@@ -49,7 +50,14 @@ def town(*places: int, **more: Mapping[str, Any]) -> dict[str, list[dict[str, An
         }
         for place in places
     ]
-    return {"schools": [SCHOOL], "students": students, "enrollments": enrollments}
+    about = {"school_sis_id": "1", "record_status": "active"}
+    staff = [
+        {"sis_id": f"t{place}", "first_name": "Teo", "last_name": NAMES[place], "role": "teacher", **about}
+        for place in places
+    ]
+    section = {"sis_id": "m", "kind": "scheduled", "title": "Math", "teacher_sis_id": staff[-1]["sis_id"], **about}
+    people = {"students": students, "staff": staff}
+    return {"schools": [SCHOOL], **people, "sections": [section], "enrollments": enrollments}
 
 
 def read(installation: Installation, integration: str, rows: Mapping[str, Any]) -> None:
@@ -58,7 +66,11 @@ def read(installation: Installation, integration: str, rows: Mapping[str, Any]) 
 
 @pytest.fixture
 def published(installation: Installation) -> Installation:
-    """Eleven students of one system; a second one knows Bo, and a Cy who may be the same or another."""
+    """Eleven students of one system; a second one knows Bo, and a Cy who may be the same or another. Who leaves loses the
+    account at once."""
+    rules = {"student.username": "{first_name}{last_name}", "staff.username": "{last_name}"}
+    at_once = {"student.grace_days": 0, "staff.grace_days": 0}
+    Accounts(installation.engine).set("lincoln", {**rules, **at_once}, actor="ada", reason="the year begins")
     for priority, key in enumerate(("lincoln-ps", "lincoln-ic")):
         add_integration(installation.engine, key, priority=priority)
     first_day(installation)
@@ -140,7 +152,7 @@ def follows(installation: Installation) -> Plan:
     assert {name: (it.added, it.changed, it.removed) for name, it in plan.counts.items()} == {
         name: (it.inserted, it.updated, it.deleted) for name, it in done.applied.items() if it.written
     }
-    assert (plan.changes, plan.held) == (done.changes, done.held)
+    assert (plan.changes, plan.held, plan.accounts) == (done.changes, done.held, done.accounts)
     holds, near = waiting(installation)
     assert holds == holds_after(plan)
     assert near == (queue | {one.near_match_id for one in plan.near_matches}) - set(plan.withdrawing)
@@ -156,16 +168,20 @@ def test_what_is_planned_is_what_is_then_published(published: Installation) -> N
     next_day(published)
     first = follows(published)
     assert (first.changes["enroll"], first.held) == (2, 10)
+    assert first.accounts["suspended"] == 9, "of the staff, who are not held"
 
     [held] = Holds(published.engine).list("lincoln", "open")
     Holds(published.engine).release(held.hold_id, "ada", "they left together")
     released = follows(published)
     assert (released.applying, released.changes) == ((held.hold_id,), {"withdraw": 10})
+    assert released.accounts["suspended"] == 9, "Cy, who may be Bo, never had one"
+    assert [(row.says["becomes"], row.name is not None) for row in released.first_accounts] == [("suspended", True)] * 3
 
     first_day(published)
     back = follows(published)
     assert back.resolving_conflicts == {"last_name": 1, "phone": 1}
     assert back.withdrawing
+    assert back.accounts["restored"] >= 10
 
 
 def test_a_hold_that_is_no_longer_pending_would_be_closed(published: Installation) -> None:

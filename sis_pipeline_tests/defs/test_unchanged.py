@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 
 from sis_pipeline.defs import loading, unchanged
 from sis_pipeline.defs.loading import RosterLoad, load_roster
+from sis_pipeline.defs.merging import merge_districts, publish_districts
 from sis_pipeline.providers.oneroster import OneRoster
 from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.integrations import Integration
+from sis_pipeline.store.locks import AlreadyRunningError
 from sis_pipeline_tests.defs.conftest import YEAR, Installation
 from sis_pipeline_tests.store.conftest import Read
 
@@ -224,6 +227,12 @@ def test_columns_are_kept_of_the_last_good_snapshot_only(place):
     assert len(place.of(fourth)) == 1
 
 
+def test_no_columns_are_kept_beside_pages_that_never_had_them(place):
+    for pages in (PAGES, CHANGED, PAGES, PAGES):
+        place.sync(pages)
+    assert (place.decoded, place.columns()) == (2, [])
+
+
 def test_without_columns_that_hold_everything_is_decoded(place, read_users):
     """How they may fail to hold is the store's to test."""
     place.sync()
@@ -233,6 +242,30 @@ def test_without_columns_that_hold_everything_is_decoded(place, read_users):
     changed = place.sync(CHANGED)
     assert len(read_users) == 2 + len(CHANGED["users"])
     assert place.kept(changed) == place.kept(place.sync(CHANGED, full=True))
+
+
+def test_nobody_is_erased_while_it_is_judged_what_was_read(place, monkeypatch):
+    """Else who was erased would be in frames that are written after the erasure had looked at all."""
+    roster_of, keep_out = place.roster, loading.without_erased
+    pages = roster(user("u1"), user("u2", familyName="Feather"))
+    place.sync(pages)
+    merge_districts(roster_of, YEAR.key, "run", print)
+    publish_districts(roster_of, YEAR.key, "run", print)
+    student = str(place.installation.scalar("select student_id from sis.students where last_name = 'Feather'"))
+    erase = partial(
+        Erasing(roster_of.engine, roster_of.snapshots.files, lambda: roster_of.vault).erase, student, "ada", "asked", force=True
+    )  # fmt: skip
+
+    def refused(*given: Any) -> Any:
+        with pytest.raises(AlreadyRunningError, match=f"{KEY} is being synced"):
+            erase()
+        return keep_out(*given)
+
+    monkeypatch.setattr(loading, "without_erased", refused)
+    changed = place.sync(roster(user("u1", grades=["08"]), user("u2", familyName="Feather")))
+    assert "Feather" in str(place.kept(changed))
+    erase()
+    assert "Feather" not in str(place.kept(changed))
 
 
 def test_an_erasure_takes_the_columns_with_the_pages(place):

@@ -47,6 +47,7 @@ class Counting(OneRoster):
     """Counts the records that are decoded, but for the first and the last of each page."""
 
     decoded = 0
+    split = OneRoster.split  # it decodes what that splits
 
     def decode(self, resource: str, body: bytes) -> Sequence[Json]:
         records = super().decode(resource, body)
@@ -214,6 +215,30 @@ def test_a_reader_that_loses_records_of_a_split_page_is_a_mistake_of_the_plugin(
     reader = Reader(merging, lambda _, body: pieces(body, ["rows"]))
     with pytest.raises(InternalError, match="rows"):
         Columns({}, {}).gather(raw, "rows", reader)
+
+
+class PageWide(OneRoster):
+    """A plugin for a server that says once on each page what it means for all its records."""
+
+    def decode(self, resource: str, body: bytes) -> Sequence[Json]:
+        of_all = json.loads(body)["ofAll"]
+        return [{**record, **of_all} for record in super().decode(resource, body)]
+
+
+class StillPageWide(PageWide):
+    split = OneRoster.split
+
+
+def test_a_subclass_that_decodes_its_own_way_is_given_whole_pages_unless_it_says_how_they_are_split():
+    raw = MemorySnapshot(YEAR)
+    for name, records in collections(users=[student(f"u{n}", "310") for n in range(3)]).items():
+        wide = {"ofAll": {"familyName": "Quill"} if name == "users" else {}, name: list(records)}
+        raw.add(name, json.dumps(wide).encode(), **ACTIVE)
+    settings = OneRosterSettings(**BASE)
+    students = PageWide(settings).standardise(Remembered(raw, Shelf()))["students"]
+    assert students["last_name"].tolist() == ["Quill"] * 3
+    with pytest.raises(KeyError, match="ofAll"):
+        StillPageWide(settings).standardise(Remembered(raw, Shelf()))
 
 
 JSON = st.recursive(

@@ -12,6 +12,8 @@ from sis_pipeline.roster.district import DistrictInputs, MergedRoster
 from sis_pipeline_tests.reference.district import Expected, expected
 
 Row = Mapping[str, Any]
+HELD = ("enrollments", "section_enrollments")
+"""Of which removals the reference knows whether they are held; not of staff and the catalogue."""
 JSON = {"origins", "candidates", "before", "after"}
 
 
@@ -28,6 +30,8 @@ def differences(inputs: DistrictInputs, merged: MergedRoster) -> list[str]:
 def _engine(merged: MergedRoster, reference: Expected, name: str) -> Iterable[Row]:
     if name == "retired":
         return [{"student_id": one, "now": other} for one, other in merged.retired.items()]
+    if name == "held":
+        return [{"entity": hold.entity, "key": key} for hold in merged.held if hold.entity in HELD for key in hold.keys]
     frame = merged.frames[name] if name in reference.tables else getattr(merged, name)
     rows: Iterable[Row] = frame.to_dicts()
     of_staff = {"near_matches": ("entity", "staff"), "section_enrollments": ("role", "teacher")}

@@ -51,7 +51,9 @@ def expected(inputs: DistrictInputs) -> Expected:
     years = _years(now, merged, stays, found.retired)
     years_before = _years_before(now, found.retired).values()
     known, seats_before = seated.sections(now), seated.published_seats(now, found.retired)
-    seats = seated.seats(now, {key_of(row): row["student_id"] for row in records}, seats_before, known, stays)
+    seats, held_seats = seated.seats(
+        now, {key_of(row): row["student_id"] for row in records}, seats_before, known, stays
+    )
     first = _first_loads(now)
     changes = [row | {"section_id": None} for row in events(now, before, stays, first)]
     changes += [row | {"section_id": None} for row in grade_events(now, years_before, years)]
@@ -71,9 +73,15 @@ def expected(inputs: DistrictInputs) -> Expected:
             "near_matches": list(found.near),
             "cut_chains": list(found.cut),
             "recycled": [{"integration": one, "sis_id": other} for one, other in found.recycled],
+            "held": _held("enrollments", held)
+            + _held("section_enrollments", [(*key, "student") for key in held_seats]),
             "retired": [{"student_id": one, "now": other} for one, other in found.retired.items()],
         },
     )
+
+
+def _held(entity: str, keys: Collection[Any]) -> list[Row]:
+    return [{"entity": entity, "key": [str(part) for part in key]} for key in keys]
 
 
 def _with_students(candidates: Rows, previous: Rows, found: Found) -> tuple[list[Row], list[Row]]:
@@ -98,7 +106,7 @@ def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[
     students = {key_of(row): row["student_id"] for row in records}
     delivered = enrolled.placed_reports(now, students)
     fates = enrolled.enrollment_fates(now, delivered)
-    carried = [stay for stay in before if fates.of(stay) == "carried"]
+    carried = enrolled.carried_over(before, delivered, fates)
     waiting = {
         (row["integration"], row["student_id"]) for row in previous if row["enrollment_status"] == "pre_registered"
     }

@@ -77,7 +77,7 @@ def _events(now: Delivery, stories: Sequence[Story], first_loads: Collection[str
     found = [_event(it, "enroll", it.now["entry_date"], "first_load") for it in first]
     found += [_event(it, _entry_kind(it, stories), it.now["entry_date"], "new_record") for it in entries]
     found += [_event(it, LEFT[it.now["status"]], it.now["exit_date"] or as_of, it.why) for it in exits]
-    found += [_event(it, "re_enter", as_of, "field_change") for it in reopened]
+    found += [_event(it, "re_enter", _returned(it, as_of), "field_change") for it in reopened]
     found += [_event(it, "amend", day, "field_change") for it in later if (day := _amended(it, as_of))]
     found += [
         _two(one, other.story, "transfer", other.day, one.why if one.ended else "new_record")
@@ -135,11 +135,11 @@ def _transfers(
     stories: Sequence[Story], entries: Sequence[Story], reopened: Sequence[Story], exits: Sequence[Story], as_of: date
 ) -> Iterator[tuple[Story, Arrival]]:
     """An exit and an entry at two schools within two weeks, of which at least one is news. Who comes back was transferred
-    from where they went when they left, not from before."""
+    from where they went when they left, or from where they leave at once, not from before."""
     gone = [it for it in exits if LEFT[it.now["status"]] == "withdraw"]
     gone += [it for it in stories if it.was and not is_open(it.now) and not is_open(it.was)]
     arrivals = [Arrival(it, it.now["entry_date"], max(_been(it, stories), default=None), True) for it in entries]
-    arrivals += [Arrival(it, as_of, it.was["exit_date"] if it.was else None, True) for it in reopened]
+    arrivals += [Arrival(it, _returned(it, as_of), _gone_since(it), True) for it in reopened]
     arrivals += [
         Arrival(it, it.now["entry_date"], None, False)
         for it in stories
@@ -158,7 +158,7 @@ def _transfers(
 
 def _each_once(pairs: Iterable[tuple[int, Story, Story]]) -> Iterator[tuple[Story, Story]]:
     """Of days between, exit and entry: each exit and entry once, nearest first; of several as near the entry that is
-    primary, then the exit that is, then by school and entry date (written at `changes._each_once`)."""
+    primary, then the exit that is, then by school and entry date (written at `changes.each_once`)."""
 
     def order(pair: tuple[int, Story, Story]) -> tuple[Any, ...]:
         days, left, came = pair
@@ -177,11 +177,12 @@ def _is_transfer(one: Story, arrival: Arrival) -> bool:
     went_there = arrival.left is None or (
         stay["entry_date"] >= arrival.left - days and stay["exit_date"] > arrival.left
     )
+    at_once = one.ended and arrival.is_news and abs(arrival.day - stay["exit_date"]) <= timedelta(1)
     return (
         stay["school_id"] != arrival.story.now["school_id"]
         and arrival.day > stay["entry_date"]
         and (one.ended or arrival.is_news)
-        and went_there
+        and (went_there or at_once)
         and abs(arrival.day - stay["exit_date"]) <= days
     )
 
@@ -196,6 +197,19 @@ def _continued(entries: Sequence[Story], exits: Sequence[Story]) -> Iterator[tup
         if place(came.now) == place(left.now) and came.now["entry_date"] > left.now["entry_date"]
     ]
     return _each_once(pair for pair in pairs if pair[0] in {0, 1})
+
+
+def _gone_since(it: Story) -> date | None:
+    """When who comes back had left; a no-show had never been there."""
+    return it.was["exit_date"] if it.was and it.was["status"] != "no_show" else None
+
+
+def _returned(it: Story, as_of: date) -> date:
+    """The day of a return: the entry, where that was moved to the exit or behind it, else the day on which it showed."""
+    entry: date = it.now["entry_date"]
+    was = it.was or it.now
+    moved = was["exit_date"] is not None and entry > was["entry_date"] and entry >= was["exit_date"]
+    return entry if moved else as_of
 
 
 def _amended(it: Story, as_of: date) -> date | None:

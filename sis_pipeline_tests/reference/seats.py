@@ -61,8 +61,8 @@ def published_seats(now: Delivery, renamed: Mapping[str, str]) -> list[Row]:
 
 def seats(
     now: Delivery, students: Mapping[Key, str], before: Sequence[Row], known: Mapping[str, Row], stays: Iterable[Row]
-) -> list[Row]:
-    """The seats of the year with `evidence`, those as before whose end has to wait for a person."""
+) -> tuple[list[Row], Collection[Any]]:
+    """The seats of the year with `evidence`, and the keys of those as before whose end has to wait for a person."""
     newest: dict[Key, str] = {}
     for section in sorted(known.values(), key=lambda row: (row["start_date"] or date.min, row["section_id"])):
         newest[key_of(section)] = section["section_id"]
@@ -111,7 +111,7 @@ def _without_report(now: Delivery, seat: Row, fates: Fates) -> Row:
 
 def _guarded(
     now: Delivery, before: Sequence[Row], target: Sequence[Row], known: Mapping[str, Row], enrolled: Collection[str]
-) -> list[Row]:
+) -> tuple[list[Row], Collection[Any]]:
     """Seats count while their section runs; the absence of one who is still enrolled is held above the school's limit."""
     as_of = now.inputs.as_of
 
@@ -140,7 +140,7 @@ def _guarded(
         {*missing} if not left.total() else set()
     )
     held = {seat_key(seat): seat | {"evidence": None} for seat in absent if school(seat) in waits}
-    return [held.get(seat_key(seat), seat) for seat in target]
+    return [held.get(seat_key(seat), seat) for seat in target], held.keys()
 
 
 def events(

@@ -159,6 +159,22 @@ def counterparts(before: Sequence[Row], after: Sequence[Row]) -> dict[int, int]:
     return found
 
 
+def carried_over(before: Sequence[Row], delivered: Sequence[Row], fates: Fates) -> list[Row]:
+    """The stays of before of which nothing was said. What a system says now stands for what it said of that stay before,
+    under whatever id, if the entries are at most two weeks apart; not for what a row says that is there and unreadable."""
+    kept = []
+    for system in {stay["integration"] for stay in before}:
+        mine, told = ([row for row in rows if row["integration"] == system] for rows in (before, delivered))
+        told = _one_per_entry(told)
+        anew = counterparts(mine, told)
+        for number, stay in enumerate(mine):
+            other = told[anew[number]] if number in anew else None
+            is_told = other and abs(other["entry_date"] - stay["entry_date"]) <= timedelta(NEAR_DAYS)
+            if fates.of(stay) == "carried" and (fates.is_there(stay) or not is_told):
+                kept.append(stay)
+    return kept
+
+
 def with_missing(
     now: Delivery,
     stays: Sequence[Row],

@@ -60,3 +60,34 @@ def test_a_wrong_value_and_a_missing_row_are_differences(table: str, wrong: dict
         found = differences(given_now, replace(merged, frames={**merged.frames, table: spoilt}))
         assert found
         assert all(line.startswith(f"{table}: ") for line in found)
+
+
+def test_a_removal_that_waits_for_one_of_them_alone_is_a_difference() -> None:
+    roster = Roster().school("1").student("s1").student("s2", last_name="Hill").section("m", "s1", "s2")
+    tables = publish({}, merge_district(roster.inputs()))
+    given_now = roster.without("s1", "s2").inputs(tables, as_of=DAYS[1])
+    merged = merge_district(given_now)
+    assert differences(given_now, merged) == []
+    assert {hold.entity for hold in merged.held} == {"enrollments", "section_enrollments"}
+    for one in merged.held:
+        found = differences(given_now, replace(merged, held=tuple(hold for hold in merged.held if hold != one)))
+        assert len(found) == one.removals == 2
+        assert all(line.startswith("held: the reference alone has") for line in found)
+
+
+RETURNS = {
+    "the entry was moved behind the exit": ("2025-08-31", "no_show", "2025-12-01"),
+    "the exit was taken back": ("2025-09-30", "withdrawn", "2025-09-01"),
+}
+
+
+@pytest.mark.parametrize(("exit_date", "status", "entry"), RETURNS.values(), ids=RETURNS)
+def test_a_return_has_the_same_day_in_both(exit_date: str, status: str, entry: str) -> None:
+    """A drawn roster had one that the reference dated by the day on which it showed."""
+    ended = {"entry_date": "2025-09-01", "exit_date": exit_date, "status": status}
+    first = Roster().school("1").student("s1", stay=ended).inputs()
+    again = Roster().school("1").student("s1", stay={"entry_date": entry})
+    given_now = again.inputs(publish({}, merge_district(first)), as_of=DAYS[1])
+    merged = merge_district(given_now)
+    assert merged.changes["kind"].to_list() == ["re_enter"]
+    assert differences(given_now, merged) == []

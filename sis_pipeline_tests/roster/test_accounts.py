@@ -131,7 +131,7 @@ def test_laws_hold_for_any_run_of_rosters(days, seed):
         )
         known = {*now.students["student_id"], *now.staff["staff_id"]}
         assert set(found) - set(was) <= known, "nobody is invented"
-        assert len(found) - len(was) == done.created
+        assert len(found) - len(was) == done.counts["created"]
         waiting = set(now.students.filter("near_match")["student_id"])
         assert not (set(found) - set(was)) & waiting
         present = set(now.stays["student_id"]) & set(now.stays.filter(pl.col("school_year") == YEAR)["student_id"])
@@ -171,7 +171,7 @@ def test_a_taken_name_gets_a_number_and_whoever_has_a_name_keeps_it():
     lees = [student(n, "Al", "Lee") for n in range(3)]
     first = follow(enrolled(*lees))
     assert sorted(names(first).values()) == ["alee31", "alee312", "alee313"]
-    assert (first.created, first.numbered) == (3, 2)
+    assert (first.counts["created"], first.numbered) == (3, 2)
     married = [{**lees[0], "last_name": "Yu"}, *lees[1:], student(9, "Al", "Lee")]
     later = follow(enrolled(*married), first)
     assert {**names(later), uid("student", 9): ""} == {**names(first), uid("student", 9): ""}
@@ -201,23 +201,23 @@ def test_an_account_is_suspended_after_its_days_of_grace_and_restored_for_who_re
     first = follow(both)
     leaving = follow(left, first)
     gone = left.students["student_id"][1]
-    assert (leaving.suspended, leaving.leaving, leaving.updated) == (0, 1, 1)
+    assert (leaving.counts["suspended"], leaving.leaving, leaving.counts["updated"]) == (0, 1, 1)
     almost = follow(left, leaving, DAY + timedelta(days=13))
     assert almost.accounts.equals(leaving.accounts)
     over = follow(left, almost, DAY + timedelta(days=14))
     [row] = over.accounts.filter(pl.col("person_id") == gone).rows(named=True)
-    assert (row["status"], row["note"], row["missing_since"], over.suspended) == ("suspended", LEFT, DAY, 1)
+    assert (row["status"], row["note"], row["missing_since"], over.counts["suspended"]) == ("suspended", LEFT, DAY, 1)
     assert row["school_ids"] == f'["{uid("north")}"]', "what it could see is still known"
     back = follow(both, over, DAY + timedelta(days=60))
-    assert (back.restored, back.accounts.equals(first.accounts)) == (1, True)
+    assert (back.counts["restored"], back.accounts.equals(first.accounts)) == (1, True)
 
 
 def test_a_student_under_review_gets_no_account_and_loses_none():
     first = follow(enrolled(student(1)))
     doubted = enrolled(student(1, near_match=True), student(2, near_match=True))
     done = follow(doubted, first)
-    assert (done.waiting, done.created, done.accounts.equals(first.accounts)) == (1, 0, True)
-    assert follow(enrolled(student(1), student(2)), done).created == 1
+    assert (done.waiting, done.counts["created"], done.accounts.equals(first.accounts)) == (1, 0, True)
+    assert follow(enrolled(student(1), student(2)), done).counts["created"] == 1
 
 
 def test_a_merge_keeps_the_older_account_and_a_split_gives_the_other_back():
@@ -225,10 +225,10 @@ def test_a_merge_keeps_the_older_account_and_a_split_gives_the_other_back():
     first = follow(two)
     merged = enrolled(student(1), aliases={uid("student", 2): uid("student", 1)})
     joined = follow(merged, first)
-    assert (one(joined, 1), joined.suspended) == (one(first, 1), 1)
+    assert (one(joined, 1), joined.counts["suspended"]) == (one(first, 1), 1)
     assert (one(joined, 2)["status"], one(joined, 2)["note"]) == ("suspended", f"merged into {uid('student', 1)}")
     split = follow(two, joined, DAY + timedelta(days=99))
-    assert (split.restored, split.accounts.equals(first.accounts)) == (1, True)
+    assert (split.counts["restored"], split.accounts.equals(first.accounts)) == (1, True)
     assert one(follow(enrolled(student(1)), first), 2)["note"] == UNKNOWN
 
 
@@ -236,7 +236,7 @@ def test_nobody_leaves_because_the_year_turned():
     people = [student(1), student(2)]
     summer = roster(people, [stay(1, BEFORE), stay(2, BEFORE), stay(1)], years={BEFORE: None, YEAR: date(2025, 8, 18)})
     first = follow(replace(summer, years={BEFORE: None}), day=date(2025, 6, 1))
-    assert first.created == 2
+    assert first.counts["created"] == 2
     for day in (date(2025, 7, 20), date(2025, 8, 17)):
         assert follow(summer, first, day).leaving == 0
     assert follow(replace(summer, years={BEFORE: None}), first, date(2025, 12, 1)).leaving == 0, (
@@ -250,13 +250,13 @@ def test_nobody_leaves_because_the_year_turned():
 def test_an_old_withdrawal_does_not_outrank_a_stay_of_now():
     """Only open enrollments are told of, whatever older ended ones say; two years, one open."""
     done = follow(roster([student(1)], [stay(1)], years={BEFORE: None, YEAR: date(2025, 8, 18)}))
-    assert (done.created, done.leaving) == (1, 0)
+    assert (done.counts["created"], done.leaving) == (1, 0)
 
 
 def test_who_is_still_to_come_has_an_account_the_lead_days_before():
     ahead = AccountRules.of({"student.username": "{last_name}", "student.lead_days": 7})
     now = roster([student(1)], [stay(1, NEXT, date(2026, 8, 18)), stay(5)], years={YEAR: None, NEXT: None})
-    found = [follow(now, day=day, rules=ahead).created for day in (date(2026, 8, 10), date(2026, 8, 11))]
+    found = [follow(now, day=day, rules=ahead).counts["created"] for day in (date(2026, 8, 10), date(2026, 8, 11))]
     assert found == [0, 1]
 
 
@@ -284,7 +284,7 @@ def test_a_kind_that_is_not_configured_stays_as_it_is_and_a_domain_moves_everybo
     moved = AccountRules.of({"staff.username": "{last_name}", "staff.domain": "lincoln.example"})
     done = follow(roster([student(1)], [], [teacher(1)], [1]), first, DAY + timedelta(days=99), moved)
     assert one(done, 1) == one(first, 1)
-    assert (one(done, 1, "staff")["email"], done.updated) == ("grace.hopper@lincoln.example", 1)
+    assert (one(done, 1, "staff")["email"], done.counts["updated"]) == ("grace.hopper@lincoln.example", 1)
     assert follow(roster([student(1)], [stay(1)]), rules=AccountRules()).accounts.is_empty()
 
 

@@ -388,11 +388,21 @@ def test_who_comes_back_from_nowhere_re_enters() -> None:
     assert story[2] == [("re_enter", "new_record")]
 
 
-def test_an_entry_long_after_the_exit_is_an_enrollment() -> None:
-    roster = changed(district(), "enrollments", "e-s1-1", exit_date="2025-09-01", status="withdrawn").stay(
+@pytest.mark.parametrize(
+    ("exit_date", "expected_events"),
+    [
+        ("2025-09-18", [("transfer", "explicit_exit")]),
+        ("2025-09-17", [("enroll", "new_record"), ("withdraw", "explicit_exit")]),
+    ],
+    ids=["fourteen days", "fifteen days"],
+)
+def test_an_entry_more_than_fourteen_days_after_the_exit_is_an_enrollment(
+    exit_date: str, expected_events: list[tuple[str, str]]
+) -> None:
+    roster = changed(district(), "enrollments", "e-s1-1", exit_date=exit_date, status="withdrawn").stay(
         "s1", "2", entry_date="2025-10-02"
     )
-    assert events(second_day(district(), roster)) == [("enroll", "new_record"), ("withdraw", "explicit_exit")]
+    assert events(second_day(district(), roster)) == expected_events
 
 
 def test_coming_back_to_the_same_school_is_a_re_entry() -> None:
@@ -810,6 +820,37 @@ def test_a_return_to_a_school_is_no_correction_of_the_stay_that_the_day_does_not
     found = merged.frames["enrollments"].filter(pl.col("student_id") == student_of(tables, "s1"))
     stays = {"e2"} if entry < "2025-09-01" else {"e-s1-1", "e2"}
     assert (set(found["sis_id"]), events(merged)) == (stays, events_of_day)
+
+
+DELTA = {"a": IntegrationInput(1), "b": IntegrationInput(0, "delta")}
+
+
+def one_child(*stays: dict[str, Any]) -> Roster:
+    """One child, who has two records in system b, and one in a; with the stays that the records `of` tell."""
+    roster = Roster().school("1").school("1", "b")
+    for integration, sis_id in (("a", "1"), ("b", "2"), ("b", "3")):
+        roster.student(sis_id, integration=integration, school=None, ssid="7")
+    for stay in stays:
+        of = stay.pop("of")
+        roster.stay(of, "1", integration="a" if of == "1" else "b", **stay)
+    return roster
+
+
+@pytest.mark.parametrize("others", [(), ({"of": "1", "sis_id": "e1-0"},)], ids=["alone", "beside another system"])
+def test_a_stay_that_its_system_tells_under_another_id_is_told_anew(others: tuple[dict[str, Any], ...]) -> None:
+    """By the record delivered now, not by the carried one, though that is open and the first by its id."""
+    tables = loaded(one_child({"of": "2", "sis_id": "e2-0"}), integrations=DELTA)
+    again = one_child({"of": "3", "sis_id": "e3-0", "exit_date": "2025-09-30", "exit_code": "W1"}, *map(dict, others))
+    merged = merge(again, tables, as_of=DAY_2, integrations=DELTA)
+    assert rows(merged.frames["enrollments"], "sis_id", "exit_code") == [("e3-0", "W1")]
+
+
+def test_two_reports_of_one_stay_tell_no_other_one_anew() -> None:
+    to_come = {"of": "2", "sis_id": "e2-1", "entry_date": "2025-10-02"}
+    tables = loaded(one_child({"of": "2", "sis_id": "e2-0", "entry_date": "2025-09-20"}, to_come), integrations=DELTA)
+    twice = one_child(*({"of": of, "sis_id": f"e{of}", "entry_date": "2025-09-20"} for of in "23"))
+    merged = merge(twice, tables, as_of=DAY_2, integrations=DELTA)
+    assert rows(merged.frames["enrollments"], "sis_id", "status") == [("e2", "active"), ("e2-1", "active")]
 
 
 def test_a_snapshot_that_is_complete_and_empty_removes_nobody() -> None:

@@ -34,8 +34,9 @@ def resolve(
     links: pl.DataFrame = LINKS,
     known: pl.DataFrame | None = None,
     decisions: pl.DataFrame | None = None,
+    before: pl.DataFrame | None = None,
 ) -> Resolution:
-    return resolve_students("d1", records("students", *students), links, known, decisions)
+    return resolve_students("d1", records("students", *students), links, known, decisions, before=before)
 
 
 def people(resolution: Resolution) -> dict[str, str]:
@@ -219,6 +220,26 @@ def test_a_recycled_id_is_nobody_and_reported() -> None:
     result = resolve(other_child, links=links, known=known)
     assert result.assignment.is_empty()
     assert rows(result.recycled, "integration", "sis_id") == [("a", "1")]
+
+
+@pytest.mark.parametrize(
+    ("own", "is_recycled"),
+    [
+        ({}, False),
+        ({"birth_date": "2015-01-01"}, False),
+        ({"first_name": "Cleo"}, False),
+        ({"first_name": "Cleo", "birth_date": "2015-01-01"}, True),
+    ],
+    ids=["the same", "its birth date corrected", "its name corrected", "both others"],
+)
+def test_a_record_that_differed_from_its_student_before_is_compared_with_itself(
+    own: dict[str, Any], is_recycled: bool
+) -> None:
+    """A person had joined it to a student who is published under another record's values."""
+    links, known = published("student_links", link("a", "1", "old")), published("students", known_student("old"))
+    now = {"integration": "a", "sis_id": "1", "first_name": "Ben", "last_name": "Moss", "birth_date": "2016-09-09"}
+    result = resolve(now, links=links, known=known, before=published("student_sources", {**now, **own}))
+    assert (result.recycled.height == 1) == is_recycled
 
 
 def test_a_student_who_changes_systems_stays_the_same_student() -> None:

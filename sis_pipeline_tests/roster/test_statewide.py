@@ -117,6 +117,19 @@ def test_each_half_is_used_once_and_the_nearest_first() -> None:
     assert sum(row[0] == "transfer" for row in found) == 1
 
 
+def test_of_several_as_near_the_primary_goes_first_and_a_second_choice_counts() -> None:
+    """At two schools on each side, all on one day: the secondary ones have the ids that come first."""
+    from_both = [left("a", DAY, school="9"), left("a", DAY, school="2", enrollment_type="secondary")]
+    to_both = [
+        stay("b", "9", entry_date=DAY),
+        stay("b", "2", entry_date=DAY, enrollment_type="secondary"),
+    ]
+    primary, secondary = (("transfer", f"a-{school}", DAY, f"b-{school}", DAY) for school in "92")
+    assert across(*from_both, *to_both) == [secondary, primary]
+    assert across(*from_both, to_both[0]) == [primary]
+    assert across(from_both[0], *to_both) == [primary]
+
+
 def test_a_move_inside_one_district_is_not_one_to_the_other() -> None:
     """Another school of the first district, then the other one: who left last is who went over; and the same at the end."""
     then = DAY + timedelta(6)

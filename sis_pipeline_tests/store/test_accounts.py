@@ -76,7 +76,7 @@ def test_a_district_has_accounts_once_it_says_how(database, store, day):
 def test_a_plan_says_what_rules_would_do_and_keeps_nothing(database, store, day):
     day()
     then, plan = store.plan("lincoln", {"student.username": "{last_name}"})
-    assert (then.version, plan.created, plan.numbered) == (1, 6, 0)
+    assert (then.version, plan.counts["created"], plan.numbered) == (1, 6, 0)
     assert (accounts(database), store.rules("lincoln")) == ({}, RulesVersion("lincoln"))
     store.set("lincoln", RULES, **BY)
     _, plan = store.plan("lincoln", {"student.domain": "x.example", "staff.username": "{first_name}"})

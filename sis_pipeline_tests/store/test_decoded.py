@@ -17,9 +17,9 @@ from sis_pipeline.store.files import DataFolder
 COLUMNS = pa.table({"name": ["Ada", "Bo"] * 500, "terms": [["y1"], None] * 500})
 
 
-def snapshot(number: int) -> Any:
+def snapshot(number: int, pages: str = "A", base: str | None = None) -> Any:
     """As much of one as is asked for."""
-    return SimpleNamespace(path=f"raw/fern/2026-2027/{number}")
+    return SimpleNamespace(path=f"raw/fern/2026-2027/{number}", content_hash=pages, base_snapshot_id=base)
 
 
 class Shelf:
@@ -74,6 +74,13 @@ def test_a_snapshot_with_the_same_pages_is_given_them(shelf):
     hand_on(shelf.files, snapshot(3), None)
     assert shelf.kept() == ["2"]
     assert shelf.decoded(4, last=2).recall("users") == COLUMNS
+
+
+@pytest.mark.parametrize("last", [snapshot(1, "B"), snapshot(1, base="0")], ids=["others", "laid over others"])
+def test_columns_of_other_pages_go(shelf: Shelf, last: Any) -> None:
+    shelf.keep(1)
+    hand_on(shelf.files, snapshot(2), last)
+    assert shelf.kept() == []
 
 
 def lost(path: Path) -> None:

@@ -93,18 +93,25 @@ def test_asked_for_whole_a_merge_reads_the_tables(database, merges, reads):
 
 def test_a_whole_merge_makes_good_even_what_no_trigger_noted(database, merges):
     published(database, merges)
-    written(database, "set local session_replication_role = replica; update sis.enrollments set entry_code = 'unseen'")
+    written(
+        database,
+        "alter table sis.enrollments disable trigger enrollments_note_write; "
+        "update sis.enrollments set entry_code = 'unseen'; "
+        "alter table sis.enrollments enable always trigger enrollments_note_write",
+    )
     assert published(database, merges) == Applied(unchanged=3)
     assert published(database, merges, whole=True) == Applied(updated=3)
     assert codes(database) == ["E1"] * 3
 
 
+@pytest.mark.parametrize("role", ["origin", "replica"])
 @pytest.mark.parametrize("name", KNOWN)
-def test_every_write_to_such_a_table_is_noted(database, name):
+def test_every_write_to_such_a_table_is_noted(database, name, role):
+    """Replication and several migration tools write as `replica`, which skips ordinary triggers."""
     for number, statement in enumerate(
         (f"update sis.{name} set district = district", f"delete from sis.{name}", f"truncate sis.{name}"), start=1
     ):
-        written(database, statement)
+        written(database, f"set local session_replication_role = {role}; {statement}")
         assert count(database, f"select count(*) from sis.table_writes where table_name = '{name}'") == number
 
 

@@ -11,7 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from sis_pipeline.store.locks import AlreadyRunningError, integration_lock, is_syncing, lock_key
+from sis_pipeline.store.locks import (
+    AlreadyRunningError,
+    all_integrations_locked,
+    integration_lock,
+    is_syncing,
+    judging_lock,
+    lock_key,
+)
 from sis_pipeline_tests.store.conftest import YEAR
 
 CHILD = """
@@ -53,6 +60,22 @@ def test_a_second_sync_is_refused_and_told_who_runs(database, holder):
 def test_other_years_and_integrations_are_free(database, holder):
     with integration_lock(database, "lincoln-ps", "2024-2025"), integration_lock(database, "lincoln-ic", YEAR):
         pass
+
+
+def test_judging_is_locked_apart_from_reading_and_both_are_held_against_an_erasure(database, holder):
+    with judging_lock(database, "lincoln-ps", YEAR, run_id="a"):
+        for other in (
+            judging_lock(database, "lincoln-ps", YEAR, run_id="b", wait_seconds=0.1),
+            all_integrations_locked(database, [("lincoln-ps", YEAR)]),
+        ):
+            with pytest.raises(AlreadyRunningError, match="lincoln-ps is being synced"), other:
+                pytest.fail("two at once")
+    with (
+        all_integrations_locked(database, [("lincoln-ic", YEAR), ("lincoln-sky", YEAR)]),
+        pytest.raises(AlreadyRunningError),
+        judging_lock(database, "lincoln-sky", YEAR, run_id="b", wait_seconds=0.1),
+    ):
+        pytest.fail("judged what is being erased")
 
 
 def test_a_killed_sync_blocks_nobody(database, holder):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import date, timedelta
 from typing import Any
 
@@ -12,8 +14,10 @@ from sqlalchemy import text
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
+from sis_pipeline.db.tables import roster_tables
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.enrollments import TRANSFER_DAYS
+from sis_pipeline.store import statewide as module
 from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.publish import publish
 from sis_pipeline.store.statewide import Matching, Statewide
@@ -34,6 +38,8 @@ def stay(**values: Any) -> dict[str, Any]:
 
 GONE = stay(exit_date=LEFT, status="withdrawn")
 THERE = stay(entry_date=CAME)
+BESIDE: dict[str, Any] = {"school_sis_id": "2"}
+NEVER_CAME: dict[str, Any] = {"entry_date": CAME, "exit_date": CAME, "status": "no_show"}
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +174,61 @@ def test_an_erased_student_is_forgotten_on_both_sides(database, snapshots, vault
     assert (linked(database), found(database)) == ([], [])
 
 
+def meanwhile(monkeypatch, do: Callable[[], Any]) -> None:
+    """Once, between reading the students of all districts and writing what was found of them."""
+    compare = module.same_children
+
+    def slow(people: Any) -> Any:
+        monkeypatch.setattr(module, "same_children", compare)
+        links = compare(people)
+        do()
+        return links
+
+    monkeypatch.setattr(module, "same_children", slow)
+
+
+@pytest.fixture
+def erased_meanwhile(database, snapshots, vault, monkeypatch) -> Iterator[list[Future[Any]]]:
+    """The erasure of whoever is published when districts are compared next, begun while they are, and waited for only
+    where it does not wait itself."""
+    erasing, erasures = Erasing(database, snapshots.files, lambda: vault), list[Future[Any]]()
+    waits = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
+
+    def begin() -> None:
+        [(student,)] = rows(database, "select student_id::text from sis.students where district = 'lincoln'")
+        erasures.append(pool.submit(erasing.erase, student, **BY, force=True))
+        while not erasures[0].done() and rows(database, waits) == [(0,)]:
+            time.sleep(0.01)
+
+    meanwhile(monkeypatch, begin)
+    with ThreadPoolExecutor(1) as pool:
+        yield erasures
+
+
+@pytest.mark.parametrize("compared_by", ["publication", "person"])
+def test_an_erasure_waits_for_who_compares_and_leaves_no_link(database, day, statewide, compared_by, request):
+    day("lincoln", GONE)
+    steps = [lambda: day("dover", THERE), lambda: statewide.set(enabled=True, **BY)]
+    before, last = steps if compared_by == "person" else reversed(steps)
+    before()
+    erasures = request.getfixturevalue("erased_meanwhile")
+    last()
+    erasures[0].result(20)
+    assert (linked(database), found(database)) == ([], [])
+
+
+def test_while_a_person_has_all_compared_others_write_to_the_log_of_all_districts(database, statewide, monkeypatch):
+    def note() -> None:
+        with database.begin() as connection:
+            connection.execute(text("set local lock_timeout = '1s'"))
+            audit.append(connection, "test.noted", "districts", district=audit.EVERYWHERE, actor="bea", details={})
+
+    meanwhile(monkeypatch, note)
+    statewide.set(enabled=True, **BY)
+    query = "select action from sis.audit_log where district = '*' order by entry"
+    assert rows(database, query) == [("test.noted",), ("statewide.on",)]
+
+
 def test_who_left_and_came_nowhere_yet_is_pending_for_as_many_days_as_a_transfer_may_take(database, day, statewide):
     statewide.set(enabled=True, **BY)
     day("lincoln", GONE)
@@ -180,6 +241,53 @@ def test_who_left_and_came_nowhere_yet_is_pending_for_as_many_days_as_a_transfer
     day("lincoln", GONE)
     day("dover", THERE)
     assert pending(database) == []
+
+
+NOWHERE = [("lincoln", LEFT)]
+WHEREABOUTS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[str, date]]]] = {
+    "left two schools": ([GONE, GONE | BESIDE], [THERE], []),
+    "there weeks before": ([GONE], [stay(entry_date=LEFT - timedelta(20))], []),
+    "there before both": ([GONE], [stay(entry_date=date(2025, 8, 1))], []),
+    "expected there": ([GONE], [stay(entry_date=TODAY + timedelta(20), status="pre_registered")], []),
+    "left there too": ([GONE], [stay(entry_date=CAME, exit_date=TODAY, status="withdrawn")], [("dover", TODAY)]),
+    "left there before": ([GONE], [stay(exit_date=LEFT - timedelta(1), status="withdrawn")], NOWHERE),
+    "finished a year there": ([GONE], [stay(school_year="2024-2025", entry_date=date(2024, 8, 18))], NOWHERE),
+    "never came there": ([GONE], [stay(**NEVER_CAME)], NOWHERE),
+    "never came to the next school": ([GONE, stay(**BESIDE, **NEVER_CAME)], [], NOWHERE),
+    "at the next school": ([GONE, stay(**BESIDE, entry_date=CAME)], [], []),
+}
+
+
+@pytest.mark.parametrize(("lincoln", "dover", "expected"), WHEREABOUTS.values(), ids=WHEREABOUTS)
+def test_pending_is_who_is_nowhere_since(database, statewide, lincoln, dover, expected):
+    """Also where no enrollment of there is half of a transfer."""
+    with database.begin() as connection:
+        for district, stays in (("lincoln", lincoln), ("dover", dover)):
+            _write(connection, district, stays)
+    statewide.set(enabled=True, **BY)
+    assert pending(database) == expected
+
+
+def test_another_child_with_the_number_is_not_this_one(database, statewide):
+    with database.begin() as connection:
+        _write(connection, "lincoln", [GONE])
+        _write(connection, "dover", [THERE], first_name="Robin")
+    statewide.set(enabled=True, **BY)
+    assert [row[2] for row in linked(database)] == ["near_match"]
+    assert pending(database) == NOWHERE
+
+
+def _write(connection, district: str, stays: list[dict[str, Any]], **ada: Any) -> None:
+    """Ada's rows in a district, as published."""
+    who = {"district": district, "student_id": uuid.uuid5(uuid.NAMESPACE_OID, district)}
+    ada = {"ssid": "77", "first_name": "Ada", "last_name": "Null", "birth_date": date(2012, 3, 4), **ada}
+    known = {"latest_school_year": YEAR, "near_match": False, "origins": {}}
+    connection.execute(roster_tables["students"].insert().values(**who, **ada, **known))
+    for number, one in enumerate(stays):
+        values = {name: value for name, value in one.items() if name in roster_tables["enrollments"].c}
+        school = uuid.uuid5(uuid.NAMESPACE_OID, f"{district} {one['school_sis_id']}")
+        values |= {**who, "school_id": school, "integration": f"{district}-ps", "sis_id": f"e{number}"}
+        connection.execute(roster_tables["enrollments"].insert().values(values))
 
 
 def test_two_districts_that_publish_at_once_see_each_other(database, day, statewide, merges, snapshots):

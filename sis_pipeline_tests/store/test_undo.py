@@ -20,12 +20,14 @@ from sis_pipeline.connect.errors import ConfigError, DataError
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.guard import Hold, Part
 from sis_pipeline.roster.model import MERGED
+from sis_pipeline.settings import Settings
 from sis_pipeline.store.conflicts import Conflicts
 from sis_pipeline.store.guarding import Guarding
 from sis_pipeline.store.holds import Holds
 from sis_pipeline.store.identity import Identities
 from sis_pipeline.store.operations import Operations
 from sis_pipeline.store.publish import SupersededError, publish
+from sis_pipeline.store.retention import Retention
 from sis_pipeline.store.survivorship import Survivorship
 from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.store.conftest import YEAR, add_integration, count, good_snapshot, hold, merged_roster, student
@@ -575,6 +577,27 @@ def test_what_a_merge_had_applied_is_not_due_after_its_undo(database, merges, un
     assert merges.stale_districts(YEAR) == []
     undoing.undo(applied.operation_id, "ada", WHY)
     assert merges.stale_districts(YEAR) == [], "it is applied again when something else asks for a merge"
+
+
+def test_a_stale_conflict_that_was_given_up_by_age_does_not_come_back(database, snapshots, merges, undoing):
+    add_integration(database, "lincoln-ic", priority=200)
+    agreed = delivery(0, 1, phone="2015550101")
+    good_snapshot(snapshots, **agreed)
+    good_snapshot(snapshots, "lincoln-ic", **delivery(0, 1, phone="2015550102"))
+    merge(database, merges)
+    good_snapshot(snapshots, "lincoln-ic", **agreed)
+    merge(database, merges)
+    good_snapshot(snapshots, "lincoln-ic", **delivery(1, phone="2015550103"))
+    last = merge(database, merges)
+    query = text("select attribute, status, student_id, changed_at from sis.conflicts order by status")
+    with database.begin() as connection:
+        auto, stale = connection.execute(query)
+        assert (auto[:2], stale[:2]) == (("phone", "auto"), ("phone", "stale"))
+        connection.execute(text("update sis.conflicts set changed_at = now() - interval '100 days'"))
+    assert Retention(database, snapshots, Settings()).conflicts() == {"deleted": 1}
+    undoing.undo(last.operation_id, "ada", WHY)
+    with database.connect() as connection:
+        assert [row[:3] for row in connection.execute(query)] == [("phone", "stale", auto.student_id)]
 
 
 def of_day(database, snapshots, merges, day: int, *who: int, verdict: str = "complete", **values: object):
