@@ -144,11 +144,14 @@ def with_kept(
     current: pl.DataFrame, existing: pl.DataFrame, presence: Presence, key: str, in_use: Sequence[pl.Series]
 ) -> pl.DataFrame:
     """The rows of now, and those published before that were carried over or that something kept still refers to."""
+    rest = existing.join(current.select(key), on=key, how="anti", maintain_order="left")
+    if rest.is_empty():
+        return current.sort(key)
     used = (
         pl.concat([series.rename(key).cast(pl.String) for series in in_use])
         if in_use
         else pl.Series(key, [], pl.String)
     )
-    rest = presence.fates(existing.join(current.select(key), on=key, how="anti", maintain_order="left"))
+    rest = presence.fates(rest)
     kept = rest.filter((pl.col("fate") == CARRIED) | pl.col(key).is_in(used.implode()))
     return pl.concat([current, kept.select(current.columns)]).sort(key)

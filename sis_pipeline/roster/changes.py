@@ -50,6 +50,10 @@ _EVENT = [
 ]
 
 
+_NO_EVENTS = pl.DataFrame(schema={**dict.fromkeys(_EVENT, pl.String), "effective_date": pl.Date})
+_NO_ROWS = pl.DataFrame(schema={"after_row": pl.UInt32})
+
+
 @dataclass(frozen=True)
 class State:
     """One state of (district, school year). Frames have the model's columns; `enrollments` and `section_enrollments`
@@ -239,6 +243,8 @@ def _amended_day() -> pl.Expr:
 
 
 def _events(stays: pl.DataFrame, day: str, otherwise: date | None = None) -> pl.DataFrame:
+    if stays.is_empty():
+        return _NO_EVENTS
     return stays.select(
         "student_id",
         "kind",
@@ -264,6 +270,8 @@ def _pair_transfers(
     is transferred from where they went when they left, or from where they leave at once; whoever was a no-show there had
     never left it. Returns the events, and `after_row` of the entries and of the exits that they use up.
     """
+    if entries.is_empty() and exits.is_empty() and reopened.is_empty():
+        return _NO_EVENTS, _NO_ROWS, _NO_ROWS
     known = pl.col("was_entry_date").is_not_null()
     left = pl.concat([
         exits.filter(pl.col("kind") == "withdraw").with_columns(news=pl.lit(value=True)),
@@ -272,6 +280,8 @@ def _pair_transfers(
         "student_id", "exit_date", "news", left_row="after_row", left_school="school_id", left_entry="entry_date",
         left=pl.coalesce(_stay("was_"), _stay()), left_now=_stay(), left_evidence="evidence",
     )  # fmt: skip
+    if left.is_empty():
+        return _NO_EVENTS, _NO_ROWS, _NO_ROWS
     came = pl.concat([
         entries.with_columns(fresh=pl.lit(value=True), arrived="entry_date"),
         reopened.with_columns(
@@ -344,6 +354,8 @@ def each_once(pairs: pl.DataFrame) -> pl.DataFrame:
 def _pair_continued(entries: pl.DataFrame, exits: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     """An exit and an entry at the same school, on the same day or the next, are one `amend`: another programme or code,
     and nobody left. Returns as `_pair_transfers`."""
+    if entries.is_empty() or exits.is_empty():
+        return _NO_EVENTS, _NO_ROWS, _NO_ROWS
     left = exits.filter((pl.col("kind") == "withdraw") & pl.col("was_entry_date").is_not_null()).select(
         "student_id", "school_id", "exit_date", "evidence", left_row="after_row", left_entry="entry_date",
         left=_stay("was_"), left_now=_stay(),
@@ -429,6 +441,8 @@ def _seat_events(before: State, after: State, about: About) -> pl.DataFrame:
     )
     is_first = ~known & pl.col("integration").is_in(list(about.first_loads))
     news = seats.with_columns(came=came & ~is_first, shortened=shortened).filter(pl.col("came") | pl.col("shortened"))
+    if news.is_empty():
+        return _NO_EVENTS
     news = news.join(places, on="section_id", how="left")
     early = pl.col("section_end").is_null() | (pl.col("end_date") < pl.col("section_end"))
     adds = news.filter("came").with_columns(

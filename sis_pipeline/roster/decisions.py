@@ -4,6 +4,7 @@ Asking people and remembering their answers is the store's work; the rules that 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 import polars as pl
@@ -33,6 +34,10 @@ class _End(NamedTuple):
         return linked.get(self.record) if self.record else self.person_id
 
 
+_NOTHING_DECIDED = pl.DataFrame(schema={"node": pl.Int64, "hub": pl.Int64, "verdict": pl.String})
+
+
+@cache
 def no_decisions() -> pl.DataFrame:
     return pl.DataFrame(schema=DECISIONS)
 
@@ -43,9 +48,10 @@ def links_as_decided(links: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFra
     The record whose own id differs from the student it is linked to goes back to that id; a record that has none left
     loses its link, and so becomes a student of its own. `links`: integration, sis_id, person_id, rule, ….
     """
-    apart = decisions.filter(pl.col("verdict") == DISTINCT).sort(pl.all())
+    apart = decisions.filter(pl.col("verdict") == DISTINCT)
     if apart.is_empty():
         return links
+    apart = apart.sort(pl.all())
     named = pl.concat([apart.select(RECORD), apart.select(**dict(zip(RECORD, OTHER_RECORD, strict=True)))]).unique()
     rows = links.join(named, on=RECORD, how="semi").select(*RECORD, "person_id").iter_rows()
     linked: dict[Record, str | None] = {(integration, sis_id): person for integration, sis_id, person in rows}
@@ -101,6 +107,8 @@ def _leaver(pair: tuple[_End, _End], linked: Mapping[Record, str | None]) -> _En
 def decided_nodes(facts: pl.DataFrame, links: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
     """The decisions between two nodes of `facts`: node, hub (the earlier one), verdict. A side is its record, else the
     person it is linked to, else the person it names; a decision about somebody who is not here waits."""
+    if decisions.is_empty():
+        return _NOTHING_DECIDED
     sides = [
         _nodes(facts, links, decisions.select(integration=i, sis_id=s, person_id=p)).alias(name)
         for name, (i, s, p) in {

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from functools import cache
 from typing import Literal
 
 import polars as pl
@@ -40,7 +41,7 @@ from sis_pipeline.roster.enrollments import (
     settle_statuses,
     without_settled,
 )
-from sis_pipeline.roster.frames import empty, fit, polars_schema
+from sis_pipeline.roster.frames import empty, fit, polars_schema, rows_where
 from sis_pipeline.roster.freeze import CALENDAR, frozen_until, schools_with_calendar
 from sis_pipeline.roster.guard import Entity, Hold, Question, Rulings, guard, held_keys
 from sis_pipeline.roster.identity import SAID, Resolution, resolve_schools, resolve_staff, resolve_students
@@ -298,30 +299,30 @@ class _Delivery:
 
     def all(self, entity: str) -> pl.DataFrame:
         frame = self.inputs.records.get(entity)
-        if frame is None:
-            schema = {**polars_schema(ENTITIES[entity]), "integration": pl.String(), "snapshot_id": pl.String()}
-            return pl.DataFrame(schema=schema)
-        return frame
+        return _nothing_delivered(entity) if frame is None else frame
 
     def records(self, entity: str, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The usable records; `columns`: only these, as all are much to carry along where there are many records."""
-        found = self.all(entity).lazy().filter(pl.col("record_status") == "active")
-        return (found if columns is None else found.select(columns)).collect()
+        found = self.all(entity)
+        wanted = found if columns is None else found[list(columns)]
+        return rows_where(wanted, found["record_status"] == "active")
 
     def of_year(self, entity: str) -> pl.DataFrame:
         """The records of this school year; a row's own year decides where it belongs."""
-        return self.records(entity).filter(pl.col("school_year") == self.inputs.school_year)
+        found = self.records(entity)
+        return rows_where(found, found["school_year"] == self.inputs.school_year)
 
     def tombstones(self, entity: str) -> pl.DataFrame:
-        return self.all(entity).filter(pl.col("record_status") == "to_be_deleted")
+        found = self.all(entity)
+        return rows_where(found, found["record_status"] == "to_be_deleted")
 
     def existing(self, table: str) -> pl.DataFrame:
         """The rows published before; of columns beside the model's only `first_seen` is of use."""
         frame = self.inputs.existing.get(table)
         if frame is None:
             return empty(MERGED[table])
-        also = [frame["first_seen"]] if "first_seen" in frame.columns else []
-        return fit(frame, MERGED[table]).with_columns(also)
+        fitted = fit(frame, MERGED[table])
+        return fitted.with_columns(frame["first_seen"]) if "first_seen" in frame.columns else fitted
 
     def presence(
         self,
@@ -339,9 +340,15 @@ class _Delivery:
         elif nowhere is None:
             nowhere = self.records(entity, RECORD).join(usable, on=RECORD, how="anti")
         rejected = self.inputs.quarantined.get(entity)
-        unusable = [nowhere.select(RECORD)] + ([] if rejected is None else [rejected.select(RECORD)])
-        deleted = pl.concat([part.select(RECORD) for part in (self.tombstones(entity), *tombstones)])
-        return Presence(usable.select(RECORD), deleted, pl.concat(unusable), self.taken_on, self.complete)
+        unusable = [nowhere[RECORD]] + ([] if rejected is None else [rejected[RECORD]])
+        deleted = pl.concat([part[RECORD] for part in (self.tombstones(entity), *tombstones)])
+        return Presence(usable[RECORD], deleted, pl.concat(unusable), self.taken_on, self.complete)
+
+
+@cache
+def _nothing_delivered(entity: str) -> pl.DataFrame:
+    schema = {**polars_schema(ENTITIES[entity]), "integration": pl.String(), "snapshot_id": pl.String()}
+    return pl.DataFrame(schema=schema)
 
 
 @dataclass(frozen=True)
@@ -406,11 +413,12 @@ def _is_owner(now: _Delivery) -> bool:
 
 
 def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
+    before = now.existing("student_sources")
     cleared = now.inputs.said_before.filter(pl.any_horizontal(pl.col(EMPTIED, CLEARED).is_not_null()))
-    before = [now.existing("student_sources"), fit(cleared, MERGED["student_sources"])]
-    clearings = find_clearings(_with_values_before(now), pl.concat(before), now.complete)
+    known = pl.concat([before, fit(cleared, MERGED["student_sources"])])
+    clearings = find_clearings(_with_values_before(now), known, now.complete)
     delivered = refer(clearings.records, "school_sis_id", school_ids, "school_id")
-    previous = refer(now.existing("student_sources"), "school_sis_id", school_ids, "school_id")
+    previous = refer(before, "school_sis_id", school_ids, "school_id")
     fated = now.presence("students").fates(previous)
     columns = [name for name in delivered.columns if name != "record_status"]
     candidates = pl.concat([delivered.select(columns), fated.filter(pl.col("fate") == CARRIED).select(columns)])
@@ -420,7 +428,7 @@ def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
         now.existing("student_links"),
         now.existing("students"),
         now.inputs.decisions,
-        before=pl.concat([now.existing("student_sources").select(SAID), now.inputs.said_before.select(SAID)]),
+        before=pl.concat([before.select(SAID), now.inputs.said_before.select(SAID)]),
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before
@@ -458,6 +466,8 @@ def _with_values_before(now: _Delivery) -> pl.DataFrame:
     """
     delivered, same = now.records("students"), [*RECORD, "first_name", "last_name"]
     partial = [key for key, part in now.inputs.integrations.items() if part.completeness == "partial"]
+    if not partial:
+        return delivered
     values = [name for name in ENTITIES["students"].names if name not in {*same, "record_status", "modified_at"}]
     before = now.existing("student_sources").filter(pl.col("integration").is_in(partial)).select(*same, *values)
     both = delivered.join(before, on=same, how="left", suffix="_before", maintain_order="left")
@@ -553,6 +563,8 @@ def _carried_stays(presence: Presence, existing: pl.DataFrame, delivered: pl.Dat
     said before, under whatever id and with whatever end; that would stand beside it."""
     fated, place = presence.fates(existing), [*PLACE, "integration"]
     carried = fated.filter(pl.col("fate") == CARRIED)
+    if carried.is_empty():
+        return carried
     places = carried.join(delivered, on=place, how="semi").select(place)
     old, new = (rows.join(places, on=place, how="semi", maintain_order="left") for rows in (fated, delivered))
     told = [
@@ -578,6 +590,8 @@ def _told_anew(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
 def _expected_to_come(now: _Delivery, people: _People, presence: Presence, carried: pl.DataFrame) -> pl.DataFrame:
     """Carried stays, a pre-registration as active: who is expected comes on the day also if no later reading names them.
     Not so where the SIS itself keeps the student waiting, where its row can't be read, and where it takes no part."""
+    if not (carried["status"] == "pre_registered").any():
+        return carried
     sources = _repointed(now.existing("student_sources"), people.renamed)
     waiting = sources.filter(pl.col("enrollment_status") == "pre_registered").select("integration", "student_id")
     asked = pl.col("integration").is_in(list(now.inputs.integrations))
@@ -638,6 +652,8 @@ def _guarded_stays(
     asked = _undeclared(now, removals.filter(~was_withdrawn()), "student_id", target)
     question = Question("enrollments", STAY, asked, _open_stays(existing), _open_stays(target), frozen)
     holds = guard(question, now.inputs.thresholds, now.inputs.rulings)
+    if not holds:
+        return target, holds
     held = removals.join(held_keys(holds, STAY, existing), on=STAY, how="semi")
     kept = existing.join(held, on=STAY, how="semi").with_columns(evidence=pl.lit(None, pl.String))
     rest = target.with_row_index("after").join(held.select("after"), on="after", how="anti", maintain_order="left")
@@ -690,6 +706,8 @@ def _without_unused(
         of_now = catalog[entity].join(now.records(entity).select(RECORD), on=RECORD, how="semi", maintain_order="left")
         kept = with_kept(of_now, existing, now.presence(entity), key, in_use)
         found = _last_of(now, entity, key, existing, kept)
+        if not found:
+            return kept
         holds.extend(found)
         waiting = existing.join(held_keys(found, [key], existing), on=key, how="semi")
         return pl.concat([kept, waiting.select(kept.columns)]).sort(key)
@@ -705,7 +723,10 @@ def _without_unused(
 
 def _last_of(now: _Delivery, entity: Entity, key: str, existing: pl.DataFrame, kept: pl.DataFrame) -> tuple[Hold, ...]:
     """The hold on an entity of which nothing would be left; tombstones are no absences."""
-    fated = now.presence(entity).fates(existing.join(kept.select(key), on=key, how="anti"))
+    gone = existing.join(kept.select(key), on=key, how="anti")
+    if gone.is_empty():
+        return ()
+    fated = now.presence(entity).fates(gone)
     removals = fated.filter(pl.col("fate") == ABSENT).with_columns(evidence="fate", change=pl.lit("remove"))
     sizes = [pl.DataFrame({"school_id": [None], "active": [frame.height]}) for frame in (existing, kept)]
     question = Question(entity, [key], removals, before=sizes[0], after=sizes[1])
@@ -797,6 +818,8 @@ def _guarded_seats(
         .join(enrolled, on="person_id", how="semi")
         .with_columns(change=pl.lit("section_drop"))
     )
+    if removals.is_empty():
+        return seats, ()
     asked = _undeclared(now, removals, "person_id", stays)
     counts = [
         pl.concat([taken(seats.settled).select("school_id"), taken(others).select("school_id")])
@@ -932,10 +955,11 @@ def _staff(now: _Delivery, staff: Resolution, school_ids: pl.DataFrame) -> pl.Da
 def _guarded_staff_links(now: _Delivery, staff: Resolution) -> tuple[pl.DataFrame, tuple[Hold, ...]]:
     """The links of staff, and the staff members whose absence waits: theirs stay active."""
     links = _staff_links(now, staff)
+    ended = links.filter(pl.col("was") & ~pl.col("active"))
+    if ended.is_empty():
+        return fit(links, MERGED["staff_links"]), ()
     schools = now.existing("staff").select("staff_id", "school_id")
-    ended = links.filter(pl.col("was") & ~pl.col("active")).join(
-        links.filter("active"), on="staff_id", how="anti", maintain_order="left"
-    )
+    ended = ended.join(links.filter("active"), on="staff_id", how="anti", maintain_order="left")
     absent = ended.filter(pl.col("fate") == ABSENT).unique("staff_id", maintain_order=True)
     removals = absent.join(schools, on="staff_id", how="left", maintain_order="left")
     removals = removals.with_columns(evidence="fate", change=pl.lit("remove"))

@@ -127,6 +127,8 @@ def match_stays(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     new = after.select(*STAY, "exit_date", "integration", "sis_id").with_row_index("after")
     pairs = [old.clear().select("before", after=pl.lit(None, pl.UInt32))]
     for key in (STAY, [*PLACE, "integration", "sis_id"], None):
+        if old.is_empty() or new.is_empty():
+            break
         if key is None:
             numbered = [
                 side.sort("entry_date").with_columns(turn=pl.int_range(pl.len()).over(PLACE)) for side in (old, new)
@@ -158,12 +160,15 @@ def reconcile(
     (evidence `absence`) or that says it is deleted (`tombstone`), without an exit code; one that had not begun by then
     was a no-show. Columns as `stays`, and `evidence`: null for what is reported or kept.
     """
+    reported = stays.with_columns(evidence=pl.lit(None, pl.String))
     pairs = match_stays(existing, stays)
     missing = (
         _with_day_after(existing, closings, day_after_year)
         .with_row_index("before")
         .join(pairs.filter(pl.col("after").is_null()).select("before"), on="before", how="semi", maintain_order="left")
     )
+    if missing.is_empty():
+        return reported
     fated = presence.fates(missing).join(presence.days(), on="integration", how="left", maintain_order="left")
     fated = fated.join(
         vouched.unique().with_columns(vouched=pl.lit(value=True)), on=PLACE, how="left", maintain_order="left"
@@ -188,7 +193,6 @@ def reconcile(
         .then(pl.when(began).then(pl.lit("withdrawn")).otherwise(pl.lit("no_show")))
         .otherwise("status"),
     )
-    reported = stays.with_columns(evidence=pl.lit(None, pl.String))
     return pl.concat([reported, ended.select(reported.columns)])
 
 
@@ -197,6 +201,8 @@ def mark_transfers(stays: pl.DataFrame) -> pl.DataFrame:
     left = stays.filter((pl.col("status") == "withdrawn") & pl.col("exit_date").is_not_null()).select(
         *STAY, "exit_date"
     )
+    if left.is_empty():
+        return stays
     entered = stays.filter(pl.col("status") != "no_show").select("student_id", other="school_id", entered="entry_date")
     onward = left.join(entered, on="student_id").filter(
         (pl.col("other") != pl.col("school_id"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -64,20 +65,36 @@ def arrow_schema(table: Table) -> pa.Schema:
 def to_polars(frame: pd.DataFrame, table: Table) -> pl.DataFrame:
     """The one crossing: a frame typed by `validate` in Polars, dates as `pl.Date`, over Arrow."""
     arrow = pa.Table.from_pandas(frame[table.names], schema=arrow_schema(table), preserve_index=False)
-    return pl.DataFrame(arrow, schema=polars_schema(table))
+    return fit(pl.DataFrame(arrow), table)
 
 
+@cache
 def empty(table: Table) -> pl.DataFrame:
     return pl.DataFrame(schema=polars_schema(table))
 
 
 def fit(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     """The table's columns, in its order and types; columns that the frame lacks are null, others are left out."""
-    present = set(frame.columns)
+    if is_of(frame, table):
+        return frame
+    given = dict(zip(frame.columns, frame.dtypes, strict=True))
     return frame.select(
-        (pl.col(name) if name in present else pl.lit(None)).cast(dtype).alias(name)
+        name if given.get(name) == dtype else (pl.col(name) if name in given else pl.lit(None)).cast(dtype).alias(name)
         for name, dtype in polars_schema(table).items()
     )
+
+
+def is_of(frame: pl.DataFrame, table: Table) -> bool:
+    """Whether a frame has exactly the table's columns, in its order and types."""
+    schema = polars_schema(table)
+    return frame.columns == list(schema) and frame.dtypes == list(schema.values())
+
+
+def rows_where(frame: pl.DataFrame, holds: pl.Series) -> pl.DataFrame:
+    """The rows of which something holds; where it does of all, the frame itself and no copy of it."""
+    if holds.all(ignore_nulls=False):
+        return frame
+    return frame.filter(holds) if holds.any() else frame.clear()
 
 
 def example_frame(table: Table, rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
@@ -109,27 +126,40 @@ def _literal(value: Any, kind: Kind) -> Any:
     return value
 
 
+COMPARED_AT_ONCE = 100_000
+"""Rows of which two copies are held while they are compared."""
+
+
 def rows_in_common(one: pl.DataFrame, other: pl.DataFrame) -> pl.DataFrame:
     """The rows that two frames of the same columns both have, by their row number in each: `one`, `other`; in the order of
     `other`. A row that a frame has more than once is left out."""
+    if one.is_empty() or other.is_empty():
+        return pl.DataFrame(schema={"one": pl.Int64, "other": pl.Int64})
+    other = other.select(one.columns)
     numbered = [
         pl.DataFrame({name: pl.arange(frame.height, eager=True), "hash": frame.hash_rows()})
-        for name, frame in (("one", one), ("other", other.select(one.columns)))
+        for name, frame in (("one", one), ("other", other))
     ]
     mine, theirs = (
         frame if frame["hash"].n_unique() == frame.height else frame.filter(~pl.col("hash").is_duplicated())
         for frame in numbered
     )
     pairs = theirs.join(mine, on="hash", maintain_order="left").select("one", "other")
-    # a hash only says which rows to compare
-    same = pl.repeat(value=True, n=pairs.height, dtype=pl.Boolean, eager=True)
-    for name in one.columns:
-        same &= one[name].gather(pairs["one"]).eq_missing(other[name].gather(pairs["other"]))
-    return pairs.filter(same)
+    return pl.concat([_equal(one, other, part) for part in pairs.iter_slices(COMPARED_AT_ONCE)] or [pairs])
+
+
+def _equal(one: pl.DataFrame, other: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    """Those of the pairs that are: a hash only says which rows to compare."""
+    mine, theirs = one[pairs["one"]], other[pairs["other"]]
+    if mine.equals(theirs):
+        return pairs
+    return pairs.filter(pl.all_horizontal(mine[name].eq_missing(theirs[name]) for name in mine.columns))
 
 
 def without_rows(frame: pl.DataFrame, numbers: pl.Series) -> pl.DataFrame:
     """The rows of a frame but those of these numbers, as they were ordered."""
+    if numbers.is_empty():
+        return frame
     left = np.ones(frame.height, dtype=np.bool_)
     left[numbers.to_numpy()] = False
     return frame.filter(pl.Series(left))

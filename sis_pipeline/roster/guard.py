@@ -109,6 +109,8 @@ def guard(question: Question, thresholds: Thresholds, rulings: Rulings) -> tuple
     their own. The district limits count students; seats are held by school only, or when none would be left; staff have a
     limit of their own for the district; of other entities nothing is held but the last.
     """
+    if question.removals.is_empty():
+        return ()
     return tuple(_holds(question, thresholds, rulings))
 
 

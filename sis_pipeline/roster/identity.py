@@ -127,6 +127,21 @@ class Resolution:
     known: pl.DataFrame
 
 
+_NO_EDGES = pl.DataFrame(schema={"node": pl.Int64, "hub": pl.Int64, "rule": pl.String, "tier": pl.Int32})
+_NO_NEAR_MATCHES = pl.DataFrame(schema=NEAR_SCHEMA)
+_NO_CHAINS = _NO_NEAR_MATCHES[[*RECORD, "other_integration", "other_sis_id", "rule"]]
+_NO_RECORDS = _NO_NEAR_MATCHES[[*RECORD, "person_id"]]
+NOBODY = Resolution(
+    assignment=_NO_NEAR_MATCHES[[*RECORD, "person_id", "rule", "score"]].rename({"score": "confidence"}),
+    near_matches=_NO_NEAR_MATCHES,
+    cut_chains=_NO_CHAINS,
+    recycled=_NO_RECORDS[RECORD],
+    retired={},
+    known=_NO_RECORDS,
+)
+"""Of a district that has no such people."""
+
+
 def resolve_students(
     district: str,
     records: pl.DataFrame,
@@ -169,6 +184,8 @@ def resolve_staff(
     different ones are never joined. Near matches: an id and the first name agree, or the names at one school.
     """
     known = _known_people(staff, "staff_id")
+    if records.is_empty() and known.is_empty() and links.is_empty():
+        return NOBODY
     facts = _staff_facts(records, known)
     decided = no_decisions() if decisions is None else decisions
     return _Resolver(STAFF, facts, _link_frame(links, "staff_id"), decided).run(district)
@@ -359,13 +376,7 @@ class _Resolver:
         links = links_as_decided(links, decisions)
         self.kind, self.links = kind, links
         self.recycled = _recycled(facts, links, before)
-        # renumber: a recycled record is nobody's, and must not lend its facts to anybody
-        self.facts = (
-            facts.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
-            .drop("node")
-            .with_row_index("node")
-            .with_columns(pl.col("node").cast(pl.Int64))
-        )
+        self.facts = _renumbered_without(facts, self.recycled)
         self.decided = decided_nodes(self.facts, links, decisions)
         self.labels: Nodes = np.arange(self.facts.height, dtype=np.int64)
 
@@ -378,14 +389,14 @@ class _Resolver:
         return Resolution(
             assignment=assignment,
             near_matches=near,
-            cut_chains=self._named_pairs(cut)
-            .select(*RECORD, "other_integration", "other_sis_id", "rule")
-            .unique()
-            .sort(pl.all()),
+            cut_chains=self._cut_chains(cut),
             recycled=self.recycled.sort(pl.all()),
             retired=retired,
             known=self._known(assignment, retired),
         )
+
+    def _cut_chains(self, cut: pl.DataFrame) -> pl.DataFrame:
+        return self._named_pairs(cut).select(_NO_CHAINS.columns).unique().sort(pl.all()) if cut.height else _NO_CHAINS
 
     def _known(self, assignment: pl.DataFrame, retired: Mapping[str, str]) -> pl.DataFrame:
         columns = [*RECORD, "person_id"]
@@ -412,7 +423,7 @@ class _Resolver:
 
     def _join_rules(self) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Apply decisions, then the rules tier by tier; the edges that hold and those that were cut: node, hub, rule, tier."""
-        held, cut = [_no_edges()], [_no_edges()]
+        held, cut = [_NO_EDGES], [_NO_EDGES]
         for edges in self._tiers():
             if edges.is_empty():
                 continue
@@ -481,6 +492,8 @@ class _Resolver:
         return people, dict(merged.select("person_id", "keeper").iter_rows())
 
     def _fresh_ids(self, fresh: pl.DataFrame, district: str) -> list[str]:
+        if fresh.is_empty():
+            return []
         what, records = self.kind.name, fresh.select(*RECORD).rows()
         ids = derived_ids(records, what, district)
         taken = self._taken(ids)
@@ -508,7 +521,10 @@ class _Resolver:
             for rule in self.kind.near_rules
         ]
         parts.append(self.kind.similar(labelled, present).with_columns(tier=pl.lit(_SIMILAR_TIER)))
-        pairs = self._not_contradicting(pl.concat(parts).select(*PAIR, "rule", "tier"))
+        pairs = pl.concat(part.select(*PAIR, "rule", "tier") for part in parts)
+        if pairs.is_empty():
+            return _NO_NEAR_MATCHES
+        pairs = self._not_contradicting(pairs)
         if self.kind.told_apart:
             pairs = pairs.join(
                 told_apart(labelled, pairs), on=["label", "other_label"], how="anti", maintain_order="left"
@@ -594,8 +610,12 @@ class _Resolver:
         )
 
 
-def _no_edges() -> pl.DataFrame:
-    return pl.DataFrame(schema={"node": pl.Int64, "hub": pl.Int64, "rule": pl.String, "tier": pl.Int32})
+def _renumbered_without(facts: pl.DataFrame, recycled: pl.DataFrame) -> pl.DataFrame:
+    """A recycled record is nobody's, and must not lend its facts to anybody."""
+    if recycled.is_empty():
+        return facts
+    rest = facts.join(recycled, on=RECORD, how="anti", maintain_order="left").drop("node")
+    return rest.with_row_index("node").with_columns(pl.col("node").cast(pl.Int64))
 
 
 def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
@@ -603,10 +623,14 @@ def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
     components: `facts` have their `label`. Who is not linked or joined by a stronger rule is a component alone."""
     columns = list(rule.columns)
     agreeing = facts.select("node", "label", *columns).drop_nulls()
+    if agreeing.is_empty():
+        return _NO_EDGES
     plain = [name for name in columns if facts.schema[name] != pl.List(pl.String)]
     # most records share their plain columns with nobody else: leave them before variants multiply them
     several = (pl.col("label").min() != pl.col("label").max()).over("hash")
     agreeing = agreeing.with_columns(hash=agreeing.select(plain).hash_rows()).filter(several).drop("label", "hash")
+    if agreeing.is_empty():
+        return _NO_EDGES
     for name in columns:
         if name not in plain:
             agreeing = agreeing.explode(name)
@@ -628,7 +652,7 @@ def _recycled(facts: pl.DataFrame, links: pl.DataFrame, before: pl.DataFrame | N
     other_birth_date = pl.col("birth_date") != pl.col("birth_date_before")
     other = linked.join(people, on="person_id", suffix="_before").filter(other_birth_date & ~same_name)
     other = other.select(*RECORD, "firsts", "lasts", "birth_date")
-    if before is None:
+    if before is None or other.is_empty():
         return other.select(RECORD)
     own = before.join(other, on=RECORD, how="semi")
     own = _with_keys(own, ["first_name", "preferred_first_name"], _first_names)

@@ -59,6 +59,7 @@ class Decided:
 _DISPUTE = dict.fromkeys(
     ("student_id", "attribute", "candidates", "chosen", "chosen_from", "rule", "status"), pl.String
 )
+_NO_DISPUTES = pl.DataFrame(schema=_DISPUTE)
 
 
 @dataclass(frozen=True)
@@ -329,15 +330,16 @@ def _heard(ranked: pl.DataFrame, attribute: Attribute, candidates: Mask) -> Mask
 
 
 def _index(rows: Rows) -> pl.Series:
-    return pl.Series(rows).replace(-1, None)
+    """What gathers these rows; null for -1."""
+    return pl.Series(rows) if (rows >= 0).all() else pl.Series(rows).replace(-1, None)
 
 
 def _gathered(ranked: pl.DataFrame, picks: Mapping[str, Rows], size: int) -> pl.DataFrame:
     students = ranked.select(pl.col("student_id").unique(maintain_order=True))
     columns = [
-        ranked[column].gather(_index(picks[attribute.name])).alias(column)
+        column
         for attribute in ATTRIBUTES
-        for column in attribute.columns
+        for column in ranked.select(pl.col(attribute.columns).gather(_index(picks[attribute.name])))
     ]
     return students.with_columns(columns) if size else students.with_columns(ranked.select(c.name for c in columns))
 
@@ -364,7 +366,7 @@ def _disputes(ranked: pl.DataFrame, choice: _Choice) -> pl.DataFrame:
     several = np.bincount(groups[choice.candidates], minlength=len(choice.pick)) > 1
     rows = np.flatnonzero(choice.candidates & several[groups])
     if not len(rows):
-        return pl.DataFrame(schema=_DISPUTE)
+        return _NO_DISPUTES
     candidates = ranked.select("group", "student_id", *RECORD, "modified_at", "edited", *attribute.columns)[rows]
     candidates = candidates.with_columns(key=_compared(ranked, attribute), value=_text(attribute), row=pl.Series(rows))
     disputed = candidates.filter((pl.col("key").n_unique().over("group") > 1) | _is_of_edited(candidates, attribute))
@@ -435,12 +437,18 @@ def _origins(voices: _Voices, choices: Sequence[_Choice]) -> pl.Series:
         named = shared & (choice.pick >= 0) & (choice.pick != base)
         named[choice.cleared] = True
         differs = np.flatnonzero(named)
+        if not len(differs):
+            continue
         source = label.gather(choice.pick[differs]) + " " + choice.rules(differs)
         exceptions.append(
             pl.DataFrame({"group": pl.Series(differs, dtype=pl.UInt32), "source": source}).select(
                 "group", "source", attribute=pl.lit(choice.attribute.name)
             )
         )
+    if not exceptions:
+        return origins.select(
+            origins=pl.concat_str(pl.lit('{"*": '), _json_of(pl.col("base")), pl.lit("}"))
+        ).to_series()
     listed = (
         pl.concat(exceptions)
         .select("group", entry=pl.concat_str(pl.lit(', "'), "attribute", pl.lit('": '), _json_of(pl.col("source"))))

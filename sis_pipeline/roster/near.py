@@ -22,6 +22,8 @@ Scores = np.ndarray[Any, np.dtype[np.float32]]
 NEIGHBOURS = 8
 """With how many of its block, in the order of names, somebody is compared: work stays linear whatever the block."""
 PAIR = {"node": pl.Int64, "hub": pl.Int64, "label": pl.Int64, "other_label": pl.Int64}
+_NO_PAIRS = pl.DataFrame(schema=PAIR)
+_NONE_ALIKE = pl.DataFrame(schema={**PAIR, "rule": pl.String})
 
 VARIANT, NICKNAME = 0.97, 0.95
 """Likeness of names that share a part (Garcia-Lopez and Lopez), and of a name with its nickname."""
@@ -58,6 +60,8 @@ def neighbours(facts: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     """
     order = ["first", "last", "birth_date", "node"]
     keyed = facts.select(*{*columns, *order, "label"}).drop_nulls(columns)
+    if keyed.is_empty():
+        return _NO_PAIRS
     for name in columns:
         if isinstance(keyed.schema[name], pl.List):
             keyed = keyed.with_columns(pl.col(name).alias(f"_{name}")).explode(f"_{name}").drop_nulls(f"_{name}")
@@ -68,12 +72,14 @@ def neighbours(facts: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
         .filter(pl.len().over(keys) > 1)
         .sort(*keys, *order)
     )
+    if block.is_empty():
+        return _NO_PAIRS
     return _next_few(block.select("node", "label", number=pl.struct(keys).rle_id()))
 
 
 def _next_few(block: pl.DataFrame) -> pl.DataFrame:
     nodes, labels, number = (block[name].to_numpy() for name in ("node", "label", "number"))
-    parts = [pl.DataFrame(schema=PAIR)]
+    parts = [_NO_PAIRS]
     for step in range(1, min(NEIGHBOURS, block.height - 1) + 1):
         same = number[step:] == number[:-step]
         a, b = nodes[step:][same], nodes[:-step][same]
@@ -95,6 +101,8 @@ def similar(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
     birth, swappable = pl.col("birth_date"), (pl.col("birth_date").dt.day() <= 12)
     day, month = birth.dt.day().cast(pl.Int32), birth.dt.month().cast(pl.Int32)
     unsettled = facts.filter(pl.Series(_unsettled(facts)))
+    if unsettled.is_empty():
+        return _NONE_ALIKE
     keyed = {
         "year": birth.dt.year(),
         "either_way": pl.when(swappable).then(
@@ -112,6 +120,8 @@ def similar(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
         ("lasts", "first_initial", "year"),
     )
     pairs = pl.concat(neighbours(_around(facts, unsettled, columns), columns) for columns in blocks)
+    if pairs.is_empty():
+        return _NONE_ALIKE
     pairs = pairs.unique(["node", "hub"]).sort("node", "hub")
     alike = likeness(everybody, pairs)
     names = _are_alike(alike)
@@ -129,7 +139,10 @@ def similar(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
 def similar_staff(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
     """As `similar`, of staff, who have no birth date: pairs at one school whose names are alike."""
     blocks = (("school_id", "lasts"), ("school_id", "firsts"))
-    pairs = pl.concat(neighbours(facts, columns) for columns in blocks).unique(["node", "hub"]).sort("node", "hub")
+    pairs = pl.concat(neighbours(facts, columns) for columns in blocks)
+    if pairs.is_empty():
+        return _NONE_ALIKE
+    pairs = pairs.unique(["node", "hub"]).sort("node", "hub")
     alike = likeness(everybody, pairs)
     names = _are_alike(alike)
     return pairs.filter(pl.Series(names)).with_columns(rule=pl.lit("similar_name"))

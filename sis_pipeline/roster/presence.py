@@ -36,17 +36,22 @@ class Presence:
         `delivered`; `tombstone`: the source says it is deleted; `absence`: not in a complete snapshot; `carried`: the
         source did not say (partial or delta snapshot, unusable row, integration that takes no part).
         """
-        flags = [(self.tombstones, TOMBSTONE), (self.delivered, DELIVERED), (self.unusable, CARRIED)]
-        for records, fate in flags:
-            # few may be asked about out of many
-            named = records.select(RECORD).join(existing.select(RECORD), on=RECORD, how="semi").unique()
-            mark = named.with_columns(pl.lit(value=True).alias(f"_{fate}"))
-            existing = existing.join(mark, on=RECORD, how="left", maintain_order="left")
-        chain = pl.coalesce(*(pl.when(pl.col(f"_{fate}")).then(pl.lit(fate)) for _, fate in flags))
-        absent = (
-            pl.when(pl.col("integration").is_in(list(self.complete))).then(pl.lit(ABSENT)).otherwise(pl.lit(CARRIED))
-        )
-        return existing.with_columns(fate=pl.coalesce(chain, absent)).drop(f"_{fate}" for _, fate in flags)
+        if existing.is_empty():
+            return existing.with_columns(fate=pl.lit(None, pl.String))
+        asked = existing.select(RECORD)
+        # few may be asked about out of many; the first that names a record has the say
+        said = [
+            records.select(RECORD).join(asked, on=RECORD, how="semi").with_columns(fate=pl.lit(fate))
+            for records, fate in ((self.tombstones, TOMBSTONE), (self.delivered, DELIVERED), (self.unusable, CARRIED))
+            if records.height
+        ]
+        is_complete = pl.col("integration").is_in(list(self.complete))
+        unsaid = pl.when(is_complete).then(pl.lit(ABSENT)).otherwise(pl.lit(CARRIED))
+        if not said:
+            return existing.with_columns(fate=unsaid)
+        fates = pl.concat(said).unique(RECORD, keep="first", maintain_order=True)
+        fated = existing.join(fates, on=RECORD, how="left", maintain_order="left")
+        return fated.with_columns(pl.col("fate").fill_null(unsaid))
 
     def days(self) -> pl.DataFrame:
         """integration, taken_on."""

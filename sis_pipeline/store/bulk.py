@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import polars as pl
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from sis_pipeline.connect.errors import DataError, InternalError
 from sis_pipeline.db.tables import SCHEMA, metadata
 from sis_pipeline.roster import model
-from sis_pipeline.roster.frames import ARROW_TYPES, POLARS_DTYPES, polars_schema, rows_in_common, without_rows
+from sis_pipeline.roster.frames import ARROW_TYPES, POLARS_DTYPES, is_of, polars_schema, rows_in_common, without_rows
 from sis_pipeline.store import copy_format
 
 TOUCHED = ("changed_at", "last_seen")
@@ -65,8 +66,8 @@ def apply(
 
     `frame`: exactly the table's columns. Rows of the scope that the frame lacks are deleted only if `delete_absent`.
     The rows of the scope are read first, unless the caller knows what is `there`, so that only those that differ travel to
-    PostgreSQL; where none does, nothing is locked or written. `keep` is called before with the rows that will differ, as they are: the table's columns, of a new
-    row the key only, and `existed`. Raises DataError for values that PostgreSQL can't hold and InternalError for a frame
+    PostgreSQL; where none does, nothing is locked or written. `keep` is called before each statement with the rows that will differ, as they
+    are: the table's columns, of a new row the key only, and `existed`. Raises DataError for values that PostgreSQL can't hold and InternalError for a frame
     that is not of the table or not of the scope.
     """
     _check(table, frame, scope)
@@ -78,20 +79,26 @@ def apply(
         gone = replaced.join(fresh, on=list(table.key), how="anti") if delete_absent else replaced.clear()
         if fresh.is_empty() and gone.is_empty():
             return Applied(unchanged=frame.height)
-        with _staged(connection, table, fresh, "fresh") as stage:
+        inserted = updated = deleted = 0
+        if fresh.height:
+            with _staged(connection, table, fresh, "fresh") as stage:
+                if keep is not None:
+                    keep(_differing(connection, table, stage))
+                updated = _count(connection, _update(table, stage))
+                inserted = _count(connection, _insert(table, stage))
+        if gone.height:
             if keep is not None:
-                differing = _differing(connection, table, stage)
-                keep(pl.concat([differing, gone.with_columns(existed=pl.lit(value=True))]))
-            updated = _count(connection, _update(table, stage))
-            inserted = _count(connection, _insert(table, stage))
-        with _staged(connection, table, gone.select(table.key), "gone") as stage:
-            deleted = _count(connection, _delete(table, stage))
+                keep(gone.with_columns(existed=pl.lit(value=True)))
+            with _staged(connection, table, gone.select(table.key), "gone") as stage:
+                deleted = _count(connection, _delete(table, stage))
     return Applied(inserted, updated, deleted, frame.height - inserted - updated)
 
 
 def append(connection: Connection, table: model.Table, frame: pl.DataFrame, *, scope: Scope) -> Applied:
     """Add the rows whose key is not there yet; rows that are there stay as they are. Raises as `apply`."""
     _check(table, frame, scope)
+    if frame.is_empty():
+        return Applied()
     with _words(table.name, frame.height):
         if _is_empty(connection, table, scope):
             copy_in(connection, _target(table), _kinds(table), frame)
@@ -138,7 +145,7 @@ def copy_out(
 ) -> pl.DataFrame:
     """The columns of `kinds` of a query's rows, typed; the query has `%s` for its parameters."""
     shown = ", ".join(_out(name, kind) for name, kind in kinds.items())
-    parts, rows = [_parse(b"", kinds)], bytearray()
+    parts, rows = [], bytearray()
     with (
         _cursor(connection) as cursor,
         cursor.copy(f"copy (select {shown} from ({query}) t) to stdout (format csv)", list(parameters)) as copy,
@@ -148,7 +155,9 @@ def copy_out(
             if len(rows) > PARSED_AT_ONCE:
                 parts.append(_parse(bytes(rows), kinds))
                 rows.clear()
-    return pl.concat([*parts, _parse(bytes(rows), kinds)])
+    if rows or not parts:
+        parts.append(_parse(bytes(rows), kinds))
+    return pl.concat(parts)
 
 
 def copy_in(connection: Connection, target: str, kinds: Mapping[str, model.Kind], frame: pl.DataFrame) -> None:
@@ -161,7 +170,8 @@ def copy_in(connection: Connection, target: str, kinds: Mapping[str, model.Kind]
 
 
 def _check(table: model.Table, frame: pl.DataFrame, scope: Scope) -> None:
-    if frame.schema != pl.Schema(expected := polars_schema(table)):
+    if not is_of(frame, table):
+        expected = polars_schema(table)
         wrong = {n: str(t) for n, t in frame.schema.items() if expected.get(n) != t} | {
             n: "missing" for n in table.names if n not in frame.columns
         }
@@ -169,6 +179,8 @@ def _check(table: model.Table, frame: pl.DataFrame, scope: Scope) -> None:
             f"The frame for {table.name} is not of that table: {wrong or 'columns in another order'}.",
             code="internal.frame",
         )
+    if frame.is_empty():
+        return
     outside = frame.filter(pl.any_horizontal(pl.col(name).ne_missing(value) for name, value in scope.items())).height
     if outside:
         raise InternalError(
@@ -320,12 +332,16 @@ def _out(name: str, kind: model.Kind) -> str:
     return f't."{name}"'
 
 
+@cache
+def _no_rows(kinds: tuple[tuple[str, model.Kind], ...]) -> pl.DataFrame:
+    return pl.DataFrame(schema={name: POLARS_DTYPES[kind] for name, kind in kinds})
+
+
 def _parse(body: bytes, kinds: Mapping[str, model.Kind]) -> pl.DataFrame:
     """PostgreSQL's CSV to types; an unquoted empty field is null, a quoted one is the empty text."""
     arrow = {**ARROW_TYPES, "timestamp": pa.int64()}  # microseconds, see _out
-    types = {name: POLARS_DTYPES[kind] for name, kind in kinds.items()}
     if not body:
-        return pl.DataFrame(schema=types)
+        return _no_rows(tuple(kinds.items()))
     parsed = pacsv.read_csv(
         pa.BufferReader(body),
         read_options=pacsv.ReadOptions(column_names=list(kinds)),
@@ -339,4 +355,5 @@ def _parse(body: bytes, kinds: Mapping[str, model.Kind]) -> pl.DataFrame:
             quoted_strings_can_be_null=False,
         ),
     )
-    return pl.DataFrame(pl.from_arrow(parsed)).cast(types)  # type: ignore[arg-type]
+    timestamps = [name for name, kind in kinds.items() if kind == "timestamp"]
+    return pl.DataFrame(parsed).with_columns(pl.col(timestamps).cast(POLARS_DTYPES["timestamp"]))

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Text, func, select
 from sis_pipeline.connect.errors import DataError
 from sis_pipeline.db.tables import table_writes
 from sis_pipeline.roster.district import PUBLICATION
-from sis_pipeline.roster.frames import polars_schema
+from sis_pipeline.roster.frames import is_of
 from sis_pipeline.roster.model import Table
 from sis_pipeline.store.files import DataFolder
 
@@ -77,7 +77,7 @@ class KnownTables:
         except DataError as error:  # the table has them too
             log.warning("known_table.unreadable", table=table.name, code=error.code)
             return None
-        return frame if frame.schema == pl.Schema(polars_schema(table)) else None
+        return frame if is_of(frame, table) else None
 
 
 NOTHING_KNOWN: Final = KnownTables({})

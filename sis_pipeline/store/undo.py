@@ -18,7 +18,7 @@ from sis_pipeline.db.tables import near_matches, student_aliases, sync_operation
 from sis_pipeline.roster.attributes import EDITED
 from sis_pipeline.roster.changes import compensations
 from sis_pipeline.roster.district import PUBLICATION, MergedRoster
-from sis_pipeline.roster.frames import polars_schema
+from sis_pipeline.roster.frames import is_of
 from sis_pipeline.roster.model import CONFLICTS, ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.store import bulk, erased, holds, survivorship
 from sis_pipeline.store.known import writes_mark
@@ -217,7 +217,7 @@ class Undoing:
         events = bulk.read(connection, ENROLLMENT_CHANGES, own)
         back = compensations(events, step.undone.operation_id, operation.operation_id)
         frames = {**merged.frames, **whole, ENROLLMENT_CHANGES.name: back}
-        outdated = [name for name in MERGED if frames[name].schema != pl.Schema(polars_schema(MERGED[name]))]
+        outdated = [name for name in MERGED if not is_of(frames[name], MERGED[name])]
         if outdated:
             raise _refused(
                 step.undone,

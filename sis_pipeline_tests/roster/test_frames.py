@@ -13,8 +13,10 @@ from sis_pipeline.roster.frames import (
     example_frame,
     example_text_frame,
     fit,
+    is_of,
     pandas_dtypes,
     polars_schema,
+    rows_where,
     to_polars,
 )
 from sis_pipeline.roster.model import ENTITIES, MERGED, STUDENTS, Table
@@ -64,3 +66,20 @@ def test_fit_adds_missing_columns_and_leaves_others_out() -> None:
     fitted = fit(pl.DataFrame({"sis_id": ["1"], "elsewhere": ["x"]}), STUDENTS)
     assert dict(fitted.schema) == polars_schema(STUDENTS)
     assert fitted["first_name"].to_list() == [None]
+    assert fit(fitted, STUDENTS) is fitted
+
+
+def test_a_frame_is_of_a_table_by_its_columns_their_order_and_types() -> None:
+    frame = empty(STUDENTS)
+    assert is_of(frame, STUDENTS)
+    assert not is_of(frame.select(reversed(frame.columns)), STUDENTS)
+    assert not is_of(frame.cast({"birth_date": pl.String}), STUDENTS)
+    assert not is_of(frame.drop("ssid"), STUDENTS)
+
+
+def test_rows_of_which_something_holds_are_copied_only_where_others_are_left_out() -> None:
+    frame = pl.DataFrame({"said": ["yes", "yes", None, "no"]})
+    assert rows_where(frame, frame["said"] == "yes")["said"].to_list() == ["yes", "yes"], "the unknown does not hold"
+    assert rows_where(frame, frame["said"] == "never").is_empty()
+    alike = frame.head(2)
+    assert rows_where(alike, alike["said"] == "yes") is alike

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sis_pipeline.roster import frames
 from sis_pipeline.roster.district import DistrictInputs, IntegrationInput, MergedRoster, merge_district
 from sis_pipeline.roster.frames import rows_in_common
 from sis_pipeline.roster.thresholds import Thresholds
@@ -203,3 +204,15 @@ def test_rows_in_common_are_alike_in_every_column_nulls_included() -> None:
 def test_rows_whose_hashes_are_equal_by_chance_are_not_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pl.DataFrame, "hash_rows", lambda frame: pl.Series([7] * frame.height, dtype=pl.UInt64))
     assert rows_in_common(pl.DataFrame({"a": ["x"]}), pl.DataFrame({"a": ["y"]})).is_empty()
+
+
+def test_rows_of_one_hash_are_common_only_where_they_are_alike(monkeypatch) -> None:
+    monkeypatch.setattr(frames, "COMPARED_AT_ONCE", 1)
+    monkeypatch.setattr(pl.DataFrame, "hash_rows", lambda frame: frame["b"].cast(pl.UInt64))
+    one, other = (
+        pl.DataFrame({"a": ["x", None, "z"], "b": [1, 2, 3]}),
+        pl.DataFrame({"b": [3, 2, 1], "a": ["z", None, "y"]}),
+    )
+    assert rows_in_common(one, other).rows() == [(2, 0), (1, 1)]
+    monkeypatch.setattr(frames, "COMPARED_AT_ONCE", 100)
+    assert rows_in_common(one, other).rows() == [(2, 0), (1, 1)]

@@ -19,11 +19,15 @@ BORN = date(2012, 3, 4)
 
 
 @pytest.fixture
-def who(database, snapshots, merges):
+def who(database, snapshots, merges, once):
     """Ada Null in two systems, with nothing but name and birth date in common: published, and waiting."""
-    add_integration(database, "lincoln-ic")
-    deliver(snapshots)
-    merge(database, merges)
+
+    def two_systems():
+        add_integration(database, "lincoln-ic")
+        deliver(snapshots)
+        merge(database, merges)
+
+    once("who", two_systems)
     return Identities(database)
 
 
@@ -280,15 +284,19 @@ IC, OR, PS = OF_ADA.items()
 
 
 @pytest.fixture
-def three(database, snapshots, merges):
+def three(database, snapshots, merges, once):
     """Ada Null in three systems: one student of lincoln-or and lincoln-ps, and another one, perhaps, of lincoln-ic."""
-    for integration, sis_id in OF_ADA.items():
-        if integration != "lincoln-ps":
-            add_integration(database, integration)
-        number = None if integration == "lincoln-ic" else "L7"
-        good_snapshot(snapshots, integration, students=[sis_student(sis_id, birth_date=BORN, local_id=number)])
-    merge(database, merges)
-    in_turn(database)
+
+    def three_systems():
+        for integration, sis_id in OF_ADA.items():
+            if integration != "lincoln-ps":
+                add_integration(database, integration)
+            number = None if integration == "lincoln-ic" else "L7"
+            good_snapshot(snapshots, integration, students=[sis_student(sis_id, birth_date=BORN, local_id=number)])
+        merge(database, merges)
+        in_turn(database)
+
+    once("three", three_systems)
     return Identities(database)
 
 

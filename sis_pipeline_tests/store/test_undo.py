@@ -77,8 +77,12 @@ def ledger(database, operation_id: str) -> list[tuple]:
 
 
 @pytest.fixture
-def two_days(database, snapshots, merges):
+def two_days(database, snapshots, merges, once):
     """A first load; then somebody who left, two who came, a name that changed, and a class dropped."""
+    return once("two days", lambda: _two_days(database, snapshots, merges))
+
+
+def _two_days(database, snapshots, merges):
     day_of_snapshot(database, good_snapshot(snapshots, **delivery(*range(6))), DAY - timedelta(1))
     first = merge(database, merges)
     before = roster(database)
@@ -562,8 +566,12 @@ DECISIONS = ["policy", "guard", "school", "near match", "conflict", "priority"]
 
 
 @pytest.fixture
-def conflicting(database, snapshots, merges):
+def conflicting(database, snapshots, merges, once):
     """Two systems that say otherwise, one of a student who may be another; and the operation after the first."""
+    return once("conflicting", lambda: _conflicting(database, snapshots, merges))
+
+
+def _conflicting(database, snapshots, merges):
     add_integration(database, "lincoln-ic", priority=200)
     other = delivery(0, 1, phone="2015550102")
     other["students"][1] |= {"ssid": None, "ssid_issuer": None, "grade_level": None}  # may be First1: a near match
