@@ -25,6 +25,7 @@ Values = Annotated[bool, typer.Option("--values", help="Show people's values ins
 STATUSES = ("open", "decided", "gone")
 ENTITIES = ("student", "staff")
 ONE = {"student": "one student", "staff": "one of the staff"}
+ALONE = {"student": "a student of its own", "staff": "a staff member of its own"}
 TWO = {"student": "two students", "staff": "two of the staff"}
 
 
@@ -110,9 +111,9 @@ def show(
         ]  # fmt: skip
         if decisions:
             console.print(table(counted(len(decisions), "decision"), columns, cells))
-        if entity == "student" and len(found["records"]) > 1:
-            told = f"sis links split {found['student_id']} --record INTEGRATION/SIS_ID --reason …"
-            console.print(f"Where a record is another child's: {told}", markup=False)
+        if len(found["records"]) > 1:
+            told = f"sis links split {found[f'{entity}_id']} --record INTEGRATION/SIS_ID --reason …"
+            console.print(f"Where a record is somebody else's: {told}", markup=False)
 
     emit(as_json, document, render)
 
@@ -140,28 +141,29 @@ def distinct(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False
 
 @app.command()
 def split(
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help="The id of the student that is two.")],
+    person: Annotated[str, typer.Argument(metavar="ID", help="The id of the student, or staff member, that is two.")],
     *,
     record: Annotated[
-        str, typer.Option(metavar="INTEGRATION/SIS_ID", help="The record that is not the same child's as the others.")
+        str, typer.Option(metavar="INTEGRATION/SIS_ID", help="The record that is not the same person's as the others.")
     ],
     reason: Reason,
     as_json: AsJson = False,
 ) -> None:
-    """Tell a record of a student and the others apart, for good: the next merge makes them two students.
+    """Tell a record of a student, or staff member, and the others apart, for good: the next merge makes them two.
 
     Where the record was a student of its own before a merge, that student comes back with its id, its history and all
-    records it had. Where it is the one that the others were merged into, it keeps the id and they leave.
+    records it had. Where it is the one that the others were merged into, it keeps the id and they leave. Of staff, only the
+    record leaves.
     """
     from sis_pipeline.db.audit import current_actor
 
     integration, slash, sis_id = record.partition("/")
     if not (integration and slash and sis_id):
         raise RefusalError("--record takes INTEGRATION/SIS_ID: an integration's key, a slash, the record's id there.")
-    made = _identities().split(student, (integration, sis_id), current_actor(), reason)
+    made = _identities().split(person, (integration, sis_id), current_actor(), reason)
     own = made[0].sides[0].student_id
     leaving = ", ".join(sorted({decision.sides[0].words for decision in made}))
-    back = f"student {own} again" if own else "a student of its own"
+    back = f"student {own} again" if own else ALONE[made[0].entity]
     _decided(made, f"The next merge makes {leaving} {back}, never to be joined with the others again.", as_json)
 
 

@@ -101,7 +101,7 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.near_match_gone": Entry("The near match was withdrawn: the records no longer give reason for it."),
     "config.no_link": Entry(
-        "The record is not one of that student.", "`sis students show` lists the records of a student."
+        "The record is not one of that student, or staff member.", "`sis links show` lists the records of both."
     ),
     "config.no_near_match": Entry("There is no such near match.", "`sis links review` shows those there are."),
     "config.no_secret": Entry("The integration has no client secret.", SET_SECRET),

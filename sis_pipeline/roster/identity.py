@@ -132,7 +132,9 @@ _NO_NEAR_MATCHES = pl.DataFrame(schema=NEAR_SCHEMA)
 _NO_CHAINS = _NO_NEAR_MATCHES[[*RECORD, "other_integration", "other_sis_id", "rule"]]
 _NO_RECORDS = _NO_NEAR_MATCHES[[*RECORD, "person_id"]]
 NOBODY = Resolution(
-    assignment=_NO_NEAR_MATCHES[[*RECORD, "person_id", "rule", "score"]].rename({"score": "confidence"}),
+    assignment=pl.DataFrame(
+        schema={**dict.fromkeys((*RECORD, "person_id", "rule"), pl.String), "confidence": pl.Float64}
+    ),
     near_matches=_NO_NEAR_MATCHES,
     cut_chains=_NO_CHAINS,
     recycled=_NO_RECORDS[RECORD],

@@ -22,13 +22,11 @@ from sis_pipeline.roster.district import MergedRoster
 from sis_pipeline.roster.near import near_match_id
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import Operation
-from sis_pipeline.store.parting import Parting, Record, absorbed, holders, parting
+from sis_pipeline.store.parting import Entity, Parting, Record, absorbed, holders, parting
 
 NOW = text(f"{SCHEMA}.clock()")
 SIDES = ("", "other_")
 Status = Literal["open", "decided", "gone"]
-
-Entity = Literal["student", "staff"]
 
 links = roster_tables["student_links"]
 LINKS: dict[Entity, tuple[Table, str]] = {
@@ -131,18 +129,22 @@ class Identities:
         """The two are two students: no merge ever joins them or asks again. Raises ConfigError as `confirm`."""
         return self._answer(near_match_id, DISTINCT, actor, reason)
 
-    def split(self, student_id: str, record: Record, actor: str, reason: str) -> list[Decision]:
-        """Tell a record of a student and the others apart, for good: who was a student of its own before a merge is that
-        student again, with all its records; a record that never was becomes a new one.
+    def split(self, person_id: str, record: Record, actor: str, reason: str) -> list[Decision]:
+        """Tell a record of a student, or staff member, and the others apart, for good: who was a student of its own before
+        a merge is that student again, with all its records; a record that never was, and one of staff, becomes a new one.
 
-        The next merge does it. Raises ConfigError without a reason, and where the record is not the student's or its
+        The next merge does it. Raises ConfigError without a reason, and where the record is not the person's or its
         only one.
         """
         _check_words(actor, reason)
         with self._engine.begin() as connection:
-            lock_district(connection, self._to_split(connection, student_id, record))
-            district = self._to_split(connection, student_id, record)  # as it is now that nobody else writes
-            found = parting(connection, district, student_id, record)
+            lock_district(connection, self._to_split(connection, person_id, record)[0])
+            district, entity = self._to_split(connection, person_id, record)  # as it is now that nobody else writes
+            if entity == "student":
+                found = parting(connection, district, person_id, record)
+            else:  # what came along with whom is not kept
+                rest = _records(connection, district, person_id, entity) - {record}
+                found = Parting(person_id, None, [record], sorted(rest), entity)
             made = _part(connection, district, found, actor=actor, reason=reason)
             details = {
                 "decisions": made,
@@ -151,27 +153,28 @@ class Identities:
                 "leaving": len(found.leaving),
                 "kept_apart": len(found.staying),
             }
-            audit.append(connection, "link.split", student_id, district=district, actor=actor, details=details)
+            audit.append(connection, "link.split", person_id, district=district, actor=actor, details=details)
             return [_get_decision(connection, one) for one in made]
 
-    def _to_split(self, connection: Connection, student_id: str, record: Record) -> str:
-        """The student's district. Raises ConfigError where the record can't be taken out."""
-        query = select(links.c.district, links.c.integration, links.c.sis_id)
-        here = connection.execute(query.where(links.c.student_id == _uuid(student_id, "student id"))).all()
-        others = [row for row in here if (row.integration, row.sis_id) != record]
-        if len(others) == len(here):
+    def _to_split(self, connection: Connection, person_id: str, record: Record) -> tuple[str, Entity]:
+        """The person's district, and what the person is. Raises ConfigError where the record can't be taken out."""
+        _uuid(person_id, "student's or staff member's id")
+        entity: Entity = "staff" if _records(connection, None, person_id, "staff") else "student"
+        who = f"{'staff member' if entity == 'staff' else entity} {person_id}"
+        here = _records(connection, None, person_id, entity)
+        if record not in here:
             raise ConfigError(
-                f"The record {'/'.join(record)} is not one of student {student_id}.",
+                f"The record {'/'.join(record)} is not one of {who}.",
                 code="config.no_link",
-                advice="`sis students show` lists the records of a student.",
+                advice="`sis links show` lists the records of a student or staff member.",
             )
-        if not others:
+        if len(here) == 1:
             raise ConfigError(
-                f"The record {'/'.join(record)} is the only one of student {student_id}: there is nothing to split.",
+                f"The record {'/'.join(record)} is the only one of {who}: there is nothing to split.",
                 code="config.only_link",
             )
-        district: str = here[0].district
-        return district
+        table, person = LINKS[entity]
+        return str(connection.scalar(select(table.c.district).where(table.c[person] == person_id).limit(1))), entity
 
     def _answer(self, near_match_id: str, verdict: str, actor: str, reason: str) -> Decision:
         _check_words(actor, reason)
@@ -483,12 +486,13 @@ def _part(
     reason: str,
     near_match_id: str | None = None,
 ) -> list[str]:
-    """Decide that every record that leaves a student and every one that stays are two students."""
+    """Decide that every record that leaves a person and every one that stays are two people."""
     pairs = [
-        (Side(one, found.own), Side(other, found.student_id)) for one, other in product(found.leaving, found.staying)
+        (Side(one, found.own, found.entity), Side(other, found.student_id, found.entity))
+        for one, other in product(found.leaving, found.staying)
     ]
     made = _decide(connection, district, DISTINCT, pairs, actor=actor, reason=reason, near_match_id=near_match_id)
-    sides = _Who(found.own, found.leaving), _Who(found.student_id, found.staying)
+    sides = _Who(found.own, found.leaving, found.entity), _Who(found.student_id, found.staying, found.entity)
     _supersede(connection, district, *sides, made)
     return made
 

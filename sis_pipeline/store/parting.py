@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import polars as pl
 from sqlalchemy import Connection, select
@@ -14,6 +15,7 @@ from sis_pipeline.db.tables import roster_tables, student_aliases
 from sis_pipeline.roster.presence import RECORD
 
 Record = tuple[str, str]
+Entity = Literal["student", "staff"]
 
 links = roster_tables["student_links"]
 
@@ -27,6 +29,7 @@ class Parting:
     own: str | None
     leaving: list[Record]
     staying: list[Record]
+    entity: Entity = "student"
 
 
 @dataclass(frozen=True, slots=True)

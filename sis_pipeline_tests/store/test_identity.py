@@ -240,7 +240,7 @@ def test_what_can_not_be_split_is_refused_in_words(who, database):
         who.split(mine, ("lincoln-ps", "7"), "ada", "because")
     with pytest.raises(ConfigError, match="is not one of student"):
         who.split(other, ("lincoln-ps", "7"), "ada", "because")
-    with pytest.raises(ConfigError, match="is no student id"):
+    with pytest.raises(ConfigError, match="is no student's or staff member's id"):
         who.split("7", ("lincoln-ps", "7"), "ada", "because")
 
 
@@ -532,6 +532,27 @@ def test_staff_told_apart_are_not_asked_about_again_and_a_doubt_that_is_over_is_
     teacher(email="grace@x.org")
     assert teacher.people.near_matches() == []
     assert len(set(teachers(database).values())) == 2
+
+
+def test_a_staff_member_that_is_two_is_split_for_good(database, merges, teacher):
+    [one] = teacher.people.near_matches()
+    teacher.people.confirm(one.near_match_id, "ada", "she signed both")
+    merge(database, merges)
+    [staff_id] = set(teachers(database).values())
+    with pytest.raises(ConfigError, match=f"is not one of staff member {staff_id}"):
+        teacher.people.split(staff_id, ("lincoln-ic", "71"), "ada", "two cousins")
+    [made] = teacher.people.split(staff_id, ("lincoln-ic", "70"), "ada", "two cousins")
+    assert (made.entity, made.verdict, made.sides[0].record) == ("staff", "distinct", ("lincoln-ic", "70"))
+    merge(database, merges)
+    after = teachers(database)
+    assert after["lincoln-ps/7"] == staff_id != after["lincoln-ic/70"]
+    assert len(set(holders(database).values())) == 2, "the students with the same ids are left alone"
+    teacher(last_name="Hopper")
+    assert (teachers(database), teacher.people.near_matches()) == (after, [])
+    [(_, _, actor, details)] = audited(database, "link.split")
+    assert (actor, details["leaving"], details["reason"]) == ("ada", 1, "two cousins")
+    with pytest.raises(ConfigError, match="the only one"):
+        teacher.people.split(staff_id, ("lincoln-ps", "7"), "ada", "again")
 
 
 def test_two_state_ids_of_staff_are_not_confirmed(database, teacher):
