@@ -54,7 +54,7 @@ truth: install ## live ten days with every kind of system, prove the ledger agai
 reference: install ## merge 1,000 nasty small rosters and a large one, and compare each row with a slow merge in plain words (15 minutes)
 	@$(BIN)/python -m sis_pipeline_tests.reference --examples 1000 --students 10000
 
-faults: install ## provoke every fault the connections must survive, and write docs/faults.md (19 minutes, and 8 for row 30)
+faults: install ## provoke every fault the connections must survive, and write docs/faults.md (21 minutes)
 	@$(BIN)/python -m sis_pipeline_tests.faults
 
 bench: install ## seconds and memory of each stage, as ratios to floors measured in the same run

@@ -214,6 +214,7 @@ def _roster_asset(provider: type[Provider], partitions: dg.MultiPartitionsDefini
         kinds={"pandas", "parquet"},
         metadata={"dagster/column_schema": entities_schema(ENTITIES)},
         required_resource_keys={ROSTER},
+        retry_policy=RETRY,
         check_specs=roster_check_specs(key, partitions),
     )
     def roster(context: dg.AssetExecutionContext) -> dg.MaterializeResult:

@@ -15,7 +15,15 @@ import pandas as pd
 import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from sis_pipeline.connect.errors import ConfigError, DataError, ErrorClass, InternalError, SisError, source_status
+from sis_pipeline.connect.errors import (
+    ConfigError,
+    DataError,
+    ErrorClass,
+    InternalError,
+    SisError,
+    TransientError,
+    source_status,
+)
 from sis_pipeline.connect.log import about
 from sis_pipeline.connect.source import Report
 from sis_pipeline.defs import unchanged
@@ -41,7 +49,7 @@ from sis_pipeline.providers.reading import Reading, read, verdict
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.validate import Referenced, UnknownColumns, Validated, quarantine_dangling, validate
-from sis_pipeline.store.decoded import Decoded, hand_on
+from sis_pipeline.store.decoded import Decoded, discard, hand_on
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, in_words
 from sis_pipeline.store.keeping_out import Remaining, marks, without_erased
@@ -354,7 +362,7 @@ def load_roster(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Sa
     """
     facts = {"integration": key, "school_year": year.key, "run": run_id}
     try:
-        with about(**facts), judging_lock(roster.engine, key, year.key, run_id=run_id):
+        with about(**facts), judging_lock(roster.engine, key, year.key, run_id=run_id, say=say):
             loaded = _judged(roster, key, year, run_id, say, full=full)
     except BaseException as error:
         _note(roster, key, error)
@@ -388,6 +396,7 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say, *
         standard = _standard(provider, roster, snapshot, decoded)
         remaining = without_erased(lambda: roster.vault, key, kept_out, standard)
         snapshot, found = _examined(provider, roster, snapshot, remaining, say)
+    _keep_nobody_erased(roster, snapshot, kept_out)
     unchanged.keep(roster.snapshots, judged_by, snapshot, found)
     failed = any(one.problem for one in found.entities.values()) or bool(found.references.problems)
     proven = snapshot.completeness or "partial"
@@ -398,6 +407,22 @@ def _judged(roster: Roster, key: str, year: SchoolYear, run_id: str, say: Say, *
         snapshot = roster.snapshots.keep_drift(snapshot.snapshot_id, missed)
         say(f"{key}: {drift_in_words(missed)}")
     return RosterLoad(snapshot, found.entities, found.references, found.unknown_codes, found.placeholders)
+
+
+def _keep_nobody_erased(roster: Roster, snapshot: Snapshot, kept_out: frozenset[str]) -> None:
+    """The lock that keeps erasures out ends with its connection, as where PostgreSQL starts anew: then one may have come, and
+    what was made of the pages goes. The next sync judges them again."""
+    key = snapshot.integration
+    if marks(roster.engine, key) == kept_out:
+        return
+    roster.snapshots.discard_roster(snapshot)
+    discard(roster.snapshots.files, snapshot)
+    raise TransientError(
+        f"A student of {key} was erased while what was read was judged.",
+        code="transient.superseded",
+        advice="Run the sync again; what was made of the pages was deleted.",
+        integration=key,
+    )
 
 
 def _examined(

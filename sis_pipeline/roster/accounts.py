@@ -148,7 +148,7 @@ def after_publication(
         posts=of_year(roster.posts, _posts(frames["section_enrollments"], frames["sections"], as_of)),
         links=frames["staff_links"].filter("active").select("staff_id").unique(),
         years=dict(sorted(years.items())),
-        aliases={**roster.aliases, **retired},
+        aliases={**{alias: retired.get(now, now) for alias, now in roster.aliases.items()}, **retired},
     )
 
 

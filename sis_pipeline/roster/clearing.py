@@ -15,10 +15,12 @@ from sis_pipeline.roster.presence import RECORD
 
 EMPTIED: Final = "emptied"
 CLEARED: Final = "cleared"
-FEW = 2
-"""So many may lose what nobody else of their system has, and it is still believed of each of them."""
+FEW, SHARE = 2, 0.1
+"""More than so many, and more than this share of those who had a value, do not lose it in one reading of their own accord."""
 
 _CLEARABLE = [one for one in ATTRIBUTES if one.is_clearable]
+CLEARABLE_COLUMNS = [column for one in _CLEARABLE for column in one.columns]
+_WHO = ("first_name", "last_name", "birth_date")
 _BITS = {one.name: 1 << place for place, one in enumerate(_CLEARABLE)}
 """Attribute -> its bit in a number that stands for a set of attributes: a column of sets costs no more than one of numbers."""
 
@@ -38,7 +40,7 @@ def find_clearings(delivered: pl.DataFrame, before: pl.DataFrame, complete: Coll
 
     A value that goes in a complete snapshot is cleared, and stays so until the record has one again, whatever is read
     meanwhile. One that goes in any other is emptied: a delta may have asked for less, and the next complete snapshot
-    says which it was. So it is with an attribute that more records lost than have, which its system stopped supplying.
+    says which it was. So it is with an attribute that too many lost at once, which their system stopped supplying.
     """
     if before.is_empty():
         return Clearings(delivered.with_columns(pl.lit(None, pl.String).alias(name) for name in (EMPTIED, CLEARED)))
@@ -54,8 +56,13 @@ def find_clearings(delivered: pl.DataFrame, before: pl.DataFrame, complete: Coll
 def _gone(delivered: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
     """Of each record its integration and, as sets: `said`; what it had before and not now, `gone`; of that what was `proven`
     before, and what is newly `lost` or was not proven yet."""
-    known = before.select(*RECORD, was=_supplied() | _set(EMPTIED) | _set(CLEARED), proven=_set(CLEARED))
-    beside = delivered.select(*RECORD, said=_supplied()).join(known, on=RECORD, how="left", maintain_order="left")
+    known = before.select(*RECORD, *_WHO, was=_supplied() | _set(EMPTIED) | _set(CLEARED), proven=_set(CLEARED))
+    named = delivered.select(*RECORD, *_WHO, said=_supplied())
+    beside = named.join(known, on=RECORD, how="left", suffix="_before", maintain_order="left")
+    # another child who was given the id took nothing away
+    first, last, birth = (pl.col(name) != pl.col(f"{name}_before") for name in _WHO)
+    is_same = ~(birth & (first | last)).fill_null(value=False)
+    beside = beside.with_columns(pl.when(is_same).then(name).alias(name) for name in ("was", "proven"))
     gone = (pl.col("was") - (pl.col("was") & pl.col("said"))).fill_null(0)
     found = beside.select("integration", "said", "proven", gone=gone)
     found = found.with_columns(proven=(pl.col("proven") & pl.col("gone")).fill_null(0))
@@ -83,7 +90,7 @@ def _supplied() -> pl.Expr:
 
 
 def _unsupplied(found: pl.DataFrame) -> dict[str, dict[str, int]]:
-    """What more records lost than have, by integration; few may lose what they alone had."""
+    """What too many records lost at once, by integration."""
     if not found["lost"].sum():
         return {}
     counts = found.group_by("integration").agg(
@@ -93,7 +100,9 @@ def _unsupplied(found: pl.DataFrame) -> dict[str, dict[str, int]]:
     )
     stopped = {
         row["integration"]: {
-            name: lost for name in _BITS if (lost := row[f"lost {name}"]) > max(FEW, row[f"said {name}"])
+            name: lost
+            for name in _BITS
+            if (lost := row[f"lost {name}"]) > max(FEW, SHARE * (lost + row[f"said {name}"]))
         }
         for row in counts.sort("integration").iter_rows(named=True)
     }

@@ -21,7 +21,7 @@ from sis_pipeline.roster.catalog import (
     with_kept,
 )
 from sis_pipeline.roster.changes import CHANGE_OF_EXIT, About, State, detect_changes
-from sis_pipeline.roster.clearing import CLEARED, EMPTIED, find_clearings
+from sis_pipeline.roster.clearing import CLEARABLE_COLUMNS, CLEARED, EMPTIED, find_clearings
 from sis_pipeline.roster.decisions import DISTINCT, SPLIT, no_decisions
 from sis_pipeline.roster.enrollments import (
     OPEN,
@@ -89,7 +89,7 @@ year's person, a school that closed, a link that went inactive); `students` and 
 """
 
 
-LAST_SAID = [*SAID, EMPTIED, CLEARED]
+LAST_SAID = list(dict.fromkeys([*SAID, *CLEARABLE_COLUMNS, EMPTIED, CLEARED]))
 """What a school year takes over from what a record said in the one before."""
 
 
@@ -123,7 +123,7 @@ class DistrictInputs:
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
     that people withdrew, as withdrawals.WITHDRAWALS. `said_before`: what linked records without a row in this school year
-    last said of who they are, and had cleared, as LAST_SAID. `whole`: merge what did not change anew as well; the result is
+    last said of who they are, had, and had cleared, as LAST_SAID. `whole`: merge what did not change anew as well; the result is
     the same.
     """
 
@@ -414,8 +414,7 @@ def _is_owner(now: _Delivery) -> bool:
 
 def _identify(now: _Delivery, school_ids: pl.DataFrame) -> _People:
     before = now.existing("student_sources")
-    cleared = now.inputs.said_before.filter(pl.any_horizontal(pl.col(EMPTIED, CLEARED).is_not_null()))
-    known = pl.concat([before, fit(cleared, MERGED["student_sources"])])
+    known = pl.concat([before, fit(now.inputs.said_before, MERGED["student_sources"])])
     clearings = find_clearings(_with_values_before(now), known, now.complete)
     delivered = refer(clearings.records, "school_sis_id", school_ids, "school_id")
     previous = refer(before, "school_sis_id", school_ids, "school_id")
@@ -592,8 +591,7 @@ def _expected_to_come(now: _Delivery, people: _People, presence: Presence, carri
     Not so where the SIS itself keeps the student waiting, where its row can't be read, and where it takes no part."""
     if not (carried["status"] == "pre_registered").any():
         return carried
-    sources = _repointed(now.existing("student_sources"), people.renamed)
-    waiting = sources.filter(pl.col("enrollment_status") == "pre_registered").select("integration", "student_id")
+    waiting = people.records.filter(pl.col("enrollment_status") == "pre_registered").select("integration", "student_id")
     asked = pl.col("integration").is_in(list(now.inputs.integrations))
     come = (
         carried.filter(asked & (pl.col("status") == "pre_registered"))

@@ -272,9 +272,14 @@ class _Voices:
         decided = []
         for answer in answers:
             voices = list(of_student.get((answer.student_id,), said.clear().drop("student_id")).iter_rows())
-            now = {(integration, sis_id, value) for _, integration, sis_id, value, _ in voices if integration != KEPT}
+            now = {
+                (integration, sis_id, value or None)
+                for _, integration, sis_id, value, _ in voices
+                if integration != KEPT
+            }
             chosen = [(it[0], it[-1]) for it in voices if it[1:3] == (answer.integration, answer.sis_id)]
-            if now == answer.seen and chosen:
+            seen = {(*record, value or None) for *record, value in answer.seen}  # an emptied block was "" once
+            if now == seen and chosen:
                 [(group, pick[group])] = chosen
                 decided.append(group)
         return decided

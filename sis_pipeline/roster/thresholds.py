@@ -39,7 +39,7 @@ class Thresholds:
     )
     exit_floor: int = _number(10, "explicit exits of a district that are never held")
     exit_share: float = _share(0.05, "share of a district's enrollments above which explicit exits are held")
-    staff_floor: int = _number(10, "staff members of a district whose absence is never held")
+    staff_floor: int = _number(5, "staff members of a district whose absence is never held")
     staff_share: float = _share(0.10, "share of a district's staff above which their absence is held")
     freeze: bool = field(default=True, metadata={"about": "whether absences are held between two school years"})
     freeze_before_end: int = _days(2, "days before a school's last day from which on absences are held")

@@ -77,5 +77,10 @@ def hand_on(files: DataFolder, snapshot: Snapshot, last: Snapshot | None) -> Non
         files.move_folder(_folder(last), _folder(snapshot))
 
 
+def discard(files: DataFolder, snapshot: Snapshot) -> None:
+    """Give up the columns of a snapshot."""
+    files.delete_folder(_folder(snapshot))
+
+
 def _folder(snapshot: Snapshot) -> str:
     return f"{snapshot.path}/{FOLDER}"

@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import structlog
 from psycopg import errors as pg
@@ -36,6 +37,7 @@ select set_config('application_name', :name, true), set_config('idle_in_transact
 
 READ, JUDGE = "sync", "judge"
 """The halves of a sync, each with its own lock: while what was read is judged, another run may read."""
+DOES = {READ: "synced", JUDGE: "judged, or a student of it erased,"}
 PATIENCE = 600
 """Seconds that a judging waits for another one, or for an erasure."""
 
@@ -67,10 +69,19 @@ def integration_lock(
 
 @contextmanager
 def judging_lock(
-    engine: Engine, integration: str, school_year: str, *, run_id: str, wait_seconds: float = PATIENCE
+    engine: Engine,
+    integration: str,
+    school_year: str,
+    *,
+    run_id: str,
+    say: Callable[[str], Any],
+    wait_seconds: float = PATIENCE,
 ) -> Iterator[None]:
     """Hold the only judging of what was read of an integration and school year: nobody of it is erased meanwhile. Ends and
-    raises as `integration_lock`."""
+    raises as `integration_lock`; where it has to be waited for, `say` is told."""
+    key = lock_key(JUDGE, integration, school_year)
+    if holder := _held_by(engine, key):
+        say(f"{integration}: waiting for {holder}, which judges or erases what was read of {school_year}.")
     with _all_held(engine, [(JUDGE, integration, school_year)], _who(run_id), wait_seconds):
         yield
 
@@ -92,8 +103,8 @@ def _all_held(engine: Engine, halves: Sequence[tuple[str, str, str]], who: str, 
             key = lock_key(half, integration, school_year)
             if not _acquire(connection, key, wait_seconds):
                 raise AlreadyRunningError(
-                    f"{integration} is being synced for {school_year} already, by {_holder(engine, key)}.",
-                    advice="Wait for that sync to end, or end it; this one changed nothing.",
+                    f"{integration} is being {DOES[half]} for {school_year} already, by {_holder(engine, key)}.",
+                    advice="Wait for that to end, or end it, and run this again; what was read before is kept.",
                     integration=integration,
                     school_year=school_year,
                 )
@@ -145,8 +156,13 @@ def _acquire(connection: Connection, key: int, wait_seconds: float) -> bool:
 
 
 def _holder(engine: Engine, key: int) -> str:
+    return _held_by(engine, key) or "a process that has just ended"
+
+
+def _held_by(engine: Engine, key: int) -> str | None:
     with engine.connect() as connection:
-        return connection.scalar(text(HOLDERS), {"key": key}) or "a process that has just ended"
+        holder: str | None = connection.scalar(text(HOLDERS), {"key": key})
+    return holder
 
 
 def _release(connection: Connection, halves: Sequence[tuple[str, str, str]]) -> None:

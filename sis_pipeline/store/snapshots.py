@@ -380,6 +380,16 @@ class SnapshotStore:
             )
         return self.get(snapshot.snapshot_id)
 
+    def discard_roster(self, snapshot: Snapshot) -> None:
+        """Delete the frames and rejected rows of a snapshot again. Its pages stay, to be judged anew."""
+        for layer in ("roster", "quarantine"):
+            self.files.delete_folder(snapshot.folder(layer))
+        with self.engine.begin() as connection:
+            connection.execute(
+                text(f"delete from {SCHEMA}.quarantine where snapshot_id = :id"), {"id": snapshot.snapshot_id}
+            )
+        self._set(snapshot.snapshot_id, verdict="pending", rows={}, quarantined={}, roster_hash=None)
+
     def keep_findings(self, snapshot: Snapshot, findings: Mapping[str, Any]) -> None:
         """Keep what judging a snapshot found: counts, reasons and codes, no student's values."""
         self.files.write_json(f"{snapshot.path}/{FINDINGS}", findings, replace=True)

@@ -53,7 +53,7 @@ def town(*places: int, **more: Mapping[str, Any]) -> dict[str, list[dict[str, An
     about = {"school_sis_id": "1", "record_status": "active"}
     staff = [
         {"sis_id": f"t{place}", "first_name": "Teo", "last_name": NAMES[place], "role": "teacher", **about}
-        for place in places
+        for place in places[::2]
     ]
     section = {"sis_id": "m", "kind": "scheduled", "title": "Math", "teacher_sis_id": staff[-1]["sis_id"], **about}
     people = {"students": students, "staff": staff}
@@ -168,7 +168,7 @@ def test_what_is_planned_is_what_is_then_published(published: Installation) -> N
     next_day(published)
     first = follows(published)
     assert (first.changes["enroll"], first.held) == (2, 10)
-    assert first.accounts["suspended"] == 9, "of the staff, who are not held"
+    assert first.accounts["suspended"] == 5, "of the staff, who are not held"
 
     [held] = Holds(published.engine).list("lincoln", "open")
     Holds(published.engine).release(held.hold_id, "ada", "they left together")

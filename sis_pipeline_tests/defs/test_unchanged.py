@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from sis_pipeline.connect.errors import TransientError
 from sis_pipeline.defs import loading, unchanged
 from sis_pipeline.defs.loading import RosterLoad, load_roster
 from sis_pipeline.defs.merging import merge_districts, publish_districts
@@ -257,7 +258,7 @@ def test_nobody_is_erased_while_it_is_judged_what_was_read(place, monkeypatch):
     )  # fmt: skip
 
     def refused(*given: Any) -> Any:
-        with pytest.raises(AlreadyRunningError, match=f"{KEY} is being synced"):
+        with pytest.raises(AlreadyRunningError, match=f"{KEY} is being judged"):
             erase()
         return keep_out(*given)
 
@@ -266,6 +267,21 @@ def test_nobody_is_erased_while_it_is_judged_what_was_read(place, monkeypatch):
     assert "Feather" in str(place.kept(changed))
     erase()
     assert "Feather" not in str(place.kept(changed))
+
+
+def test_what_was_judged_goes_where_a_student_was_erased_meanwhile_all_the_same(place, monkeypatch):
+    """The lock is gone with its connection where PostgreSQL started anew."""
+    known = iter([frozenset[str](), frozenset({"a mark"})])
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "marks", lambda *_: next(known))
+        with pytest.raises(TransientError, match="was erased while what was read was judged"):
+            place.sync()
+    snapshot = place.roster.snapshots.latest(KEY, YEAR.key)
+    assert (snapshot.verdict, snapshot.rows) == ("pending", {})
+    folder = Path(place.roster.settings.data_url) / snapshot.path
+    assert {path.name for path in folder.iterdir()} == {*PAGES, "manifest.json"}, "the pages stay"
+    assert place.installation.scalar("select count(*) from sis.quarantine") == 0
+    assert place.sync().snapshot.verdict == "complete"
 
 
 def test_an_erasure_takes_the_columns_with_the_pages(place):

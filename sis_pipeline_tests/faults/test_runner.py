@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sis_pipeline_tests.faults.__main__ import Collector, page, verdict
+from sis_pipeline_tests.faults.__main__ import ROWS, Collector, page, verdict
 from sis_pipeline_tests.faults.rows import PROPERTY, Recorder, Row
 
 TOLD = Row(99, "a fault", "it holds | or not", 10, "cases", scaled="fewer, because of time")
@@ -26,6 +27,14 @@ def told(*reports: pytest.TestReport) -> Collector:
     for report in reports:
         collector.pytest_runtest_logreport(report)
     return collector
+
+
+def test_the_page_in_docs_has_every_row() -> None:
+    here = Path(__file__).parent
+    written = (here.parents[1] / "docs" / "faults.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|", written, re.MULTILINE)
+    assert sorted(map(int, rows)) == sorted(ROWS) == sorted(int(one.name[5:7]) for one in here.glob("test_[0-9]*.py"))
+    assert f"{len(ROWS)} of {len(ROWS)} rows held" in written
 
 
 def test_counts_of_a_row_are_added_up() -> None:

@@ -108,7 +108,7 @@ def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[
     fates = enrolled.enrollment_fates(now, delivered)
     carried = enrolled.carried_over(before, delivered, fates)
     waiting = {
-        (row["integration"], row["student_id"]) for row in previous if row["enrollment_status"] == "pre_registered"
+        (row["integration"], row["student_id"]) for row in records if row["enrollment_status"] == "pre_registered"
     }
 
     def comes(stay: Row) -> bool:

@@ -114,6 +114,23 @@ def test_a_column_that_most_records_lost_is_no_longer_supplied_and_nobody_cleare
     assert source.unsupplied == {}
 
 
+@pytest.mark.parametrize(("losing", "cleared"), [(4, 4), (5, 0)], ids=["a tenth", "more"])
+def test_of_many_a_tenth_may_lose_it_at_once(losing: int, cleared: int) -> None:
+    everybody = [{**CAROL, "sis_id": str(number)} for number in range(40)]
+    some = [without(row, "email") if number < losing else row for number, row in enumerate(everybody)]
+    assert len(Source().read(*everybody).read(*some).says()) == cleared
+
+
+@pytest.mark.parametrize(
+    ("other", "cleared"),
+    [({"last_name": "Moore"}, {"1": ["email"]}), ({"last_name": "Zed", "birth_date": "2014-09-09"}, {})],
+    ids=["a new name", "another child who was given the id"],
+)
+def test_only_the_child_itself_takes_something_away(other: Values, cleared: Mapping[str, list[str]]) -> None:
+    row = {**CAROL, "last_name": "Moss", "birth_date": "2012-03-04"}
+    assert Source().read(row).read({**without(row, "email"), **other}).says() == cleared
+
+
 def test_what_was_cleared_before_its_column_went_stays_cleared() -> None:
     everybody = [{**CAROL, "sis_id": str(number)} for number in range(5)]
     one = [without(row, "email") if number == 0 else row for number, row in enumerate(everybody)]
@@ -205,8 +222,11 @@ def test_it_stays_so_day_after_day_and_in_a_whole_merge() -> None:
         assert all(frame.equals(tables[name]) for name, frame in merged.frames.items() if name != "enrollment_changes")
 
 
-def test_what_was_cleared_stays_so_in_the_next_school_year() -> None:
-    tables = publish(loaded(both()), merge(both(email=None), loaded(both()), as_of=DAY_2))
+@pytest.mark.parametrize("already", [True, False], ids=["cleared before", "cleared over the summer"])
+def test_what_was_cleared_is_so_in_the_next_school_year(*, already: bool) -> None:
+    tables = loaded(both())
+    if already:
+        tables = publish(tables, merge(both(email=None), tables, as_of=DAY_2))
     year = "2026-2027"
     rolled = Roster(year)
     rolled.rows = {

@@ -165,6 +165,15 @@ def test_a_person_may_decide_for_what_was_cleared_and_against_it() -> None:
     assert value(changed, "email") is None
 
 
+def test_a_choice_that_an_earlier_version_kept_still_holds_for_an_emptied_block() -> None:
+    """It wrote an address of which nothing is left as the empty text."""
+    gone, there = {"integration": "a", "cleared": ["home_address"]}, {"integration": "b", "home_street": "9 Oak"}
+    seen = frozenset({("a", "0", ""), ("b", "1", "9 Oak")})
+    for system, sis_id, street in (("a", "0", None), ("b", "1", "9 Oak")):
+        merged = merge([gone, there], decided=[Decided("s", "home_address", system, sis_id, seen)])
+        assert (value(merged, "home_street"), origin(merged, "home_address")) == (street, f"{system}/{sis_id} decided")
+
+
 def test_under_manual_what_is_published_stays_when_one_of_two_systems_clears_it() -> None:
     before = merge([{**CLEARED, "email": "a@x.org", "cleared": []}, OTHER], rule="manual")
     merged = merge([CLEARED, OTHER], rule="manual", before=before)

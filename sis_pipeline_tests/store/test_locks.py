@@ -63,17 +63,19 @@ def test_other_years_and_integrations_are_free(database, holder):
 
 
 def test_judging_is_locked_apart_from_reading_and_both_are_held_against_an_erasure(database, holder):
-    with judging_lock(database, "lincoln-ps", YEAR, run_id="a"):
+    said: list[str] = []
+    with judging_lock(database, "lincoln-ps", YEAR, run_id="a", say=said.append):
         for other in (
-            judging_lock(database, "lincoln-ps", YEAR, run_id="b", wait_seconds=0.1),
+            judging_lock(database, "lincoln-ps", YEAR, run_id="b", say=said.append, wait_seconds=0.1),
             all_integrations_locked(database, [("lincoln-ps", YEAR)]),
         ):
-            with pytest.raises(AlreadyRunningError, match="lincoln-ps is being synced"), other:
+            with pytest.raises(AlreadyRunningError, match=r"lincoln-ps is being (judged|synced)"), other:
                 pytest.fail("two at once")
+    assert ["waiting for sis pid" in one for one in said] == [True], "who waits says for whom"
     with (
         all_integrations_locked(database, [("lincoln-ic", YEAR), ("lincoln-sky", YEAR)]),
         pytest.raises(AlreadyRunningError),
-        judging_lock(database, "lincoln-sky", YEAR, run_id="b", wait_seconds=0.1),
+        judging_lock(database, "lincoln-sky", YEAR, run_id="b", say=said.append, wait_seconds=0.1),
     ):
         pytest.fail("judged what is being erased")
 
