@@ -33,7 +33,7 @@ ui: install ## open the Dagster UI on the demo's (or your) database, http://127.
 	@$(BIN)/sis up
 
 # On frames of a few rows a second thread of Polars costs a fifth of the processor's time.
-test: install ## run the tests (about 13 minutes on 2 cores)
+test: install ## run the tests (about 11 minutes on 2 cores)
 	@POLARS_MAX_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 check: install ## lint, format, types

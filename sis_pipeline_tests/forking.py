@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from multiprocessing.pool import Pool
 
 FORKS = multiprocessing.get_context("forkserver")
-PRELOADED = [
-    f"sis_pipeline_tests.{name}" for name in ("faults.knocking", "faults.publications", "faults.racers", "faults.syncs")
-]
-FORKS.set_forkserver_preload(PRELOADED)
+FORKS.set_forkserver_preload(
+    [
+        f"sis_pipeline_tests.{name}"
+        for name in ("faults.knocking", "faults.publications", "faults.racers", "faults.syncs")
+    ]
+)
 """The server is started once and preloads what was named last before: named here, so that no module's own children
 import Dagster anew because another module's were first (four seconds each on a busy machine)."""
 
