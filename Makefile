@@ -51,7 +51,7 @@ soak: install ## 10,000 students at page size 100 and the true rate limit (about
 truth: install ## live ten days with every kind of system, prove the ledger against the truth, and write docs/truth.md (7 minutes)
 	@$(BIN)/python -m sis_pipeline_tests.truth
 
-reference: install ## merge 1,000 nasty small rosters and a large one, and compare each row with a slow merge in plain words (15 minutes)
+reference: install ## merge 1,000 nasty small rosters and a large one, and compare each row with a slow merge in plain words (about 20 minutes)
 	@$(BIN)/python -m sis_pipeline_tests.reference --examples 1000 --students 10000
 
 faults: install ## provoke every fault the connections must survive, and write docs/faults.md (21 minutes)
