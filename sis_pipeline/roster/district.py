@@ -177,8 +177,7 @@ class MergeStats:
     due: str | None = None
     whole: bool = True
     unsupplied: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """By integration and attribute: the records that lost it, where more did than still have it. Their system stopped
-    supplying it; nobody's value is taken for cleared."""
+    """As Clearings.unsupplied; nobody's value is taken for cleared."""
     seats_merged: int | None = None
     """Section enrollments that were merged, and not settled by the one report that says what is published; None in a merge of
     an earlier version, which merged all."""

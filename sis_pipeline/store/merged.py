@@ -616,7 +616,7 @@ def way_in_words(stats: Mapping[str, Any]) -> str | None:
 def unsupplied_in_words(stats: Mapping[str, Any]) -> str:
     """Which systems stopped supplying an attribute, by a merge's statistics; empty where none did."""
     lost = [
-        f"{integration} no longer supplies {attribute}, which {records:,} records had"
+        f"{integration} stopped supplying {attribute} of {records:,} records at once"
         for integration, attributes in stats.get("unsupplied", {}).items()
         for attribute, records in attributes.items()
     ]

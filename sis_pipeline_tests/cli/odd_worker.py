@@ -40,7 +40,7 @@ def hang(report, mark):
 def persist(_report):
     while True:
         try:
-            time.sleep(60)
+            time.sleep(60)  # nobody waits for it: who asked for this job kills it
         except KeyboardInterrupt:
             continue
 

@@ -101,6 +101,7 @@ def test_a_second_interrupt_leaves_no_child_behind(tmp_path, monkeypatch):
 
 def test_what_children_are_forked_from_never_hears_an_interrupt(tmp_path):
     """It had printed a traceback of its imports where somebody ended a sync in its first seconds."""
+    # still importing when it is looked at, which is at once: nobody waits for it
     (tmp_path / "slow_import.py").write_text("import time; time.sleep(5)")
     code = textwrap.dedent(f"""
         import pathlib, sys

@@ -11,6 +11,7 @@ from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.store.holds import Holds
+from sis_pipeline.store.merged import unsupplied_in_words
 from sis_pipeline.store.publish import publish
 from sis_pipeline_tests.store.conftest import (
     SCHOOL,
@@ -153,6 +154,15 @@ def _gathered(merges, year):
     merges._snapshots.write_roster(snapshot, {}, {}, {})
     merges._snapshots.set_verdict(snapshot.snapshot_id, "partial")
     return merges.gather("lincoln", year)
+
+
+def test_what_systems_stopped_supplying_is_told_in_words():
+    lost = {"lincoln-ps": {"email": 1_200, "phone": 3}, "lincoln-ic": {"home_address": 40}}
+    assert unsupplied_in_words({"unsupplied": lost}) == (
+        "lincoln-ps stopped supplying email of 1,200 records at once; lincoln-ps stopped supplying phone of 3 records at "
+        "once; lincoln-ic stopped supplying home_address of 40 records at once: not taken for cleared."
+    )
+    assert unsupplied_in_words({}) == "", "a merge of an earlier version says nothing of it"
 
 
 def test_a_district_without_a_good_snapshot_is_refused_in_words(merges):

@@ -198,7 +198,7 @@ def erased_meanwhile(database, snapshots, vault, monkeypatch) -> Iterator[list[F
         [(student,)] = rows(database, "select student_id::text from sis.students where district = 'lincoln'")
         erasures.append(pool.submit(erasing.erase, student, **BY, force=True))
         while not erasures[0].done() and rows(database, waits) == [(0,)]:
-            time.sleep(0.01)
+            time.sleep(0.01)  # PostgreSQL tells nobody that somebody waits
 
     meanwhile(monkeypatch, begin)
     with ThreadPoolExecutor(1) as pool:
