@@ -76,14 +76,22 @@ def dagster_storage_url(settings: Settings) -> str:
     dagster-postgres fails at its first event.
     """
     url = database_url(settings)
-    with engine_for(url).begin() as connection:
-        # `create … if not exists` asks for the right to create even where there is nothing to do.
-        if connection.scalar(text("select to_regnamespace(:schema)"), {"schema": DAGSTER_SCHEMA}) is None:
-            # … and does not bear two processes that do it at once.
-            connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": SCHEMA_LOCK})
-            connection.execute(text(f"create schema if not exists {DAGSTER_SCHEMA}"))
+    _have_dagster_schema(url)
     return (
         url.set(drivername="postgresql+psycopg2")
         .update_query_dict({"options": f"-c search_path={DAGSTER_SCHEMA} -c TimeZone=UTC"})
         .render_as_string(hide_password=False)
     )
+
+
+def _have_dagster_schema(url: URL) -> None:
+    engine = engine_for(url)
+    try:
+        with engine.begin() as connection:
+            # `create … if not exists` asks for the right to create even where there is nothing to do.
+            if connection.scalar(text("select to_regnamespace(:schema)"), {"schema": DAGSTER_SCHEMA}) is None:
+                # … and does not bear two processes that do it at once.
+                connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": SCHEMA_LOCK})
+                connection.execute(text(f"create schema if not exists {DAGSTER_SCHEMA}"))
+    finally:
+        engine.dispose()

@@ -29,7 +29,7 @@ from sis_pipeline.defs.partitions import by_school_year, read_roster_key, roster
 from sis_pipeline.defs.resources import ROSTER
 from sis_pipeline.providers.base import Provider
 from sis_pipeline.providers.reading import Reading
-from sis_pipeline.roster.district import PUBLICATION
+from sis_pipeline.roster.contract import PUBLICATION
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, as_rows

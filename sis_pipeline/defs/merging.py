@@ -16,7 +16,8 @@ from sis_pipeline.db.tables import roster_tables
 from sis_pipeline.defs.failures import Trouble, trouble
 from sis_pipeline.defs.partitions import today
 from sis_pipeline.defs.resources import Roster
-from sis_pipeline.roster.district import PUBLICATION, DistrictInputs, MergedRoster, is_latest_year, merge_district
+from sis_pipeline.roster.contract import PUBLICATION, DistrictInputs, MergedRoster, is_latest_year
+from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.model import STALE
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied

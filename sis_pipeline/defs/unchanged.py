@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import sis_pipeline.roster
 from sis_pipeline.defs.checks import EntityFinding, ReferenceFinding
@@ -18,10 +16,10 @@ from sis_pipeline.providers.base import Provider
 from sis_pipeline.roster.validate import BORN_IN_THE_FUTURE
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore
+from sis_pipeline.store.sources import hash_of_sources
 
-TOOLS = ("msgspec", "pandas", "pandera", "pyarrow")
+TOOLS = ("msgspec", "pandas", "pandera", "polars", "pyarrow")
 """Packages that have a say in what a text means."""
-SOURCES = (".py", ".yaml")
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,6 @@ def judged_by(provider: Provider, kept_out: Collection[str]) -> str:
 def _code(provider: type[Provider]) -> str:
     """Hash of the source of the roster's rules and of everything in the provider's package, so that neither an upgrade
     nor a plugin under development is taken for what it was."""
-    parts: list[Any] = [[name, version(name)] for name in TOOLS]
     places = {Path(inspect.getfile(one)) for one in provider.__mro__ if one.__module__ != "builtins"}
     packages = {place.parent if (place.parent / "__init__.py").exists() else place for place in places}
-    for package in sorted({*packages, Path(inspect.getfile(sis_pipeline.roster)).parent}):
-        parts += [[file.name, digest(file.read_bytes())] for file in _sources(package)]
-    return digest(json.dumps(parts).encode())
-
-
-def _sources(place: Path) -> Iterator[Path]:
-    if place.is_file():
-        yield place
-        return
-    yield from sorted(file for file in place.rglob("*") if file.suffix in SOURCES)
+    return hash_of_sources({*packages, Path(inspect.getfile(sis_pipeline.roster)).parent}, TOOLS)

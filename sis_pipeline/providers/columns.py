@@ -175,7 +175,7 @@ class _Gathered:
         first, last = self._decode([pieces.items[0], pieces.items[-1]])
         items = pieces.items if behind(self._last, [first]) else pieces.items[1:]
         self._last = [last]
-        digests = b"".join([xxhash.xxh3_128_digest(item) for item in items])
+        digests = b"".join(map(xxhash.xxh3_128_digest, items))
         places = self._known.places(digests) if self._known else np.full(len(items), -1)
         self._waiting += [bytes(items[row]) for row in np.flatnonzero(places < 0).tolist()]
         self._add(places)
@@ -212,6 +212,7 @@ class _Gathered:
         table = pa.concat_tables([self._columns.schema.empty_table(), *self._tables])
         if self._known:
             table = table.take(pa.array(np.concatenate([np.array([], "int64"), *self._places])))
+        table = table.combine_chunks()  # what follows takes longer over many small parts than over a large one
         if self._fingerprints is None:
             return table, None
         whole = pa.py_buffer(b"".join(self._fingerprints))

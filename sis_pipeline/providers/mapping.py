@@ -331,11 +331,18 @@ def _next_day(value: Any) -> str | None:
 def _converted(rows: Sequence[Any], convert: Convert) -> list[str | None]:
     """Every value converted, equal texts once: dates and flags repeat a thousandfold in a roster."""
     if _PLAIN.issuperset(map(type, rows)):
-        convert = text if convert is _identifier else convert
+        if convert in (text, _identifier):
+            return _stripped(rows)
         known = {value: None if value is None else convert(value) for value in set(rows)}
         return [known[value] for value in rows]
     known = {value: convert(value) for value in {value for value in rows if type(value) is str}}
     return [known[value] if type(value) is str else None if value is None else convert(value) for value in rows]
+
+
+def _stripped(rows: Sequence[str | None]) -> list[str | None]:
+    """As `text` of each, of texts and nulls: ids and names differ from row to row."""
+    said = [(value.strip() or None) if value else None for value in rows]
+    return said if "".join(filter(None, said)).isascii() else [text(value) for value in said]
 
 
 _PLAIN = frozenset({str, type(None)})
@@ -344,6 +351,11 @@ _PLAIN = frozenset({str, type(None)})
 
 def _coded(rows: Sequence[Any], kind: Kind, table: CodeTable) -> tuple[list[str | None], dict[int, list[str]]]:
     """Every value through a code table, equal ones once, and by row the codes that the table does not know."""
+    if _PLAIN.issuperset(map(type, rows)):
+        meanings = {value: (None, []) if value is None else _meaning(value, kind, table) for value in set(rows)}
+        strange = {value: codes for value, (_, codes) in meanings.items() if codes}
+        places = [row for row, value in enumerate(rows) if value in strange] if strange else []
+        return [meanings[value][0] for value in rows], {row: strange[rows[row]] for row in places}
     known: dict[Any, tuple[str | None, list[str]]] = {}
     out: list[str | None] = []
     unknown: dict[int, list[str]] = {}

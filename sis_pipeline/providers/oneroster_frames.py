@@ -3,7 +3,7 @@ the year's, and what follows from what. What a record means is in `oneroster_rec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Literal
@@ -32,7 +32,7 @@ from sis_pipeline.providers.oneroster_records import (
 )
 from sis_pipeline.providers.rostering import iso_dates
 from sis_pipeline.roster.model import ENTITIES as MODEL
-from sis_pipeline.roster.texts import is_among
+from sis_pipeline.roster.texts import is_among, looked_up
 
 ENTITIES = frozenset(MODEL) - {"departments"}
 UNKNOWN_ROLE = "other"
@@ -194,7 +194,7 @@ class _Roster:
         )
         frame: pd.DataFrame = rows.to_pandas().drop_duplicates(ignore_index=True)
         named = self.people_rows.select(["key", "primary_org"]).to_pandas().dropna().drop_duplicates("key", keep="last")
-        primary_org = frame["person_sis_id"].map(named.set_index("key")["primary_org"]).astype("str")
+        primary_org = looked_up(frame["person_sis_id"], named["key"], named["primary_org"])
         frame["is_primary"] = frame["is_primary"].where(primary_org.isna(), frame["school_sis_id"] == primary_org)
         if self.exit_dates == "inclusive":
             frame["end_date"] = day_after(frame["end_date"])
@@ -275,14 +275,19 @@ class _Roster:
 
     @cached_property
     def enrollments(self) -> pd.DataFrame:
-        """School enrollments, which OneRoster does not have: see rostering.school_enrollments."""
-        attendance = self.seats.rename(columns={"person_sis_id": "student_sis_id"})
-        attendance = attendance.merge(self._spans(), how="left", on="section_sis_id")
+        """School enrollments, which OneRoster does not have: see attendance."""
+        from sis_pipeline.providers.attendance import school_enrollments
+
+        spans, sections = self._spans(), self.seats["section_sis_id"]
+        attendance = self.seats.rename(columns={"person_sis_id": "student_sis_id"}).assign(
+            session_start=looked_up(sections, spans["section_sis_id"], spans["session_start"]),
+            session_end=looked_up(sections, spans["section_sis_id"], spans["session_end"]),
+        )
         years = self.sessions[self.sessions["kind"] == "school_year"]
         starts = iso_dates((self.sessions if years.empty else years)["start_date"]).dropna()
         ends = iso_dates(self.sessions["end_date"]).dropna()
         school_year = self.delivered.school_year
-        return rostering.school_enrollments(
+        return school_enrollments(
             self.students,
             self.student_memberships,
             attendance,
@@ -304,12 +309,11 @@ class _Roster:
     def students_placed(self) -> pd.DataFrame:
         """The students with the school and status of their primary enrollment, and their homeroom."""
         homerooms = self.sections[self.sections["kind"] == "homeroom"].drop_duplicates("sis_id", keep="last")
-        titles = homerooms.set_index("sis_id")["title"]
-        seats = self.seats[self.seats["record_status"] == "active"]
-        seats = seats[seats["section_sis_id"].isin(set(titles.index))].drop_duplicates("person_sis_id")
-        homeroom_of = seats.set_index("person_sis_id")["section_sis_id"].map(titles)
+        seats = self.seats[is_among(self.seats["section_sis_id"], homerooms["sis_id"])]
+        seats = seats[seats["record_status"] == "active"]
+        titles = looked_up(seats["section_sis_id"], homerooms["sis_id"], homerooms["title"])
         students = rostering.placed_students(self.students, self.enrollments)
-        return students.assign(homeroom=students["sis_id"].map(homeroom_of).astype("str"))
+        return students.assign(homeroom=looked_up(students["sis_id"], seats["person_sis_id"], titles))
 
     def staff(self) -> pd.DataFrame:
         # A role that the table does not know makes nobody a member of the staff: it may be a new word for student.
@@ -321,19 +325,25 @@ class _Roster:
 
     def contacts(self) -> pd.DataFrame:
         """The guardians of the students delivered, by `agents` on either side."""
-        students = set(self.students["sis_id"])
         rows = self.all_memberships
         relations = rows[rows["role"].isin(CONTACT_ROLES)].drop_duplicates("person_sis_id")
         relation = dict(zip(relations["person_sis_id"], relations["role"], strict=True))
-        users, found = set(self.user_ids), dict[tuple[str, str], int]()
-        named = exploded(self.users["agents"], self.users["key"]).to_pandas()
-        positions = named.groupby("row").cumcount() + 1
-        for key, agent, position in zip(named["owner"], named["item"], positions, strict=True):
-            if key in students and agent in relation and agent in users:
+        found = dict[tuple[str, str], int]()
+        for key, agent, position, of_student in self._agents(relation):
+            if of_student:
                 found[key, agent] = position
-            elif key in relation and agent in students:
+            else:
                 found.setdefault((agent, key), 1)
         return self._contacts(found, relation)
+
+    def _agents(self, guardians: Collection[str]) -> Iterator[tuple[str, str, int, bool]]:
+        """Who names whom, at which place: students their guardians, where those are users, and guardians the students."""
+        rows = exploded(self.users["agents"], self.users["key"]).to_pandas()
+        rows["position"] = rows.groupby("row").cumcount() + 1
+        owners, agents, students = rows["owner"], rows["item"], self.students["sis_id"]
+        rows["of_student"] = is_among(owners, students) & is_among(agents, guardians) & is_among(agents, self.user_ids)
+        rows = rows[rows["of_student"] | is_among(owners, guardians) & is_among(agents, students)]
+        return zip(rows["owner"], rows["item"], rows["position"], rows["of_student"], strict=True)
 
     def _contacts(self, found: Mapping[tuple[str, str], int], relation: Mapping[str, str]) -> pd.DataFrame:
         guardians = pa.array([guardian for _, guardian in found], self.users["key"].type)

@@ -297,6 +297,8 @@ class _Roster:
 
     @cached_property
     def enrollments(self) -> pd.DataFrame:
+        from sis_pipeline.providers.attendance import school_enrollments
+
         attendance = self.section_enrollments.rename(columns={"person_sis_id": "student_sis_id"})
         attendance = attendance.assign(
             modified_at=pd.Series(None, index=attendance.index, dtype="str"),
@@ -308,7 +310,7 @@ class _Roster:
             .astype("str"),
         )
         begins, ends = self.sessions["start_date"], self.sessions["end_date"]
-        return rostering.school_enrollments(
+        return school_enrollments(
             self.students.assign(modified_at=pd.Series(None, index=self.students.index, dtype="str")),
             self.memberships,
             attendance,

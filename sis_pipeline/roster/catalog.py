@@ -155,3 +155,9 @@ def with_kept(
     rest = presence.fates(rest)
     kept = rest.filter((pl.col("fate") == CARRIED) | pl.col(key).is_in(used.implode()))
     return pl.concat([current, kept.select(current.columns)]).sort(key)
+
+
+def newest_runs(sections: pl.DataFrame) -> pl.DataFrame:
+    """Of sections that had one id of a SIS one after the other, the last."""
+    ordered = sections.sort("start_date", descending=True, nulls_last=True, maintain_order=True)
+    return ordered.unique(RECORD, keep="first", maintain_order=True)

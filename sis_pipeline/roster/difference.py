@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from sis_pipeline.roster.district import PUBLICATION, MergedRoster
+from sis_pipeline.roster.contract import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import empty, fit
 from sis_pipeline.roster.model import MERGED, Column, Table
 

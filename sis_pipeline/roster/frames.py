@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow as pa
 
 from sis_pipeline.roster.model import Kind, Table
+from sis_pipeline.roster.texts import in_arrow
 
 PANDAS_DTYPES: dict[Kind, str] = {
     "text": "str",
@@ -58,14 +59,14 @@ def polars_schema(table: Table) -> dict[str, pl.DataType]:
     return {column.name: POLARS_DTYPES[column.kind] for column in table}
 
 
-def arrow_schema(table: Table) -> pa.Schema:
-    return pa.schema([(column.name, ARROW_TYPES[column.kind]) for column in table])
-
-
 def to_polars(frame: pd.DataFrame, table: Table) -> pl.DataFrame:
     """The one crossing: a frame typed by `validate` in Polars, dates as `pl.Date`, over Arrow."""
-    arrow = pa.Table.from_pandas(frame[table.names], schema=arrow_schema(table), preserve_index=False)
-    return fit(pl.DataFrame(arrow), table)
+    return fit(pl.DataFrame({column.name: _series(frame[column.name], column.kind) for column in table}), table)
+
+
+def _series(values: pd.Series[Any], kind: Kind) -> pl.Series:
+    texts = ARROW_TYPES[kind] == pa.string()
+    return pl.Series(in_arrow(values) if texts else pa.array(values, ARROW_TYPES[kind], from_pandas=True))
 
 
 @cache

@@ -126,6 +126,15 @@ class Resolution:
     retired: Mapping[str, str]
     known: pl.DataFrame
 
+    @property
+    def doubted(self) -> list[str]:
+        """Who may be somebody else."""
+        return [*self.near_matches["person_id"], *self.near_matches["other_person_id"]]
+
+
+def repointed(frame: pl.DataFrame, retired: Mapping[str, str], column: str = "student_id") -> pl.DataFrame:
+    return frame.with_columns(pl.col(column).replace(dict(retired))) if retired else frame
+
 
 _NO_EDGES = pl.DataFrame(schema={"node": pl.Int64, "hub": pl.Int64, "rule": pl.String, "tier": pl.Int32})
 _NO_NEAR_MATCHES = pl.DataFrame(schema=NEAR_SCHEMA)
@@ -270,6 +279,7 @@ def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     )  # fmt: skip
     named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
     named = _with_keys(named, ["last_name", "preferred_last_name"], _last_names)
+    named = _with_keys(named, ["phone", "mobile_phone"], _phones)
     return named.select(
         "node",
         *RECORD,
@@ -278,12 +288,12 @@ def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         "last",
         "firsts",
         "lasts",
+        "phones",
         birth_date="birth_date",
         ssid=_issued("ssid"),
         ssid_issuer=_issuer("ssid"),
         local_id=_issued("local_id"),
         email=email_key(pl.col("email")),
-        phones=_variants(phone_key(pl.col("phone")), phone_key(pl.col("mobile_phone"))),
         school_id="school_id",
         grade_level="grade_level",
     )
@@ -304,6 +314,7 @@ def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     stacked = _stacked(records, known, text).with_columns(pl.col(text).cast(pl.String))
     named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
     named = _with_keys(named, ["last_name"], _last_names)
+    named = _with_keys(named, ["phone"], _phones)
     return named.select(
         "node",
         *RECORD,
@@ -312,19 +323,19 @@ def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         "last",
         "firsts",
         "lasts",
+        "phones",
         birth_date=pl.lit(None, pl.Date),
         ssid=exact_key(pl.col("state_staff_id")),
         ssid_issuer=pl.lit(""),
         local_id=exact_key(pl.col("local_id")),
         email=email_key(pl.col("email")),
-        phones=_variants(phone_key(pl.col("phone"))),
         school_id="school_id",
         grade_level=pl.lit(None, pl.String),
     )
 
 
 def _with_keys(stacked: pl.DataFrame, columns: list[str], keys: Callable[..., dict[str, pl.Expr]]) -> pl.DataFrame:
-    """Adds keys of names, worked out once per distinct name: a district has far fewer names than records."""
+    """Adds keys of names and phones, worked out once for each distinct one: a district has far fewer than records."""
     distinct = stacked.select(columns).unique()
     known = distinct.with_columns(**keys(*(pl.col(name) for name in columns)))
     return stacked.join(known, on=columns, how="left", nulls_equal=True, maintain_order="left")
@@ -350,6 +361,10 @@ def _last_names(legal: pl.Expr, *others: pl.Expr) -> dict[str, pl.Expr]:
             name_key(text.str.extract(r"[\s-]([^\s-]{2,})$", 1)),
         ]
     return {"last": name_key(legal), "lasts": _variants(*keys)}
+
+
+def _phones(*phones: pl.Expr) -> dict[str, pl.Expr]:
+    return {"phones": _variants(*(phone_key(phone) for phone in phones))}
 
 
 def _issuer(kind: str) -> pl.Expr:

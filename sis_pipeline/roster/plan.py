@@ -11,8 +11,8 @@ from typing import Any, Literal
 import polars as pl
 
 from sis_pipeline.roster.accounts import Decision
+from sis_pipeline.roster.contract import DistrictInputs, MergedRoster
 from sis_pipeline.roster.difference import Difference, differences
-from sis_pipeline.roster.district import DistrictInputs, MergedRoster
 from sis_pipeline.roster.enrollments import SEAT, STAY
 from sis_pipeline.roster.frames import empty, fit
 from sis_pipeline.roster.guard import Hold

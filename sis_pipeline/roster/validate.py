@@ -15,9 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sis_pipeline.roster.frames import pandas_dtypes
+from sis_pipeline.roster.frames import PANDAS_DTYPES, pandas_dtypes
 from sis_pipeline.roster.model import ENTITIES, Column, Kind, Table
-from sis_pipeline.roster.texts import by_value, is_among
+from sis_pipeline.roster.sieve import all_differ, may_be_blank, may_hold_nul, surely_kept
+from sis_pipeline.roster.texts import by_value, in_arrow, is_among
 
 if TYPE_CHECKING:
     import pandera.pandas as pandera
@@ -159,14 +160,9 @@ def _schema_of(table: Table, names: tuple[str, ...]) -> pandera.DataFrameSchema:
     return pandera.DataFrameSchema(columns, name=table.name)
 
 
-def _asked(typed: pd.DataFrame, table: Table) -> tuple[str, ...]:
-    """The columns that pandera could find anything in: every column has its type already, and nulls fulfil all checks."""
-    checks = pandera_schema(table).columns
-    return tuple(
-        column.name
-        for column in table
-        if column.required or (checks[column.name].checks and typed[column.name].notna().any())
-    )
+def _doubtful(typed: pd.DataFrame, table: Table) -> tuple[str, ...]:
+    """The columns that pandera might find anything in, and is asked about: every column has its type already."""
+    return tuple(column.name for column in table if not surely_kept(typed[column.name], column))
 
 
 def _checks(column: Column) -> list[pandera.Check]:
@@ -238,14 +234,13 @@ def _as_text(series: Series, name: str, findings: _Findings) -> Series:
     if not isinstance(series.dtype, pd.StringDtype):
         series = _storable(series, name, findings)
     text = series.astype("str")
-    arrow = pa.array(text, type=pa.string(), from_pandas=True)
-    nul = _true_where(pc.match_substring(arrow, "\0"))
-    if nul.any():
+    if may_hold_nul(in_arrow(text)):
+        nul = _true_where(pc.match_substring(in_arrow(text), "\0"))
         findings.add_where(nul, name, NUL)
         text = text.mask(nul)
-        arrow = pa.array(text, type=pa.string(), from_pandas=True)
-    blank = _true_where(pc.match_substring_regex(arrow, r"^\s*$"))
-    return text.mask(blank) if blank.any() else text
+    if may_be_blank(in_arrow(text)):
+        text = text.mask(_true_where(pc.match_substring_regex(in_arrow(text), r"^\s*$")))
+    return text
 
 
 def _true_where(mask: pa.BooleanArray) -> np.ndarray[Any, Any]:
@@ -275,6 +270,8 @@ def _typed(text: Series, column: Column, findings: _Findings) -> Series:
     parse = _PARSERS.get(column.kind)
     if parse is None:
         return text
+    if text.isna().all():
+        return pd.Series(None, index=text.index, dtype=PANDAS_DTYPES[column.kind])
     parsed = by_value(text, parse)
     findings.add_where((parsed.isna() & text.notna()).to_numpy(), column.name, UNREADABLE[column.kind])
     return parsed
@@ -328,12 +325,13 @@ _PARSERS: dict[Kind, Callable[[Series], Series]] = {
 
 def _check_schema(typed: pd.DataFrame, table: Table, findings: _Findings) -> bool:
     """Whether every row fulfils the schema; the findings say which do not, and why."""
+    doubtful = _doubtful(typed, table)
+    if not doubtful:
+        return True
     from pandera.errors import SchemaErrors
 
-    if typed.empty:  # pandera takes as long over nothing as over a thousand rows
-        return True
     try:
-        _schema_of(table, _asked(typed, table)).validate(typed, lazy=True)
+        _schema_of(table, doubtful).validate(typed, lazy=True)
     except SchemaErrors as broken:
         # the exception carries the whole frame: take (row, column, check) and let go of it
         cases = broken.failure_cases[["index", "column", "check"]].copy()
@@ -348,8 +346,7 @@ def _check_schema(typed: pd.DataFrame, table: Table, findings: _Findings) -> boo
 
 
 def _deduplicated(good: pd.DataFrame) -> pd.DataFrame:
-    repeated = good["sis_id"].duplicated(keep=False)
-    if not repeated.any():
+    if all_differ(good["sis_id"]):
         return good
     newest_last = good.sort_values("modified_at", kind="stable", na_position="first")
     return newest_last.drop_duplicates("sis_id", keep="last").sort_index()

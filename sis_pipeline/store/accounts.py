@@ -18,7 +18,7 @@ from sis_pipeline.db.tables import account_rules, accounts, roster_tables, spent
 from sis_pipeline.roster import accounts as deciding
 from sis_pipeline.roster.account_rules import DEFAULT, AccountRules, Value, check, check_name
 from sis_pipeline.roster.accounts import Decision, Roster, decide
-from sis_pipeline.roster.district import DistrictInputs, MergedRoster
+from sis_pipeline.roster.contract import DistrictInputs, MergedRoster
 from sis_pipeline.roster.enrollments import OPEN
 from sis_pipeline.roster.model import ACCOUNTS
 from sis_pipeline.roster.usernames import mark

@@ -75,7 +75,7 @@ def apply(
         if keep is None and there is None and _is_empty(connection, table, scope):
             copy_in(connection, _target(table), _kinds(table), frame)
             return Applied(inserted=frame.height)
-        fresh, replaced = _differences(frame, read(connection, table, scope) if there is None else there)
+        fresh, replaced = differences(frame, read(connection, table, scope) if there is None else there)
         gone = replaced.join(fresh, on=list(table.key), how="anti") if delete_absent else replaced.clear()
         if fresh.is_empty() and gone.is_empty():
             return Applied(unchanged=frame.height)
@@ -244,7 +244,7 @@ def _is_empty(connection: Connection, table: model.Table, scope: Scope) -> bool:
     return bool(connection.scalar(text(query), dict(scope)))
 
 
-def _differences(frame: pl.DataFrame, there: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def differences(frame: pl.DataFrame, there: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The rows of each that the other has not just so. jsonb that is spelled otherwise counts as another: PostgreSQL, which
     knows better, is asked about it."""
     same = rows_in_common(frame, there)

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, identity_decisions, near_matches, roster_tables, student_aliases
+from sis_pipeline.roster.contract import MergedRoster
 from sis_pipeline.roster.decisions import DISTINCT, SAME
-from sis_pipeline.roster.district import MergedRoster
 from sis_pipeline.roster.near import near_match_id
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import Operation

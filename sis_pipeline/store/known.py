@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Text, func, select
 
 from sis_pipeline.connect.errors import DataError
 from sis_pipeline.db.tables import table_writes
-from sis_pipeline.roster.district import PUBLICATION
+from sis_pipeline.roster.contract import PUBLICATION
 from sis_pipeline.roster.frames import is_of
 from sis_pipeline.roster.model import Table
 from sis_pipeline.store.files import DataFolder

@@ -9,20 +9,25 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
+from functools import cache
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import polars as pl
+import structlog
 from sqlalchemy import Connection, Engine, Row, func, select, update
 
+import sis_pipeline.roster
 from sis_pipeline import __version__
 from sis_pipeline.connect.errors import ConfigError, DataError, InternalError, TransientError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db.tables import quarantine, sync_operations
-from sis_pipeline.roster.district import (
+from sis_pipeline.roster.contract import (
     LAST_SAID,
     PUBLICATION,
     DistrictInputs,
     IntegrationInput,
+    Memory,
     MergedRoster,
     MergeStats,
 )
@@ -37,10 +42,20 @@ from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
 from sis_pipeline.store.known import KNOWN, NOTHING_KNOWN, WRITES, KeptFrames, KnownTables, writes_mark
 from sis_pipeline.store.locks import lock_district
+from sis_pipeline.store.news import News, news_of
 from sis_pipeline.store.snapshots import Snapshot, SnapshotStore, fingerprint
+from sis_pipeline.store.sources import hash_of_sources
+
+log = structlog.get_logger(__name__)
 
 EXTRA_FRAMES = ("near_matches", "cut_chains", "recycled")
 """Frames of a MergedRoster that are kept with it but are no published tables."""
+NEWS: Final = "news"
+"""How the files of what a merge left otherwise than it was begin, and key of what the manifest says about them."""
+SAID: Final = "said"
+"""Frame of a MergedRoster's memory, and key of what the manifest says about it."""
+TOOLS: Final = ("polars",)
+"""Packages that have a say in what a merge remembers: hashes of rows are a version's own."""
 NO_OPERATION = str(uuid.UUID(int=0))
 """What names an operation that is not opened: of a merge that is only looked at."""
 BEFORE = "before"
@@ -245,7 +260,9 @@ class MergeStore:
             edited = survivorship.edited(connection, district, school_year)
             calendar = guarding.calendar(connection, district, school_year)
             withdrawn = withdrawals.standing(connection, district, school_year)
-            known = NOTHING_KNOWN if whole else self.known(connection, district, school_year, writes_mark(connection))
+            writes = writes_mark(connection)
+            known = NOTHING_KNOWN if whole else self.known(connection, district, school_year, writes)
+            memory = None if whole else self.memory(connection, district, school_year, writes)
             existing = _existing(connection, district, school_year, known)
             rejected = _quarantined(connection, found)
             decided = decisions.mark(connection, district)
@@ -272,6 +289,7 @@ class MergeStore:
             rulings=rulings,
             calendar=calendar,
             withdrawals=withdrawn,
+            memory=memory,
             whole=whole,
         )
         terms = _terms(integrations.values(), [decided, *rules])
@@ -312,6 +330,7 @@ class MergeStore:
             decided=gathered.decided,
             edited=gathered.edited,
             known_erasures=gathered.known_erasures,
+            news=news_of(inputs, merged) if operation.base_epoch and not inputs.whole else None,
         )
         crash_point("merge.frames_written")
         self._keep_nobody_erased(gathered)
@@ -342,9 +361,14 @@ class MergeStore:
         decided: str,
         edited: str | None,
         known_erasures: str | None,
+        news: Mapping[str, News] | None = None,
     ) -> None:
         """Write the frames of an operation and, last, what the decisions and erasures are that it knows."""
         extra = {name: getattr(merged, name) for name in EXTRA_FRAMES}
+        if merged.memory is not None:
+            extra[SAID] = merged.memory.said
+        for name, one in (news or {}).items():
+            extra |= {f"{NEWS}-fresh-{name}": one.fresh, f"{NEWS}-replaced-{name}": one.replaced}
         hashes = {
             name: self.files.write_frame(f"{operation.path}/{name}.parquet", frame)
             for name, frame in {**merged.frames, **extra}.items()
@@ -363,6 +387,8 @@ class MergeStore:
                 "edited": edited,
                 "known_erasures": known_erasures,
                 "settled": list(merged.settled),
+                SAID: _remembered(merged.memory),
+                NEWS: {name: one.rows for name, one in news.items()} if news else None,
                 "held": [asdict(hold) for hold in merged.held],
                 "retired": dict(merged.retired),
                 "retired_staff": dict(merged.retired_staff),
@@ -395,24 +421,64 @@ class MergeStore:
             retired_staff=manifest["retired_staff"],
             stats=MergeStats(**manifest["stats"]),
             settled=tuple(manifest.get("settled", ())),  # kept by an earlier version
-            **extra,
+            near_matches=extra["near_matches"],
+            cut_chains=extra["cut_chains"],
+            recycled=extra["recycled"],
         )
 
     def known(self, connection: Connection, district: str, school_year: str, writes: str) -> KnownTables:
         """The tables of a school year whose rows of a district are sure to be what its last publication left. `writes`:
         writes_mark of now."""
+        found = self._left_alone(connection, district, school_year, writes)
+        if found is None:
+            return NOTHING_KNOWN
+        operation, manifest = found
+        return KnownTables(self._kept_frames(operation, manifest["files"], KNOWN))
+
+    def memory(self, connection: Connection, district: str, school_year: str, writes: str) -> Memory | None:
+        """What the merge of the last publication remembers, where it holds: as `known`, and the rules are the same."""
+        found = self._left_alone(connection, district, school_year, writes)
+        if found is None:
+            return None
+        operation, manifest = found
+        about = manifest.get(SAID)
+        if about is None or about["made_by"] != _code():
+            return None
+        try:
+            said = self._kept_frames(operation, manifest["files"], [SAID])[SAID]
+        except DataError as error:  # then everybody is merged anew
+            log.warning("memory.unreadable", operation_id=operation.operation_id, code=error.code)
+            return None
+        return Memory(said, about["context"], date.fromisoformat(about["as_of"]))
+
+    def news(self, connection: Connection, operation: Operation, writes: str) -> dict[str, News] | None:
+        """By table, what a merge left otherwise than it was; None where it did not note that, or where the tables may not be
+        as it read them: nobody but the pipeline may have written to them since the publication before. `writes`:
+        writes_mark of now."""
+        manifest = self.manifest(operation)
+        rows, hashes = manifest.get(NEWS), manifest["files"]
+        if rows is None or self._left_alone(connection, operation.district, operation.school_year, writes) is None:
+            return None
+
+        def read(part: str) -> pl.DataFrame:
+            return self.files.read_frame(f"{operation.path}/{NEWS}-{part}.parquet", hashes[f"{NEWS}-{part}"])
+
+        return {name: News(read(f"fresh-{name}"), read(f"replaced-{name}"), count) for name, count in rows.items()}
+
+    def _left_alone(
+        self, connection: Connection, district: str, school_year: str, writes: str
+    ) -> tuple[Operation, Mapping[str, Any]] | None:
+        """The last published operation and its manifest, where nobody wrote to its tables beside the pipeline since."""
         epoch = published_epochs(connection, district).get(school_year)
         if epoch is None:
-            return NOTHING_KNOWN
+            return None
         same = (sync_operations.c.district == district) & (sync_operations.c.school_year == school_year)
         row = connection.execute(select(sync_operations).where(same, sync_operations.c.epoch == epoch)).one()
         operation = _operation(row)
         if (operation.summary or {}).get(WRITES) != writes or not self.kept(operation):
-            return NOTHING_KNOWN
+            return None
         manifest = self.manifest(operation)
-        if manifest.get("known_erasures") != erased.mark(connection, district):
-            return NOTHING_KNOWN
-        return KnownTables(self._kept_frames(operation, manifest["files"], KNOWN))
+        return (operation, manifest) if manifest.get("known_erasures") == erased.mark(connection, district) else None
 
     def _kept_frames(self, operation: Operation, hashes: Mapping[str, str], names: Iterable[str]) -> KeptFrames:
         return KeptFrames(self.files, operation.path, {name: hashes[name] for name in names if name in hashes})
@@ -446,8 +512,8 @@ class MergeStore:
         }
 
     def manifest(self, operation: Operation) -> dict[str, Any]:
-        """`files` (table -> hash), `rows` (see `lasting`), `released`, `waiting`, `terms`, `decided`, `edited`, `known_erasures`, `settled`, `held`,
-        `retired`, `retired_staff`, `stats`."""
+        """`files` (table -> hash), `rows` (see `lasting`), `released`, `waiting`, `terms`, `decided`, `edited`, `known_erasures`,
+        `settled`, `said`, `news` (table -> rows), `held`, `retired`, `retired_staff`, `stats`."""
         return self.files.read_json(f"{operation.path}/manifest.json")
 
     def terms(self, operation: Operation) -> Terms | None:
@@ -605,12 +671,24 @@ def _rules(connection: Connection, district: str, school_year: str) -> list[obje
     ]
 
 
+@cache
+def _code() -> str:
+    return hash_of_sources([Path(sis_pipeline.roster.__file__).parent], TOOLS)
+
+
+def _remembered(memory: Memory | None) -> dict[str, str] | None:
+    if memory is None:
+        return None
+    return {"context": memory.context, "as_of": memory.as_of.isoformat(), "made_by": _code()}
+
+
 def way_in_words(stats: Mapping[str, Any]) -> str | None:
     """How much of a roster was merged anew, by a merge's statistics; None where they do not say."""
-    if stats.get("seats_merged") is None:
+    if stats.get("students_merged") is None:
         return None
     asked = ", whole as it was asked for" if stats["whole"] else ""
-    return f"{stats['seats_merged']:,} of {stats['section_enrollments']:,} section enrollments anew{asked}"
+    seats = f"{stats['seats_merged']:,} of {stats['section_enrollments']:,} section enrollments"
+    return f"{stats['students_merged']:,} of {stats['students']:,} students and {seats} anew{asked}"
 
 
 def unsupplied_in_words(stats: Mapping[str, Any]) -> str:

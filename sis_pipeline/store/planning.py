@@ -7,7 +7,7 @@ import polars as pl
 from sqlalchemy import Connection, or_, select
 
 from sis_pipeline.db.tables import holds, near_matches
-from sis_pipeline.roster.district import DistrictInputs, MergedRoster
+from sis_pipeline.roster.contract import DistrictInputs, MergedRoster
 from sis_pipeline.roster.plan import NEAR, Standing, StoredHold
 from sis_pipeline.store import accounts
 from sis_pipeline.store.guarding import WAITING

@@ -14,13 +14,14 @@ from sis_pipeline.connect.errors import InternalError, TransientError
 from sis_pipeline.crashpoints import crash_point
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
-from sis_pipeline.roster.district import PUBLICATION, MergedRoster
+from sis_pipeline.roster.contract import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import accounts, bulk, decisions, erased, holds, identity, statewide, survivorship
 from sis_pipeline.store.bulk import Applied
-from sis_pipeline.store.known import NOTHING_KNOWN, WRITES, KnownTables, writes_mark
+from sis_pipeline.store.known import WRITES, writes_mark
 from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import BEFORE, MergeStore, Operation, published_epochs, read_operation, scope_of
+from sis_pipeline.store.news import News
 
 EDITED = "somebody edited students since"
 
@@ -165,10 +166,8 @@ def _publish(
     actor: str | None,
 ) -> Published:
     writes = writes_mark(connection)
-    known = NOTHING_KNOWN
-    if not merged.stats.whole:
-        known = store.known(connection, operation.district, operation.school_year, writes)
-    written = write(connection, operation, merged, edited=edited, writes=writes, known=known)
+    news = store.news(connection, operation, writes)
+    written = write(connection, operation, merged, edited=edited, writes=writes, news=news)
     moved = holds.record(connection, operation, merged.held, released)
     written = with_holds(written, moved)
     published = mark_published(connection, store, operation, merged, written)
@@ -185,20 +184,20 @@ def write(
     *,
     edited: str | None,
     writes: str,
-    known: KnownTables = NOTHING_KNOWN,
+    news: Mapping[str, News] | None = None,
     whole: bool = False,
 ) -> Written:
     """Bring the tables of a district to what an operation says. `whole`: its frames of tables that all school years
     share have every row of the district, and rows that they lack go. `edited`: survivorship.all_edited from before what
-    is written was compared with `students`. `writes`: writes_mark from before any table was; `known`: what need not be
-    read. Raises EditedMeanwhileError where that is no longer so."""
+    is written was compared with `students`. `writes`: writes_mark from before any table was; `news`: MergeStore.news,
+    without which the tables are read. Raises EditedMeanwhileError where that is no longer so."""
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
     survivorship.begin_publishing(connection)
     who = identity.record(connection, operation, merged)
     before: dict[str, pl.DataFrame] = {}
     applied = {}
     for name in (one for one in MERGED if one in merged.frames):
-        applied[name] = _apply(connection, operation, merged, name, before, known=known, whole=whole)
+        applied[name] = _apply(connection, operation, merged, name, before, news=news, whole=whole)
         if name == "students":
             _refuse_edits(connection, operation, edited)
     survivorship.settle(connection, merged.settled)
@@ -251,18 +250,20 @@ def _apply(
     name: str,
     before: dict[str, pl.DataFrame],
     *,
-    known: KnownTables,
+    news: Mapping[str, News] | None,
     whole: bool,
 ) -> Applied:
-    table, frame, way = MERGED[name], merged.frames[name], PUBLICATION[name]
+    table, way = MERGED[name], PUBLICATION[name]
     scope = scope_of(table, operation.district, operation.school_year)
+    frame, there = (news[name].fresh, news[name].replaced) if news else (merged.frames[name], None)
     if way == "append":
         return bulk.append(connection, table, frame, scope=scope)
-    if way == "year":
-        return bulk.apply(connection, table, frame, scope=scope, delete_absent=True, there=known.frame(table))
     kept: list[pl.DataFrame] = []
-    keep = kept.append if operation.base_epoch else None
-    applied = bulk.apply(connection, table, frame, scope=scope, delete_absent=whole, keep=keep)
+    keep = kept.append if operation.base_epoch and way == "upsert" else None
+    absent = whole or way == "year"
+    applied = bulk.apply(connection, table, frame, scope=scope, delete_absent=absent, keep=keep, there=there)
+    if news:
+        applied += Applied(unchanged=news[name].rows - frame.height)
     retired = {"students": ("student_id", merged.retired), "staff": ("staff_id", merged.retired_staff)}
     if name in retired:
         column, gone = retired[name]

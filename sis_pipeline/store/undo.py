@@ -17,7 +17,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import near_matches, student_aliases, sync_operations
 from sis_pipeline.roster.attributes import EDITED
 from sis_pipeline.roster.changes import compensations
-from sis_pipeline.roster.district import PUBLICATION, MergedRoster
+from sis_pipeline.roster.contract import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import is_of
 from sis_pipeline.roster.model import CONFLICTS, ENROLLMENT_CHANGES, MERGED
 from sis_pipeline.store import bulk, erased, holds, survivorship

@@ -51,7 +51,10 @@ def test_a_bad_sync_is_found_looked_at_and_undone(published, database, sis):
     shown = sis("operations", "show", wrong)
     assert (shown.code, "North" in shown.out, "lincoln-ps" in shown.out) == (0, True, True)
     way = sis("operations", "show", wrong, "--json").json["operation"]["way"]
-    assert (way, "section enrollments anew" in " ".join(shown.out.split())) == ("3 of 7 section enrollments anew", True)
+    assert (way, "section enrollments anew" in " ".join(shown.out.split())) == (
+        "3 of 7 students and 3 of 7 section enrollments anew",
+        True,
+    )
     assert not any(name in shown.out for name in ("First4", "O'Brien"))
 
     plan = sis("undo", wrong, *WHY, "--dry-run")

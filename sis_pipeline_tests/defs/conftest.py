@@ -21,6 +21,7 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.sandbox.server import Handle
 from sis_pipeline.settings import Settings
 from sis_pipeline.store.integrations import Integration
+from sis_pipeline_tests.conftest import installed
 
 YEAR = SchoolYear.on(datetime.now(UTC).date())
 THIS_YEAR, LAST_YEAR = YEAR.key, SchoolYear(YEAR.start - 1).key
@@ -48,16 +49,17 @@ class Installation:
             return [tuple(row) for row in connection.execute(text(query), values)]
 
 
+@pytest.fixture(scope="session")
+def template(_storage_template: str) -> str:
+    """A migrated database with Dagster's storage in it."""
+    return _storage_template
+
+
 @pytest.fixture
 def own_environment(tmp_path: Path) -> Iterator[Path]:
     """Nothing of this machine's settings, a home of its own; the environment is put back afterwards."""
-    before = dict(os.environ)
-    for name in [name for name in os.environ if name.startswith(("SIS_", "DAGSTER_"))]:
-        del os.environ[name]
-    os.environ["SIS_HOME"] = str(tmp_path / "home")
-    yield tmp_path / "home"
-    os.environ.clear()
-    os.environ.update(before)
+    with installed(tmp_path / "home") as home:
+        yield home
 
 
 @pytest.fixture

@@ -180,6 +180,12 @@ def test_every_command_that_changes_something_is_noted():
     assert set().union(*CHANGES.values()) <= set(ACTIONS)
 
 
+@pytest.fixture(scope="module")
+def template(_template: str) -> str:
+    """A database without Dagster's storage: the pipeline's role makes it."""
+    return _template
+
+
 @pytest.fixture
 def role(installation: Installation) -> Iterator[str]:
     name = f"pipeline_{uuid.uuid4().hex[:8]}"

@@ -12,6 +12,12 @@ from sis_pipeline_tests.defs.children import Child
 SAID = "select obj_description('dagster'::regnamespace)"
 
 
+@pytest.fixture(scope="module")
+def template(_template: str) -> str:
+    """A database without Dagster's storage: how that is made is what is looked at."""
+    return _template
+
+
 def use(instance: dg.DagsterInstance) -> int:
     """Record a run and ask for partitions and instigators: something of every kind of storage. How many runs there are."""
     instance.create_run_for_job(noop)
@@ -82,6 +88,22 @@ def test_processes_that_open_it_at_once_make_it_once(installation):
     assert [one.error for one in counts] == [None, None, None]
     assert max(one.value or 0 for one in counts) == 3
     assert installation.scalar(SAID) == WHOLE
+
+
+def test_its_connections_are_kept_and_one_that_was_cut_is_replaced(installation):
+    others = (
+        "select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        " and application_name <> 'sis_pipeline'"
+    )
+    with dagster_instance(installation.settings) as instance:
+        use(instance)
+        kept = installation.rows(others)
+        use(instance)
+        assert installation.rows(others) == kept
+        assert len(kept) == 3, "one for each storage"
+        assert installation.rows(f"select pg_terminate_backend(pid) from ({others}) o") == [(True,)] * 3
+        assert use(instance) == 3
+    assert installation.rows(others) == []
 
 
 def test_a_storage_of_somebody_elses_is_left_as_it_is(installation, monkeypatch):

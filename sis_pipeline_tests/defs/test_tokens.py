@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlalchemy import text
 
 from sis_pipeline.connect.contract import Token
 from sis_pipeline.connect.errors import AuthRevokedError
+from sis_pipeline.defs import token_work
 from sis_pipeline.defs import tokens as module
 from sis_pipeline.defs.assembly import build_defs
 from sis_pipeline.defs.resources import Roster
@@ -281,12 +283,25 @@ def test_a_missing_key_is_told_in_words(installation, connect, tick, monkeypatch
     assert tick().startswith("Tokens can't be looked after. There is no encryption key")
 
 
-def test_leaving_early_begins_no_more(installation, connect):
+def test_leaving_early_begins_no_more(installation, connect, monkeypatch):
     connect("d1", "d2", "d3")
-    roster, begun = installation.roster, []
+    roster, begun, left = installation.roster, [], threading.Event()
     chosen: list[Integration] = roster.integrations.list()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            left.set()
+            super().shutdown(wait=wait)
+
+    def work(source) -> None:
+        begun.append(source.integration)
+        if len(begun) > 1:
+            assert left.wait(30)
+
+    monkeypatch.setattr(token_work, "ThreadPoolExecutor", Pool)
     effort = Effort(parallel=1)
-    outcomes = on_each(chosen, lambda source: begun.append(source.integration), vault=roster.vault, engine=roster.engine, effort=effort)  # fmt: skip
+    outcomes = on_each(chosen, work, vault=roster.vault, engine=roster.engine, effort=effort)
     next(outcomes)
     outcomes.close()
     assert len(begun) <= 2

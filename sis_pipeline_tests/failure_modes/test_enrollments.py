@@ -10,7 +10,8 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from sis_pipeline.roster.district import IntegrationInput, MergedRoster, merge_district
+from sis_pipeline.roster.contract import IntegrationInput, MergedRoster
+from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.statewide import across_districts, same_children
 from sis_pipeline.roster.validate import validate
 from sis_pipeline_tests.roster.rosters import DAY_1, DAY_2, YEAR, Roster, events, loaded, merge, publish, rows

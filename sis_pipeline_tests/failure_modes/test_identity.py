@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from sis_pipeline.roster.contract import MergedRoster
 from sis_pipeline.roster.decisions import DISTINCT, SAME
-from sis_pipeline.roster.district import MergedRoster
 from sis_pipeline.roster.oneroster_export import TABLES, oneroster_set
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline_tests.roster.rosters import DAY_2, YEAR, Roster, loaded, merge, publish, rows

@@ -6,16 +6,19 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from rich.console import Console
 
-from sis_pipeline.roster.district import DistrictInputs, MergedRoster, merge_district
+from sis_pipeline.roster.contract import DistrictInputs, Memory, MergedRoster
+from sis_pipeline.roster.district import merge_district
+from sis_pipeline.roster.guard import Hold
 from sis_pipeline_tests.reference import benchmark, rosters
 from sis_pipeline_tests.reference.comparing import differences
-from sis_pipeline_tests.roster.rosters import publish
+from sis_pipeline_tests.roster.rosters import merged_both_ways, publish
 
 SHOWN = 20
 """Differences of a roster that are printed."""
@@ -32,6 +35,7 @@ def main() -> None:
     console = Console()
     if asked.examples:
         _compare_examples(console, asked.examples, asked.seed)
+        _compare_days(console, asked.examples, asked.seed)
     for students in asked.students:
         _compare_benchmark(console, students)
 
@@ -40,24 +44,49 @@ def _compare_examples(console: Console, examples: int, which: int) -> None:
     seen: Counter[str] = Counter()
 
     @seed(which)
-    @settings(
+    @_drawn(examples)
+    @given(rosters.three_days())
+    def compare(days: tuple[dict[str, Any], ...]) -> None:
+        tables: dict[str, pl.DataFrame] = {}
+        memory: Memory | None = None
+        for day, as_of in zip(days, rosters.DAYS, strict=True):
+            inputs = rosters.inputs(day, tables, as_of, memory=memory)
+            merged = _compared(console, f"example {seen['merges'] // len(rosters.DAYS)}", inputs)
+            tables, memory = publish(tables, merged), merged.memory
+            seen.update(_happened(merged))
+
+    compare()
+    console.print(f"{examples:,} rosters of three days agree: {dict(sorted(seen.items()))}")
+
+
+def _compare_days(console: Console, examples: int, which: int) -> None:
+    """The incremental merge beside the whole one."""
+    seen: Counter[str] = Counter()
+
+    @seed(which)
+    @_drawn(examples)
+    @given(rosters.many_days())
+    def compare(days: list[rosters.Day]) -> None:
+        tables: dict[str, pl.DataFrame] = {}
+        memory: Memory | None = None
+        held: Sequence[Hold] = ()
+        for day in days:
+            merged = merged_both_ways(day.inputs(tables, held, memory=memory))
+            seen.update(days=1, students=merged.stats.students, **{"merged anew": merged.stats.students_merged or 0})
+            tables, memory, held = publish(tables, merged), merged.memory, merged.held
+
+    compare()
+    console.print(f"{examples:,} rosters are merged incrementally as they are whole: {dict(seen)}")
+
+
+def _drawn(examples: int) -> settings:
+    return settings(
         max_examples=examples,
         deadline=None,
         database=None,
         phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
-    @given(rosters.three_days())
-    def compare(days: tuple[dict[str, Any], ...]) -> None:
-        tables: dict[str, pl.DataFrame] = {}
-        for day, as_of in zip(days, rosters.DAYS, strict=True):
-            inputs = rosters.inputs(day, tables, as_of)
-            merged = _compared(console, f"example {seen['merges'] // len(rosters.DAYS)}", inputs)
-            tables = publish(tables, merged)
-            seen.update(_happened(merged))
-
-    compare()
-    console.print(f"{examples:,} rosters of three days agree: {dict(sorted(seen.items()))}")
 
 
 def _happened(merged: MergedRoster) -> dict[str, int]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from bench.generate import SYSTEMS, System
 from sis_pipeline.providers.oneroster import OneRoster
-from sis_pipeline.roster.district import DistrictInputs, IntegrationInput
+from sis_pipeline.roster.contract import DistrictInputs, IntegrationInput
 from sis_pipeline.roster.frames import to_polars
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.roster.school_year import SchoolYear

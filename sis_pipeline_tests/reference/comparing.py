@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sis_pipeline.roster.district import DistrictInputs, MergedRoster
+from sis_pipeline.roster.contract import DistrictInputs, MergedRoster
 from sis_pipeline_tests.reference.district import Expected, expected
 
 Row = Mapping[str, Any]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sis_pipeline.roster.district import DistrictInputs
+from sis_pipeline.roster.contract import DistrictInputs
 from sis_pipeline.roster.ids import derived_id
 from sis_pipeline.roster.model import ENTITIES
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sis_pipeline.roster.district import DistrictInputs
+from sis_pipeline.roster.contract import DistrictInputs
 from sis_pipeline.roster.model import MERGED, STUDENT_YEARS, STUDENTS
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline_tests.reference import seats as seated

@@ -1,19 +1,24 @@
-"""Small rosters made to be nasty, three days each: systems that contradict each other about few people who are much alike.
+"""Small rosters made to be nasty, a few days each: systems that contradict each other about few people who are much alike.
 They are only made here; what they come to is `district`'s, and the engine's, to say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import date, timedelta
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import polars as pl
 from hypothesis import strategies as st
 
+from sis_pipeline.roster.contract import DistrictInputs, IntegrationInput
 from sis_pipeline.roster.decisions import DECISIONS, DISTINCT, SAME
-from sis_pipeline.roster.district import DistrictInputs, IntegrationInput
+from sis_pipeline.roster.enrollments import STAY as STAY_KEY
+from sis_pipeline.roster.guard import Hold, Ruling, Rulings
+from sis_pipeline.roster.merge import EDITS
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
+from sis_pipeline.roster.withdrawals import WITHDRAWALS
 from sis_pipeline_tests.roster.rosters import Roster
 
 Row = dict[str, Any]
@@ -83,9 +88,11 @@ record = st.fixed_dictionaries(
         "seats": st.lists(seat, max_size=2),
     }
 )
+FIRST, LAST = ("Ines", "Omar", "Ruth", "Sven", "Yuki"), ("Abbot", "Castle", "Dunn", "Esposito", "Vogel")
 policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
 LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
 WHO = ("first_name", "last_name", "birth_date", "ssid", "local_id", "email")
+_seldom = st.sampled_from([False] * 8 + [True])
 edits = st.dictionaries(st.sampled_from([*VALUES, *WHO, *WHO, *WHO]), st.none(), max_size=3)
 CLEARED = ("preferred_first_name", "email", "phone", "mobile_phone", "home_street", "home_city")
 cleared = st.sets(st.sampled_from(CLEARED), max_size=4)
@@ -156,6 +163,104 @@ def three_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row, Row]:
         {"rows": first, "completeness": whole, "lost": [], **always},
         {"rows": second, "completeness": complete, "lost": lost, **always},
         {"rows": second, "completeness": whole, "lost": lost, **always},
+    )
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day of `many_days`. `delivery`: as `inputs` takes it; `systems`: those that take part. `edits`: the attribute that a
+    person edited of some student; `withdrawn`: whether one withdrew somebody; `who`: which student, and enrollment, that is.
+    `ruling`: what a person said of what was held on the day before."""
+
+    delivery: Row
+    as_of: date
+    systems: str
+    edits: str | None
+    withdrawn: bool
+    who: int
+    ruling: str | None
+
+    def inputs(self, tables: Mapping[str, pl.DataFrame], held: Sequence[Hold], **rest: Any) -> DistrictInputs:
+        """With what people said about the roster that is published by then."""
+        said = {} if self.ruling is None else {self.ruling: tuple(Ruling.about(hold) for hold in held)}
+        found = inputs(
+            self.delivery, tables, self.as_of,
+            edits=self._edits(tables), withdrawals=self._withdrawals(tables), rulings=Rulings(**said), **rest,
+        )  # fmt: skip
+        here = pl.col("integration").is_in(list(self.systems))
+        return replace(
+            found,
+            integrations={key: part for key, part in found.integrations.items() if key in self.systems},
+            records={entity: frame.filter(here) for entity, frame in found.records.items()},
+            quarantined={entity: frame.filter(here) for entity, frame in found.quarantined.items()},
+        )
+
+    def _edits(self, tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+        if self.edits is None or not tables or tables["students"].is_empty():
+            return pl.DataFrame(schema=EDITS)
+        students = tables["students"].sort("student_id")
+        edited = {
+            "edit": pl.lit(1, pl.Int64), "attribute": pl.lit(self.edits), "edited_by": pl.lit("clerk"),
+            "edited_at": pl.lit(datetime(2025, 9, 1, 12, tzinfo=UTC)).cast(EDITS["edited_at"]),
+            self.edits: pl.lit("Edited"),
+        }  # fmt: skip
+        return students[self.who % students.height].with_columns(**edited).select(list(EDITS))
+
+    def _withdrawals(self, tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+        if not self.withdrawn or not tables or tables["enrollments"].is_empty():
+            return pl.DataFrame(schema=WITHDRAWALS)
+        stays = tables["enrollments"].sort(STAY_KEY)
+        made = {"withdrawal_id": pl.lit("w"), "effective_date": date(2025, 10, 5), "exit_code": pl.lit("W9")}
+        return stays[self.who % stays.height].with_columns(**made).select(list(WITHDRAWALS))
+
+
+@st.composite
+def many_days(draw: st.DrawFn) -> list[Day]:
+    """Some days on each of which little happens, and sometimes nothing: to records, readings, people's decisions."""
+    first, second, _ = draw(three_days(1))
+    people = draw(st.lists(record, min_size=2, max_size=7))
+    others = [_numbered(draw(_somebody(people, n)) | {"sis_id": f"p{n}"}) for n in range(draw(st.integers(4, 10)))]
+    rows = {(row["integration"], row["sis_id"]): row for row in [*first["rows"], *others]}
+    known = {(row["integration"], row["sis_id"]): row for row in second["rows"][:1]} | rows
+    found, lost, as_of = [], [], DAYS[0]
+    always = {name: first[name] for name in ("decisions", "priorities", "policies", "thresholds")}
+    for number in range(draw(st.integers(3, 6))):
+        for name in draw(st.lists(st.sampled_from(sorted(known)), max_size=2)) if number else ():
+            became = draw(fate)
+            row = draw(edited(known[name])) if became == "edited" else known[name]
+            rows = {key: one for key, one in rows.items() if key != name}
+            if became == "quarantined":
+                lost = [*lost, row]
+            elif became != "gone":
+                rows[name] = _numbered(row | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
+        lost = [] if draw(_seldom) else lost
+        as_of += timedelta(days=draw(st.sampled_from([0, 1, 1, 1, 2, 7, 40])) if number else 0)
+        always |= {"decisions": []} if draw(_seldom) else {}
+        always |= {"thresholds": draw(st.sampled_from([Thresholds(), LENIENT]))} if draw(_seldom) else {}
+        read = {name: draw(_mostly("complete", "partial", "delta") | st.just("complete")) for name in "abc"}
+        found.append(
+            Day(
+                {"rows": list(rows.values()), "completeness": read, "lost": lost, **always},
+                as_of,
+                systems=draw(st.sampled_from(["ab", "a"])) if draw(_seldom) else "abc",
+                edits=draw(st.sampled_from(["first_name", "email"])) if draw(_seldom) else None,
+                withdrawn=draw(_seldom),
+                who=draw(st.integers(0, 5)),
+                ruling=draw(st.sampled_from([None, None, "released", "waiting"])),
+            )
+        )
+    return found
+
+
+@st.composite
+def _somebody(draw: st.DrawFn, people: list[Row], number: int) -> Row:
+    """A record of one of a few students who are nobody else, and may have two."""
+    who = number // 2
+    own = {"first_name": FIRST[who], "last_name": LAST[who], "birth_date": f"2010-{who + 1:02}-1{who}"}
+    return (
+        draw(told_of(people))
+        | own
+        | {"ssid": draw(_mostly(f"1{who}", None)), "ssid_issuer": None, "local_id": None, "grade_level": "05"}
     )
 
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
 import polars as pl
 from hypothesis import HealthCheck, Phase, settings
 
-from sis_pipeline.roster.district import (
-    LAST_SAID,
-    PUBLICATION,
-    DistrictInputs,
-    IntegrationInput,
-    MergedRoster,
-    merge_district,
-)
+from sis_pipeline.roster.contract import LAST_SAID, PUBLICATION, DistrictInputs, IntegrationInput, MergedRoster
+from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.frames import empty, polars_schema
 from sis_pipeline.roster.frames import example_frame as typed
 from sis_pipeline.roster.model import ENTITIES, MERGED
@@ -195,6 +190,20 @@ def said_before(tables: Mapping[str, pl.DataFrame], year: str) -> pl.DataFrame:
     sources = tables.get("student_sources", empty(MERGED["student_sources"])).sort("school_year", descending=True)
     newest = sources.filter(pl.col("school_year") <= year).unique(RECORD, keep="first", maintain_order=True)
     return newest.filter(pl.col("school_year") < year).select(LAST_SAID)
+
+
+def merged_both_ways(inputs: DistrictInputs) -> MergedRoster:
+    """The incremental merge, which is the whole one in everything."""
+    found, whole = merge_district(inputs), merge_district(replace(inputs, whole=True))
+    for name, frame in whole.frames.items():
+        assert found.frames[name].equals(frame), name
+    for name in ("near_matches", "cut_chains", "recycled"):
+        assert getattr(found, name).equals(getattr(whole, name)), name
+    for name in ("held", "retired", "retired_staff", "settled"):
+        assert getattr(found, name) == getattr(whole, name), name
+    counts = {"seats_merged": None, "students_merged": None}
+    assert replace(found.stats, **counts) == replace(whole.stats, whole=False, **counts)
+    return found
 
 
 def publish(tables: Mapping[str, pl.DataFrame], merged: MergedRoster, year: str = YEAR) -> dict[str, pl.DataFrame]:

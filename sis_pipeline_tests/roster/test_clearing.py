@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sis_pipeline.roster.attributes import ATTRIBUTES, CLEARABLE
 from sis_pipeline.roster.clearing import find_clearings
-from sis_pipeline.roster.district import IntegrationInput
+from sis_pipeline.roster.contract import IntegrationInput
 from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.model import STUDENT_SOURCES
 from sis_pipeline_tests.roster.rosters import DAY_1, DAY_2, Roster, laws, loaded, merge, publish, records, rows

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sis_pipeline.roster.contract import IntegrationInput
 from sis_pipeline.roster.decisions import CONFIRMED, DECISIONS, DISTINCT, SAME, SPLIT
-from sis_pipeline.roster.district import IntegrationInput
 from sis_pipeline.roster.identity import Resolution
 from sis_pipeline.roster.ids import derived_id
 from sis_pipeline_tests.roster.rosters import DAY_2, Roster, laws, loaded, merge, publish, published, rows
@@ -186,7 +186,7 @@ def test_a_split_record_takes_along_what_its_system_no_longer_tells(*, told: boo
 verdicts = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from([SAME, DISTINCT])), max_size=5)
 
 
-@laws(20)
+@laws(12)
 @given(st.lists(student, min_size=2, max_size=9), verdicts, st.randoms(use_true_random=False))
 def test_laws_of_decisions(
     students: list[dict[str, Any]], wanted: list[tuple[int, int, str]], shuffle: random.Random

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sis_pipeline.roster.contract import DistrictInputs, IntegrationInput, MergedRoster
 from sis_pipeline.roster.decisions import DECISIONS
-from sis_pipeline.roster.district import DistrictInputs, IntegrationInput, MergedRoster, merge_district
+from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.guard import Ruling, Rulings
 from sis_pipeline.roster.identity import numbered_school
 from sis_pipeline.roster.thresholds import Thresholds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -14,11 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sis_pipeline.roster import frames
-from sis_pipeline.roster.district import DistrictInputs, IntegrationInput, MergedRoster, merge_district
+from sis_pipeline.roster.contract import IntegrationInput, Memory
 from sis_pipeline.roster.frames import rows_in_common
 from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline.roster.withdrawals import WITHDRAWALS
-from sis_pipeline_tests.roster.rosters import DAY_1, DAY_2, Roster, events, laws, loaded, merge, publish
+from sis_pipeline_tests.roster.rosters import (
+    DAY_1,
+    DAY_2,
+    Roster,
+    events,
+    laws,
+    loaded,
+    merge,
+    merged_both_ways,
+    publish,
+)
 
 Row = dict[str, Any]
 NAMES = [("Ada", "Moss"), ("Adah", "Moss"), ("Bea", "Moss"), ("Cy", "Hill"), ("Di", "Reyes")]
@@ -93,21 +103,6 @@ def withdrawals(tables: Mapping[str, pl.DataFrame], *, made: bool) -> pl.DataFra
     ).select(list(WITHDRAWALS))
 
 
-def merged_both_ways(inputs: DistrictInputs) -> MergedRoster:
-    """The incremental merge, which is the whole one in everything."""
-    found, whole = merge_district(inputs), merge_district(replace(inputs, whole=True))
-    for name, frame in whole.frames.items():
-        assert found.frames[name].equals(frame), name
-    for name in ("near_matches", "cut_chains", "recycled"):
-        assert getattr(found, name).equals(getattr(whole, name)), name
-    for name in ("held", "retired", "retired_staff", "settled"):
-        assert getattr(found, name) == getattr(whole, name), name
-    assert asdict(found.stats) | asdict(replace(whole.stats, whole=False, seats_merged=None)) == asdict(
-        replace(found.stats, seats_merged=None)
-    )
-    return found
-
-
 @laws(5)
 @given(
     st.lists(record, min_size=2, max_size=6),
@@ -120,6 +115,7 @@ def test_it_decides_what_a_whole_merge_decides_day_after_day(
 ) -> None:
     records, seats = dict(enumerate(first)), dict(enumerate(sitting))
     tables: dict[str, pl.DataFrame] = {}
+    memory: Memory | None = None
     as_of = DAY_1
     for day in days:
         as_of += timedelta(days=day["days_later"])
@@ -128,11 +124,12 @@ def test_it_decides_what_a_whole_merge_decides_day_after_day(
         parts = {"a": IntegrationInput(1, day["verdict"]), "b": IntegrationInput(2)}
         inputs = delivery(records, seats, day["school_of_section"]).inputs(
             tables, as_of=as_of, integrations=parts, thresholds=day["thresholds"],
-            withdrawals=withdrawals(tables, made=day["withdrawn"]),
+            withdrawals=withdrawals(tables, made=day["withdrawn"]), memory=memory,
         )  # fmt: skip
         seed = shuffle.randrange(1000)
         mixed = {name: frame.sample(fraction=1, shuffle=True, seed=seed) for name, frame in inputs.records.items()}
-        tables = publish(tables, merged_both_ways(replace(inputs, records=mixed)))
+        merged = merged_both_ways(replace(inputs, records=mixed))
+        tables, memory = publish(tables, merged), merged.memory
 
 
 def seated(*students: str, **row: Any) -> Roster:

@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from sis_pipeline.roster.district import IntegrationInput, merge_district
+from sis_pipeline.roster.contract import IntegrationInput
+from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.frames import empty
 from sis_pipeline.roster.guard import Ruling, Rulings
 from sis_pipeline.roster.model import MERGED

@@ -321,7 +321,7 @@ def same(one: MergedStudents, other: MergedStudents) -> bool:
     )
 
 
-@laws(25)
+@laws(16)
 @given(
     st.lists(record, min_size=1, max_size=5),
     st.lists(record, min_size=1, max_size=5),

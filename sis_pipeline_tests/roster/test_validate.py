@@ -201,7 +201,7 @@ def test_columns_that_pandera_is_not_asked_about_are_those_in_which_it_finds_not
         "enrollments": [{"school_year": "25-26"}, {"exit_code": None}],
     }
     few = {entity: check(entity, *several) for entity, several in rows.items()}
-    monkeypatch.setattr(validation, "_asked", lambda _typed, table: tuple(table.names))
+    monkeypatch.setattr(validation, "_doubtful", lambda _typed, table: tuple(table.names))
     for entity, several in rows.items():
         everything = check(entity, *several)
         assert lines(everything.rejected) == lines(few[entity].rejected) != []

@@ -7,7 +7,7 @@ from datetime import date
 import polars as pl
 import pytest
 
-from sis_pipeline.roster.district import IntegrationInput, MergedRoster
+from sis_pipeline.roster.contract import IntegrationInput, MergedRoster
 from sis_pipeline.roster.withdrawals import WITHDRAWALS
 from sis_pipeline_tests.roster.rosters import DAY_2, Roster, events, loaded, merge, publish, rows
 from sis_pipeline_tests.roster.test_district import Tables, changed, district, student_of

@@ -12,8 +12,8 @@ import polars as pl
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sis_pipeline.roster.contract import PUBLICATION, MergedRoster
 from sis_pipeline.roster.decisions import DISTINCT, SAME
-from sis_pipeline.roster.district import PUBLICATION, MergedRoster
 from sis_pipeline_tests.roster.rosters import Roster, laws, merge, publish, rows
 from sis_pipeline_tests.roster.test_decisions import decided, decisions
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 
 from sis_pipeline.connect.errors import DataError, InternalError
-from sis_pipeline.db.engine import engine_for
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import bulk
 from sis_pipeline.store.bulk import Applied
@@ -164,11 +163,9 @@ TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_cha
 
 
 @pytest.fixture(scope="module")
-def one_database(_module_database):
+def one_database(_module_engine):
     """The same for all examples: each leaves it empty."""
-    engine = engine_for(_module_database)
-    yield engine
-    engine.dispose()
+    return _module_engine
 
 
 @settings(max_examples=25)

@@ -234,10 +234,10 @@ def held(*keys: tuple[str, ...], until: str | None = None) -> Hold:
 
 def test_a_freeze_that_is_over_asks_for_a_merge(database, merges, guard):
     key = (uid("student", 1), NORTH, "2025-08-18")
-    publish(database, merges, merged(merges, held=[held(key, until=(TODAY + timedelta(days=1)).isoformat())]))
+    publish(database, merges, merged(merges, held=[held(key, until=(TODAY + timedelta(days=30)).isoformat())]))
     assert merges.stale_districts(YEAR) == []
     with database.begin() as connection:
-        connection.execute(text("set local sis.clock_offset = '2 days'"))
+        connection.execute(text("set local sis.clock_offset = '31 days'"))
         assert guarding.rules(connection, "lincoln", YEAR) == [[Holds(database).list()[0].hold_id]]
 
 

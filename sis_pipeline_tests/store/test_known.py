@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 
+import polars as pl
 import pytest
 from sqlalchemy import text
 
-from sis_pipeline.roster.district import PUBLICATION
+from sis_pipeline.roster.contract import PUBLICATION, Memory
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.store import bulk
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.known import KNOWN, writes_mark
 from sis_pipeline.store.merged import MergeStore, Operation
+from sis_pipeline.store.news import news_of
 from sis_pipeline.store.publish import publish
 from sis_pipeline.store.undo import Undoing
 from sis_pipeline_tests.store.conftest import YEAR, count, enrollment, merged_roster, student
 
 SHARED = {name for name, way in PUBLICATION.items() if way == "upsert"}
+MEMORY = Memory(
+    pl.DataFrame({"integration": ["a"], "sis_id": ["1"], "said": [2**64 - 1]}, schema_overrides={"said": pl.UInt64}),
+    "what matters to everybody",
+    date(2025, 10, 1),
+)
 MADE_GOOD = "select entry_code from sis.enrollments order by 1"
 
 
@@ -45,7 +53,8 @@ def roster(code: str = "E1", size: int = 3) -> dict[str, list[dict]]:
 def merged(merges: MergeStore, code: str = "E1", *, whole: bool = False) -> Operation:
     made = merged_roster(**roster(code))
     gathered = merges.gather("lincoln", YEAR, whole=whole)
-    return merges.write_merged(gathered, replace(made, stats=replace(made.stats, whole=gathered.inputs.whole)))
+    stats = replace(made.stats, whole=gathered.inputs.whole)
+    return merges.write_merged(gathered, replace(made, stats=stats, memory=MEMORY))
 
 
 def published(database, merges: MergeStore, code: str = "E1", *, whole: bool = False) -> Applied:
@@ -79,9 +88,48 @@ def test_a_publication_compares_with_it_and_is_no_write_beside_the_pipeline(data
     operation = merged(merges, "E2")
     reads.clear()
     assert publish(database, merges, operation).applied["enrollments"] == Applied(updated=3)
-    assert not reads & set(KNOWN)
+    assert not reads, "what differs was told when it was merged"
     assert codes(database) == ["E2"] * 3
     assert count(database, "select count(*) from sis.table_writes") == 0
+
+
+def test_a_merge_is_told_what_the_one_that_is_published_remembers(database, merges):
+    assert merges.gather("lincoln", YEAR).inputs.memory is None
+    published(database, merges)
+    remembered = merges.gather("lincoln", YEAR).inputs.memory
+    assert remembered.said.equals(MEMORY.said)
+    assert replace(remembered, said=MEMORY.said) == replace(MEMORY)
+    assert merges.gather("lincoln", YEAR, whole=True).inputs.memory is None
+
+
+def test_news_are_of_the_students_merged_anew_and_of_everybodys_links(merges):
+    """Links are worked out for everybody: another school year's merge may have changed them."""
+    link = {"district": "lincoln", "integration": "a", "sis_id": "1", "rule": "new", "confidence": 1.0, "active": True}
+    link |= {"student_id": student(1)["student_id"]}
+    made = merged_roster(**roster("E2"), student_links=[link])
+    before = merged_roster(**roster("E1"), student_links=[{**link, "active": False}])
+    inputs = replace(merges.gather("lincoln", YEAR).inputs, existing=before.frames)
+    some = pl.Series([student(2)["student_id"]])
+    news = news_of(inputs, replace(made, touched=some))
+    assert {name: one.fresh.height for name, one in news.items() if one.fresh.height} == {
+        "enrollments": 1,
+        "student_links": 1,
+    }
+    assert news["enrollments"].replaced["entry_code"].to_list() == ["E1"]
+    assert (news["enrollments"].rows, news_of(inputs, made)["enrollments"].fresh.height) == (3, 3)
+
+
+@pytest.mark.parametrize("reason", ["somebody wrote beside the pipeline", "the rules are others", "its file is gone"])
+def test_nothing_is_remembered_of_what_may_be_otherwise_by_now(database, merges, monkeypatch, reason):
+    published(database, merges)
+    operation = merges.newest("lincoln", YEAR, "published")
+    if reason == "the rules are others":
+        monkeypatch.setattr("sis_pipeline.store.merged._code", lambda: "of another version")
+    elif reason == "its file is gone":
+        merges.files.delete(f"{operation.path}/said.parquet")
+    else:
+        written(database, "update sis.enrollments set entry_code = 'by hand'")
+    assert merges.gather("lincoln", YEAR).inputs.memory is None
 
 
 def test_asked_for_whole_a_merge_reads_the_tables(database, merges, reads):

@@ -245,6 +245,9 @@ def test_equal_content_has_an_equal_fingerprint_whatever_its_order(snapshots, da
     assert fingerprint([first]) != fingerprint([good_snapshot(snapshots, students=[*two, sis_student("3")])])
     empty_text, null = (good_snapshot(snapshots, students=[sis_student("1", ssid=value)]) for value in ("", None))
     assert empty_text.roster_hash != null.roster_hash
+    names = [{"first_name": "Ada", "last_name": "Moss"}, {"first_name": "Moss", "last_name": "Ada"}]
+    pairs = ([sis_student("1", **names[place]), sis_student("2", **names[1 - place])] for place in (0, 1))
+    assert len({good_snapshot(snapshots, students=pair).roster_hash for pair in pairs}) == 2
 
 
 def test_a_row_in_quarantine_counts_as_content(snapshots):

@@ -53,6 +53,7 @@ def today(database) -> Iterator[None]:
     yield
     with database.begin() as connection:
         connection.execute(text(f"alter database {name} reset sis.clock_offset"))
+    database.dispose()
 
 
 @pytest.fixture
