@@ -4,7 +4,8 @@ Values are only compared here; which value survives is decided in `merge`.
 A rule is a set of columns that must all agree. Agreement on equal columns is transitive, so a rule needs no pairwise
 comparison: every group of equal columns gets edges to its first record, and components of edges are people. Rules are
 applied in tiers, strongest first; where a tier would join two different state ids, that tier's edges of that component
-are cut and reported instead. Unknown values form no groups, so the unknown neither agrees nor disagrees.
+are cut and reported instead. Unknown values form no groups, so the unknown neither agrees nor disagrees. A name that two
+go by whose full names contradict each other (Juan Carlos, Juan Pablo) agrees with nobody's: see `sure_names`.
 """
 
 from __future__ import annotations
@@ -363,6 +364,40 @@ def _last_names(legal: pl.Expr, *others: pl.Expr) -> dict[str, pl.Expr]:
     return {"last": name_key(legal), "lasts": _variants(*keys)}
 
 
+def sure_names(facts: pl.DataFrame, rules: Sequence[Rule]) -> pl.DataFrame:
+    """The facts for the rules, without the lesser names (a first word, half of a double name, a preferred name) that may be
+    another's: two go by it who share the id of a rule, or birth date and a last name, and have other full names.
+
+    Juan may be Juan Carlos or Juan Pablo, who may be twins: the name joins none of them, not even by way of a third record.
+    Juan C. and Juan Carlos do not contradict each other.
+    """
+    variants = {"firsts": "first", "lasts": "last"}
+    found = [(name, (rule.columns[0],)) for rule in rules for name in rule.columns if name in variants]
+    groups = dict.fromkeys([*found, ("firsts", ("birth_date", "lasts"))])
+    for name, full in variants.items():
+        parts = [_of_several(facts, full, name, keys) for of, keys in groups if of == name]
+        doubtful = pl.concat(parts).group_by("node").agg(pl.col("name").alias("doubtful"))
+        if doubtful.height:
+            sure = pl.col(name).list.set_difference(pl.col("doubtful").fill_null([]))
+            facts = facts.join(doubtful, on="node", how="left", maintain_order="left").with_columns(sure.alias(name))
+            facts = facts.drop("doubtful")
+    return facts
+
+
+def _of_several(facts: pl.DataFrame, full: str, variants: str, keys: Sequence[str]) -> pl.DataFrame:
+    """Lesser names that are those of contradicting full names among who agree on the keys: node, name."""
+    lesser = facts.filter(pl.col(variants).list.len() > 1).select("node", *keys, full=full, name=variants)
+    lesser = lesser.explode("name").filter(pl.col("name") != pl.col("full"))
+    for key in keys:
+        if isinstance(lesser.schema[key], pl.List):
+            lesser = lesser.explode(key)
+    group = [*keys, "name"]
+    lesser = lesser.drop_nulls().filter(pl.len().over(group) > 1)
+    longest = pl.col("full").sort_by(pl.col("full").str.len_chars()).last()
+    contradict = (~longest.str.starts_with(pl.col("full"))).any().over(group)
+    return lesser.filter(contradict).select("node", "name")
+
+
 def _phones(*phones: pl.Expr) -> dict[str, pl.Expr]:
     return {"phones": _variants(*(phone_key(phone) for phone in phones))}
 
@@ -394,6 +429,7 @@ class _Resolver:
         self.kind, self.links = kind, links
         self.recycled = _recycled(facts, links, before)
         self.facts = _renumbered_without(facts, self.recycled)
+        self.sure = sure_names(self.facts, kind.rules)
         self.decided = decided_nodes(self.facts, links, decisions)
         self.labels: Nodes = np.arange(self.facts.height, dtype=np.int64)
 
@@ -462,7 +498,7 @@ class _Resolver:
         forced = self.decided.filter(pl.col("verdict") == SAME).select("node", "hub", rule=pl.lit(CONFIRMED))
         yield forced.with_columns(tier=pl.lit(-1, pl.Int32))
         for tier in sorted({rule.tier for rule in self.kind.rules}):
-            labelled = self.facts.with_columns(label=pl.Series(self.labels))
+            labelled = self.sure.with_columns(label=pl.Series(self.labels))
             yield pl.concat([_edges(labelled, rule) for rule in self.kind.rules if rule.tier == tier])
 
     def _contradicting(self, among: Nodes) -> Nodes:

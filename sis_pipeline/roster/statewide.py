@@ -10,7 +10,7 @@ import polars as pl
 from sis_pipeline.roster.changes import each_once
 from sis_pipeline.roster.enrollments import TRANSFER_DAYS
 from sis_pipeline.roster.frames import fit
-from sis_pipeline.roster.identity import STUDENT_RULES, Rule, student_facts
+from sis_pipeline.roster.identity import STUDENT_RULES, Rule, student_facts, sure_names
 from sis_pipeline.roster.ids import derived_ids
 from sis_pipeline.roster.model import MERGED_STUDENTS
 from sis_pipeline.roster.near import WORDS, judged
@@ -67,7 +67,11 @@ def same_children(people: pl.DataFrame) -> pl.DataFrame:
     )
     facts = student_facts(records, records.clear())
     issuers = people.select(integration="district", sis_id="student_id", issuer=pl.col("ssid_issuer").str.strip_chars())
-    sides = facts.join(issuers, on=["integration", "sis_id"], maintain_order="left").drop_nulls("ssid")
+    sides = (
+        sure_names(facts, _BY_SSID)
+        .join(issuers, on=["integration", "sis_id"], maintain_order="left")
+        .drop_nulls("ssid")
+    )
     sides = sides.filter(pl.len().over("ssid") < TOO_MANY)
     one, other = (
         sides.select("ssid", *(pl.col(name).alias(f"{side}{name}") for name in _ASKED)) for side in ("", "other_")

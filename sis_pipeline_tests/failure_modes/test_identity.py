@@ -82,6 +82,25 @@ def test_10_twins_are_never_joined_whatever_else_agrees() -> None:
     assert asked(told) == [], "and it is asked once"
 
 
+@pytest.mark.parametrize("kind", ["ssid", "local_id"])
+@pytest.mark.parametrize("third", [None, {"first_name": "Juan"}, {"first_name": "Juan", "birth_date": None}])
+@pytest.mark.parametrize("names", [{}, {"preferred_first_name": "Juan"}], ids=["first word", "preferred name"])
+def test_10_twins_with_the_first_word_of_their_names_in_common_are_two_also_beside_a_third_record(
+    kind: str, third: dict[str, Any] | None, names: dict[str, Any]
+) -> None:
+    home = {"email": "home@example.org", "phone": "512-555-0100", "grade_level": "07", kind: "77", **names}
+    roster = two_systems({**home, "first_name": "Juan Carlos"}, {**home, "first_name": "Juan Pablo"})
+    if third:
+        roster.school("1", "c").student("c1", integration="c", **{**home, **third})
+    merged = merge(roster)
+    tables = publish({}, merged)
+    assert two(tables)
+    assert asked(merged) == [kind] * (3 if third else 1), "never more than a question, about every two of them"
+    again = merge(roster, tables, as_of=DAY_2)
+    assert again.retired == {}
+    assert again.near_matches.equals(merged.near_matches)
+
+
 def test_11_an_id_that_is_given_to_another_child_brings_no_history_along() -> None:
     tables = loaded(district())
     other = changed(

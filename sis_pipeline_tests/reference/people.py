@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -171,7 +171,7 @@ def who_is_who(
     group = joined(list(range(len(facts))), linked)
     rules: dict[int, tuple[int, str]] = {}
     cut: list[tuple[Pair, str]] = []
-    for strength, pairs in _strengths(facts, decided["same"]):
+    for strength, pairs in _strengths(_surely_named(facts), decided["same"]):
         held, torn, group = _joined_but_apart(facts, group, pairs, decided["distinct"])
         cut += torn
         for pair, rule in held:
@@ -296,6 +296,36 @@ def joined(group: Sequence[int], pairs: Iterable[Pair]) -> list[int]:
                 named[one] = start
                 waiting += beside[one]
     return [named[one] for one in group]
+
+
+def _surely_named(facts: Sequence[Facts]) -> list[Facts]:
+    """Without the first words, halves of double names and preferred names that may be another's: two who share an id, or
+    birth date and a last name, go by them, and their full names contradict each other."""
+    full: dict[Signature, set[str]] = defaultdict(set)
+    for it in facts:
+        for signature, name in _lesser_names(it):
+            full[signature].add(name)
+
+    def surely(it: Facts) -> Facts:
+        doubtful: dict[str, set[str]] = {"first": set(), "last": set()}
+        for signature, _ in _lesser_names(it):
+            names = full[signature]
+            if not all(max(names, key=len).startswith(name) for name in names):
+                doubtful[signature[0]].add(signature[1])
+        return replace(it, firsts=it.firsts - doubtful["first"], lasts=it.lasts - doubtful["last"])
+
+    return [surely(it) for it in facts]
+
+
+def _lesser_names(it: Facts) -> Iterator[tuple[Signature, str]]:
+    """What somebody else may go by too, beside whom, and the full name that it stands for."""
+    ids = [("ssid", it.ssid), ("local_id", it.local_id)]
+    shared = [one for one in ids if one[1]]
+    twins = [("birth", it.birth, last) for last in it.lasts if it.birth]
+    for beside in [*shared, *twins] if it.first else ():
+        yield from ((("first", name, beside), it.first) for name in it.firsts - {it.first})
+    for beside in shared if it.last else ():
+        yield from ((("last", name, beside), it.last) for name in it.lasts - {it.last})
 
 
 def _strengths(facts: Sequence[Facts], same: Sequence[Pair]) -> Iterator[tuple[int, list[tuple[Pair, str]]]]:

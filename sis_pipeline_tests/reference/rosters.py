@@ -31,9 +31,11 @@ def _mostly(value: Any, *others: Any) -> st.SearchStrategy[Any]:
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "first_name": st.sampled_from(
-        ["Ada", "Adá", "ada maria", "Bea", "William", "Bill", "Maria", "Marta", "Katherine", "-"]
+        ["Ada", "Adá", "ada maria", "Ada Luz", "Bea", "William", "Bill", "Maria", "Marta", "Katherine", "-"]
     ),
-    "last_name": st.sampled_from(["Moss", "MÓSS", "Moss-Hill", "Hill", "O'Hill", "Garcia-Lopez", "Gracia Lopez"]),
+    "last_name": st.sampled_from(
+        ["Moss", "MÓSS", "Moss-Hill", "Hill", "O'Hill", "Garcia-Lopez", "Gracia Lopez", "Garcia-Perez"]
+    ),
     "birth_date": st.sampled_from(["2012-03-04", "2012-03-04", "2012-04-03", "2012-03-05", "2011-11-21", None]),
     "preferred_first_name": _mostly(None, "Lee", "Ada", "Bill"),
     "preferred_last_name": _mostly(None, "Hill"),

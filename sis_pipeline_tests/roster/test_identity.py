@@ -124,6 +124,61 @@ def test_twins_are_never_matched_whatever_else_agrees() -> None:
     assert result.near_matches.is_empty()
 
 
+JUAN: dict[str, Any] = {"last_name": "Sol", "birth_date": "2012-03-04"}
+THREE = tuple({"integration": key, "sis_id": "1"} for key in "abc")
+
+
+def groups(*students: dict[str, Any]) -> list[list[str]]:
+    """Who of the records of three systems is one student."""
+    found: dict[str, list[str]] = {}
+    named = [{**JUAN, **row, **key} for row, key in zip(students, THREE, strict=False)]
+    for record, person in sorted(people(resolve(*named)).items()):
+        found.setdefault(person, []).append(record[0])
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("names", [("Juan", "Juan Carlos"), ("Juan C.", "Juan Carlos"), ("Juan Carlos", "JUAN CARLOS")])
+def test_a_first_word_agrees_with_a_name_without_another_second_one(names: tuple[str, str]) -> None:
+    assert groups(*({"first_name": name, "ssid": "7"} for name in names)) == [["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "third"),
+    [
+        ({"ssid": "7"}, {"ssid": "7"}, {"ssid": "7"}),
+        ({"ssid": "7"}, {"local_id": "5"}, {"ssid": "7", "local_id": "5"}),
+        ({"ssid": "7", "last_name": "Luna"}, {"ssid": "7", "birth_date": "2012-12-12"}, {"ssid": "7"}),
+        ({"ssid": "7", "last_name": "Sol-Luna"}, {"local_id": "5"}, {"ssid": "7", "local_id": "5"}),
+    ],
+    ids=["by one number", "by two numbers", "by birth date and by last name", "by a part of the last name"],
+)
+def test_who_may_be_either_of_two_joins_neither(
+    one: dict[str, Any], other: dict[str, Any], third: dict[str, Any]
+) -> None:
+    twins = {**one, "first_name": "Juan Carlos"}, {**other, "first_name": "Juan Pablo"}
+    assert groups(*twins, {**third, "first_name": "Juan"}) == [["a"], ["b"], ["c"]]
+    assert groups(*twins, {**third, "first_name": "Juan Carlos"}) == [["a", "c"], ["b"]], "but a full name says which"
+
+
+def test_a_first_word_is_doubted_only_among_who_agree_otherwise() -> None:
+    one, third = {"first_name": "Juan Carlos", "ssid": "7"}, {"first_name": "Juan", "ssid": "7"}
+    for other in ({"last_name": "Hill"}, {"birth_date": "2011-01-01"}):
+        assert groups(one, {"first_name": "Juan Pablo", "ssid": "8", **other}, third) == [["a", "c"], ["b"]]
+
+
+def test_half_of_a_double_name_joins_no_cousins() -> None:
+    ana = {"first_name": "Ana", "ssid": "7"}
+    cousins = (
+        {**ana, "last_name": "Garcia-Lopez", "birth_date": "2011-01-01"},
+        {**ana, "last_name": "Garcia-Perez", "birth_date": None},
+    )
+    assert groups(*cousins) == [["a"], ["b"]]
+    assert groups(*cousins, {**ana, "last_name": "Garcia", "birth_date": "2012-02-02"}) == [["a"], ["b"], ["c"]]
+    assert groups(*cousins, {**ana, "last_name": "Lopez", "birth_date": None}) == [["a", "c"], ["b"]]
+    born = [{**one, "birth_date": "2012-03-04"} for one in cousins]
+    assert groups(*born) == [["a", "b"]], "a number, first name and birth date are enough"
+
+
 def test_two_state_ids_of_one_issuer_never_match() -> None:
     fact = {"email": "ada@example.org", "local_id": "5"}
     result = pair({**ADA, **fact, "ssid": "1"}, {**ADA, **fact, "ssid": "2"})
@@ -436,6 +491,13 @@ def test_two_state_ids_of_staff_are_never_joined() -> None:
     result = of_staff({"state_staff_id": "5", "email": "t@x.org"}, {"state_staff_id": "6", "email": "t@x.org"})
     assert result.assignment["person_id"].n_unique() == 2
     assert rows(result.cut_chains, "rule") == ["email"]
+
+
+@pytest.mark.parametrize("fact", [{"email": "t@x.org"}, {"local_id": "5"}, {"state_staff_id": "5"}])
+def test_half_of_a_double_name_joins_no_two_of_the_staff(fact: dict[str, Any]) -> None:
+    lopez, perez = ({**fact, "last_name": name} for name in ("Garcia-Lopez", "Garcia-Perez"))
+    assert of_staff(lopez, perez).assignment["person_id"].n_unique() == 2
+    assert of_staff(lopez, {**fact, "last_name": "Garcia"}).assignment["person_id"].n_unique() == 1
 
 
 def test_what_people_decided_of_staff_holds() -> None:

@@ -76,6 +76,13 @@ def test_an_ssid_needs_what_it_needs_inside_a_district(other: dict[str, Any], de
     assert rows(linked(child("a"), child("b", **other)), "decision") == [decision]
 
 
+def test_a_first_word_that_may_be_two_childrens_matches_neither() -> None:
+    carlos, pablo = child("a", first_name="Juan Carlos"), child("b", first_name="Juan Pablo")
+    assert rows(linked(carlos, pablo), "decision") == ["near_match"]
+    assert rows(linked(carlos, pablo, child("c", first_name="Juan")), "decision") == ["near_match"] * 3
+    assert rows(linked(carlos, child("c", first_name="Juan")), "decision") == ["match"]
+
+
 def test_numbers_of_two_issuers_are_two_numbers() -> None:
     assert linked(child("a", ssid_issuer="CA"), child("b", ssid_issuer="TX")).is_empty()
     assert linked(child("a", ssid=None), child("b", ssid=None)).is_empty()
