@@ -119,11 +119,24 @@ def show(
 
 
 @app.command()
-def confirm(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False) -> None:
-    """The two are one person: the next merge joins them. Refused where they have two state ids of one issuer."""
+def confirm(
+    near_match: NearMatchId,
+    *,
+    reason: Reason,
+    two_state_ids: Annotated[
+        bool,
+        typer.Option(
+            "--two-state-ids", help="One person was given two state ids of one issuer: join them all the same."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The two are one person: the next merge joins them. Refused where they have two state ids of one issuer, unless
+    --two-state-ids says that one person was given both; which one is published follows the policy, as of any attribute.
+    """
     from sis_pipeline.db.audit import current_actor
 
-    made = _identities().confirm(near_match, current_actor(), reason)
+    made = _identities().confirm(near_match, current_actor(), reason, two_state_ids=two_state_ids)
     _decided([made], f"They are {ONE[made.entity]}; the next merge joins them, and keeps the older id.", as_json)
 
 

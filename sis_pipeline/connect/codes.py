@@ -134,8 +134,9 @@ CATALOGUE: dict[str, Entry] = {
     ),
     "config.token_request": Entry("The token endpoint refuses the kind of request."),
     "config.two_state_ids": Entry(
-        "The two have different state ids of one issuer; two state ids are never joined.",
-        "Have the wrong one corrected in its SIS; the next sync then joins them, or asks again.",
+        "The two have different state ids of one issuer, and nobody said that one person was given both.",
+        "Have a wrong one corrected in its SIS; the next sync then joins them, or asks again. Where one person really was "
+        "given both, confirm with `--two-state-ids`.",
     ),
     "config.wrong_district": Entry(
         "The credentials reach another district's data than they did the first time, those of a district that another "

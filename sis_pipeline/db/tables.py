@@ -409,7 +409,12 @@ identity_decisions = Table(
     metadata,
     SqlColumn("district", Text, nullable=False, comment="the district"),
     SqlColumn("decision_id", UUID(as_uuid=False), primary_key=True, comment="the decision"),
-    SqlColumn("verdict", Text, nullable=False, comment="same or distinct"),
+    SqlColumn(
+        "verdict",
+        Text,
+        nullable=False,
+        comment="same, same_with_two_state_ids (one student who has two of one issuer) or distinct",
+    ),
     *_pair(nullable_student=True),
     SqlColumn("near_match_id", UUID(as_uuid=False), comment="the near match it answers; null for a split"),
     SqlColumn("decided_by", Text, nullable=False, comment="who decided"),
@@ -418,7 +423,7 @@ identity_decisions = Table(
     SqlColumn(
         "superseded_by", UUID(as_uuid=False), comment="the later decision about the same two; null while it stands"
     ),
-    CheckConstraint("verdict in ('same','distinct')", name="verdict"),
+    CheckConstraint("verdict in ('same','same_with_two_state_ids','distinct')", name="verdict"),
     CheckConstraint("entity in ('student','staff')", name="entity"),
     Index("ix_identity_decisions_standing", "district", postgresql_where=text("superseded_by is null")),
     comment="What people decided about who is who; remembered for ever, inputs of every merge.",

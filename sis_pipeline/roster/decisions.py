@@ -12,6 +12,8 @@ import polars as pl
 from sis_pipeline.roster.presence import RECORD
 
 SAME = "same"
+SAME_WITH_TWO_IDS = "same_with_two_state_ids"
+"""As SAME, of somebody who has two state ids of one issuer, which SAME never joins."""
 DISTINCT = "distinct"
 CONFIRMED = "confirmed"
 """The rule of a record that a person put with another one."""

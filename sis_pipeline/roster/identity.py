@@ -21,12 +21,13 @@ from sis_pipeline.roster.decisions import (
     CONFIRMED,
     DISTINCT,
     SAME,
+    SAME_WITH_TWO_IDS,
     decided_nodes,
     links_as_decided,
     no_decisions,
 )
 from sis_pipeline.roster.ids import derived_id, derived_ids
-from sis_pipeline.roster.near import PAIR, WORDS, judged, neighbours, similar, similar_staff, told_apart
+from sis_pipeline.roster.near import PAIR, TWO_IDS, WORDS, judged, neighbours, similar, similar_staff, told_apart
 from sis_pipeline.roster.normalise import email_key, exact_key, first_word_key, name_key, phone_key
 from sis_pipeline.roster.presence import RECORD
 
@@ -170,12 +171,13 @@ def resolve_students(
     published students; they take part in matching, so that a student who changes systems stays the same student.
     `decisions`: what people decided (`decisions.DECISIONS`): pairs decided `distinct` are never joined and never near
     matches, not even by a link; pairs decided `same` are joined unless that would join two different state ids of one
-    issuer, or a pair decided distinct. `before`: what records said when they were published, as SAID.
+    issuer, or a pair decided distinct; pairs decided `same_with_two_state_ids` are joined in spite of those. `before`: what
+    records said when they were published, as SAID.
 
     An existing link holds, unless name and birth date are both others than the student's, and than the record's own
     `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems'
     state ids differ for a time after a correction in one of them; every other way to join two different state ids of
-    one issuer is cut.
+    one issuer is cut. Those of whom name and birth date agree are near matches.
     """
     known = _known_people(students, "student_id")
     facts = student_facts(records, known)
@@ -435,6 +437,7 @@ class _Resolver:
 
     def run(self, district: str) -> Resolution:
         known = self._join_links()
+        self.state_ids = self._state_ids()
         matched, cut = self._join_rules()
         people, retired = self._people(known, district)
         near = self._near_matches(people)
@@ -469,6 +472,22 @@ class _Resolver:
         self._join(known.with_columns(hub=pl.col("node").min().over("person_id")))
         return known
 
+    def _state_ids(self) -> pl.DataFrame:
+        """The issuer and state id of every node; of those that one child has by a person's word, one stands for all."""
+        ids = self.facts.select("ssid_issuer", "ssid")
+        joined = self.decided.filter(pl.col("verdict") == SAME_WITH_TWO_IDS)
+        if joined.is_empty():
+            return ids
+        one, other = (self.labels[joined[side].to_numpy()] for side in ("node", "hub"))
+        children = components(len(self.labels), one, other)[self.labels]
+        among = np.isin(children, children[joined["node"].to_numpy()])
+        held = ids.with_columns(child=pl.Series(children)).filter(pl.Series(among)).drop_nulls("ssid")
+        held = held.with_columns(place=pl.col("ssid").rank("dense").cast(pl.Int64) - 1)
+        firsts = held.select(pl.col("place").min().over("child", "ssid_issuer")).to_series()
+        known = held.unique("place").sort("place")["ssid"]
+        same = components(len(known), held["place"].to_numpy(), firsts.to_numpy())
+        return ids.with_columns(pl.col("ssid").replace(known, known.gather(same)))
+
     def _join(self, edges: pl.DataFrame) -> None:
         left = self.labels[edges["node"].to_numpy()]
         right = self.labels[edges["hub"].to_numpy()]
@@ -495,7 +514,9 @@ class _Resolver:
         return pl.concat(held), pl.concat(cut)
 
     def _tiers(self) -> Iterator[pl.DataFrame]:
-        forced = self.decided.filter(pl.col("verdict") == SAME).select("node", "hub", rule=pl.lit(CONFIRMED))
+        forced = self.decided.filter(pl.col("verdict").is_in([SAME, SAME_WITH_TWO_IDS])).select(
+            "node", "hub", rule=pl.lit(CONFIRMED)
+        )
         yield forced.with_columns(tier=pl.lit(-1, pl.Int32))
         for tier in sorted({rule.tier for rule in self.kind.rules}):
             labelled = self.sure.with_columns(label=pl.Series(self.labels))
@@ -507,7 +528,7 @@ class _Resolver:
         left, right = self._apart(self.labels)
         joined: Nodes = left[left == right]
         asked = pl.Series(np.isin(self.labels, among))
-        known = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).filter(asked).drop_nulls("ssid")
+        known = self.state_ids.with_columns(label=pl.Series(self.labels)).filter(asked).drop_nulls("ssid")
         counts = known.group_by("label", "ssid_issuer").agg(pl.col("ssid").n_unique())
         two_ids: Nodes = counts.filter(pl.col("ssid") > 1)["label"].unique().to_numpy()
         torn: Nodes = np.unique(np.concatenate([joined, two_ids]))
@@ -577,7 +598,7 @@ class _Resolver:
         pairs = pl.concat(part.select(*PAIR, "rule", "tier") for part in parts)
         if pairs.is_empty():
             return _NO_NEAR_MATCHES
-        pairs = self._not_contradicting(pairs)
+        pairs = self._believable(pairs)
         if self.kind.told_apart:
             pairs = pairs.join(
                 told_apart(labelled, pairs), on=["label", "other_label"], how="anti", maintain_order="left"
@@ -592,32 +613,39 @@ class _Resolver:
             .unique("two", keep="first", maintain_order=True)
         )
         # who has a better near match is not asked about again for a lesser one
-        better = pairs.filter(pl.col("tier") < _SIMILAR_TIER)
+        better = pairs.filter((pl.col("tier") < _SIMILAR_TIER) & ~pl.col("two_ids"))
         doubted = pl.concat([better["label"], better["other_label"]]).implode()
         lesser = (pl.col("tier") == _SIMILAR_TIER) & pl.any_horizontal(pl.col("label", "other_label").is_in(doubted))
         pairs = pairs.filter(~lesser)
         # two people of whom neither has a record here are not this merge's business
-        named = self._named_pairs(pairs, "label", "other_label").filter(
+        named = self._named_pairs(pairs, "label", "other_label", "two_ids").filter(
             pl.col("sis_id").is_not_null() | pl.col("other_sis_id").is_not_null()
         )
         return (
-            judged(self.facts, named, self.kind.words)
+            _less_likely(judged(self.facts, named, self.kind.words))
             .join(people, on="label")
             .join(people.rename({"label": "other_label", "person_id": "other_person_id"}), on="other_label")
             .select(*NEAR_SCHEMA)
             .sort(pl.all())
         )
 
-    def _not_contradicting(self, pairs: pl.DataFrame) -> pl.DataFrame:
-        """Without pairs of people who have two different state ids of one issuer: those are two people, not a doubt."""
-        ids = self.facts.select("ssid", "ssid_issuer", label=pl.Series(self.labels)).drop_nulls("ssid").unique()
+    def _believable(self, pairs: pl.DataFrame) -> pl.DataFrame:
+        """The pairs with `two_ids`: whether the two have different state ids of one issuer. Those are two people and no doubt,
+        but where name and birth date agree: one child may have been given two."""
+        ids = self.state_ids.with_columns(label=pl.Series(self.labels)).drop_nulls("ssid").unique()
         apart = (
             pairs.select("label", "other_label")
             .join(ids, on="label")
             .join(ids.rename({"label": "other_label", "ssid": "other_ssid"}), on=["other_label", "ssid_issuer"])
             .filter(pl.col("ssid") != pl.col("other_ssid"))
+            .select("label", "other_label", two_ids=pl.lit(value=True))
+            .unique()
         )
-        return pairs.join(apart, on=["label", "other_label"], how="anti")
+        pairs = pairs.join(apart, on=["label", "other_label"], how="left", maintain_order="left")
+        one, other = (self.facts[pairs[side]].select(_NAME_AND_BIRTH) for side in ("node", "hub"))
+        agree = [(one[name] == other[name]).fill_null(value=False) for name in _NAME_AND_BIRTH]
+        alike = pl.DataFrame(agree).select(pl.all_horizontal(pl.all())).to_series() & (pairs["tier"] < _SIMILAR_TIER)
+        return pairs.with_columns(pl.col("two_ids").fill_null(value=False)).filter(~pl.col("two_ids") | alike)
 
     def _named_pairs(self, pairs: pl.DataFrame, *also: str) -> pl.DataFrame:
         names = self.facts.select("node", *RECORD)
@@ -661,6 +689,15 @@ class _Resolver:
             )
             .sort(*RECORD)
         )
+
+
+def _less_likely(pairs: pl.DataFrame) -> pl.DataFrame:
+    """The pairs, judged: of those with two state ids the score is half, and the evidence says so."""
+    evidence = pl.concat_str("evidence", pl.lit(TWO_IDS), separator=", ")
+    return pairs.with_columns(
+        evidence=pl.when("two_ids").then(evidence).otherwise("evidence"),
+        score=pl.when("two_ids").then((pl.col("score") / 2).round(3)).otherwise("score"),
+    )
 
 
 def _renumbered_without(facts: pl.DataFrame, recycled: pl.DataFrame) -> pl.DataFrame:

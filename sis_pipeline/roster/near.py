@@ -265,6 +265,9 @@ WORDS: Mapping[str, str] = {
     "grade_level": "grade_level",
 }
 
+TWO_IDS = "but two state ids"
+"""The last word of the evidence where two who agree in name and birth date have different state ids of one issuer."""
+
 
 def judged(facts: pl.DataFrame, pairs: pl.DataFrame, words: Mapping[str, str]) -> pl.DataFrame:
     """The pairs with `score`, from 0 to 1, and `evidence`: names of what agrees or is alike, never a value. `words`: WORDS,

@@ -18,8 +18,8 @@ from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, identity_decisions, near_matches, roster_tables, student_aliases
 from sis_pipeline.roster.contract import MergedRoster
-from sis_pipeline.roster.decisions import DISTINCT, SAME
-from sis_pipeline.roster.near import near_match_id
+from sis_pipeline.roster.decisions import DISTINCT, SAME, SAME_WITH_TWO_IDS
+from sis_pipeline.roster.near import TWO_IDS, near_match_id
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import Operation
 from sis_pipeline.store.parting import Entity, Parting, Record, absorbed, holders, parting
@@ -74,7 +74,7 @@ class Decision:
     decision_id: str
     district: str
     entity: Entity
-    verdict: Literal["same", "distinct"]
+    verdict: Literal["same", "same_with_two_state_ids", "distinct"]
     sides: tuple[Side, Side]
     near_match_id: str | None
     decided_by: str
@@ -117,13 +117,13 @@ class Identities:
             query = select(identity_decisions).where(or_(*named)).order_by(table.decided_at.desc(), table.decision_id)
             return [_decision(row) for row in connection.execute(query)]
 
-    def confirm(self, near_match_id: str, actor: str, reason: str) -> Decision:
+    def confirm(self, near_match_id: str, actor: str, reason: str, *, two_state_ids: bool = False) -> Decision:
         """The two are one student: the next merge joins them, whatever the rules say, and so does every later one.
 
         Raises ConfigError without a reason, for an unknown or withdrawn near match, and where the two have different
-        state ids of one issuer, which no decision joins.
+        state ids of one issuer, unless `two_state_ids` says that one student was given both.
         """
-        return self._answer(near_match_id, SAME, actor, reason)
+        return self._answer(near_match_id, SAME_WITH_TWO_IDS if two_state_ids else SAME, actor, reason)
 
     def distinct(self, near_match_id: str, actor: str, reason: str) -> Decision:
         """The two are two students: no merge ever joins them or asks again. Raises ConfigError as `confirm`."""
@@ -203,9 +203,11 @@ class Identities:
             two = [side.student_id for side in found.sides]
             people = "students" if is_student else "staff"
             details = {"decisions": made, people: two, "reason": reason, "rule": found.rule}
+            if verdict == SAME_WITH_TWO_IDS:
+                details["two_state_ids"] = True
             audit.append(
                 connection,
-                "link.confirm" if verdict == SAME else "link.distinct",
+                "link.distinct" if verdict == DISTINCT else "link.confirm",
                 found.near_match_id,
                 district=district,
                 actor=actor,
@@ -391,11 +393,13 @@ def _holder(connection: Connection, district: str, record: Record, entity: Entit
 def _refuse_two_state_ids(connection: Connection, near: NearMatch) -> None:
     """Whatever is published of the two, and their records, say now counts."""
     one, other = (_state_ids(connection, near, side) for side in near.sides)
-    if any(issuer == issuer_too and ssid != ssid_too for issuer, ssid in one for issuer_too, ssid_too in other):
+    differ = any(issuer == issuer_too and ssid != ssid_too for issuer, ssid in one for issuer_too, ssid_too in other)
+    if differ or TWO_IDS in near.evidence:
         raise ConfigError(
-            "The two have different state ids of one issuer; two state ids are never joined.",
+            "The two have different state ids of one issuer, and nobody said that one person was given both.",
             code="config.two_state_ids",
-            advice="Have the wrong one corrected in its SIS; the next sync then joins them, or asks again.",
+            advice="Have a wrong one corrected in its SIS; the next sync then joins them, or asks again. Where one person "
+            "really was given both, confirm with `--two-state-ids`.",
         )
 
 

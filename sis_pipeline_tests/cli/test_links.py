@@ -157,6 +157,22 @@ def test_review_is_filtered(waiting, sis):
         assert option in refused.err
 
 
+def test_two_state_ids_are_confirmed_with_a_word_about_them(waiting, sis):
+    with waiting.begin() as connection:
+        for sis_id, ssid in (("7", "S1"), ("9", "S2")):
+            values = {"ssid": ssid, "id": sis_id}
+            connection.execute(text("update sis.student_sources set ssid = :ssid where sis_id = :id"), values)
+    refused = sis("links", "confirm", NEAR, "--reason", "saw the papers")
+    assert refused.code == ExitCode.CONFIG
+    assert "--two-state-ids" in refused.err
+    assert decisions(waiting) == []
+    said = sis("links", "confirm", NEAR, "--reason", "saw the papers", "--two-state-ids")
+    assert said.out.startswith("Decided. They are one student")
+    assert decisions(waiting) == [("same_with_two_state_ids", "7", "9", ANA, "saw the papers")]
+    shown = sis("links", "show", ANA, "--json").json
+    assert [it["verdict"] for it in shown["decisions"]] == ["same_with_two_state_ids"]
+
+
 @pytest.mark.parametrize(("command", "verdict"), [("confirm", "same"), ("distinct", "distinct")])
 def test_a_decision_is_remembered_and_audited_without_values(waiting, sis, command, verdict):
     said = sis("links", command, NEAR, "--reason", "saw the papers")

@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 
 from sis_pipeline.roster.contract import MergedRoster
-from sis_pipeline.roster.decisions import DISTINCT, SAME
+from sis_pipeline.roster.decisions import DISTINCT, SAME, SAME_WITH_TWO_IDS
 from sis_pipeline.roster.oneroster_export import TABLES, oneroster_set
+from sis_pipeline.roster.policies import Policies, Rule
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline_tests.roster.rosters import DAY_2, YEAR, Roster, loaded, merge, publish, rows
 from sis_pipeline_tests.roster.test_decisions import decided, decisions
@@ -66,6 +67,50 @@ def test_09_one_child_under_two_numbers_is_joined_by_a_person_and_can_be_split_a
     split = publish(one, apart)
     assert two(split)
     assert {student_of(split, "a1"), student_of(split, "b1", "b")} == before, "each has its own id again"
+
+
+@pytest.mark.parametrize(
+    ("policy", "survives", "status"),
+    [("sis_wins", "77", "auto"), ("newest_wins", "78", "auto"), ("manual", None, "open")],
+)
+def test_09_one_child_under_two_state_ids_is_asked_about_and_joined_where_a_person_says_so(
+    policy: Rule, survives: str | None, status: str
+) -> None:
+    known = {"email": "ada@example.org", "grade_level": "07"}
+    old, new = (
+        {"ssid": ssid, "modified_at": f"2025-0{month}-01T00:00:00+00:00"} for ssid, month in (("77", 8), ("78", 9))
+    )
+    roster, policies = two_systems({**known, **old}, {**known, **new}), Policies(policy)
+    merged = merge(roster)
+    tables = publish({}, merged)
+    assert two(tables)
+    [evidence] = rows(merged.near_matches, "evidence")
+    assert evidence == "first_name, last_name, birth_date, email, school, grade_level, but two state ids"
+
+    unsaid = merge(roster, tables, as_of=DAY_2, decisions=decisions(decided(SAME, "a/a1", "b/b1")))
+    assert unsaid.retired == {}, "never by a decision that knows nothing of it"
+    assert asked(unsaid) == ["name_birth"]
+
+    said = {"policies": policies, "decisions": decisions(decided(SAME_WITH_TWO_IDS, "a/a1", "b/b1"))}
+    joined = merge(roster, tables, as_of=DAY_2, **said)
+    [(gone, kept)] = joined.retired.items()
+    assert joined.changes.is_empty()
+    assert asked(joined) == []
+    one = publish(tables, joined)
+    student = one["students"].filter(pl.col("student_id") == kept)
+    [published] = rows(tables["students"].filter(pl.col("student_id") == kept), "ssid")
+    assert rows(student, "ssid") == [survives or published], "as of any attribute"
+    of_ids = one["conflicts"].filter(pl.col("attribute") == "ssid")
+    assert rows(of_ids, "student_id", "status") == [(kept, status)], "and the other one is not forgotten"
+    again = publish(one, merge(roster, one, as_of=DAY_2, **said))
+    assert again["students"].equals(one["students"]), "for ever"
+
+    record = ("a/a1", "b/b1") if gone == student_of(tables, "a1") else ("b/b1", "a/a1")
+    apart = merge(roster, one, as_of=DAY_2, decisions=decisions(decided(DISTINCT, *record, gone, kept)))
+    assert (asked(apart), apart.changes.height) == ([], 0)
+    split = publish(one, apart)
+    assert {student_of(split, "a1"), student_of(split, "b1", "b")} == {gone, kept}
+    assert sorted(split["students"].filter(pl.col("first_name") == "Ada")["ssid"].drop_nulls())[:2] == ["77", "78"]
 
 
 def test_10_twins_are_never_joined_whatever_else_agrees() -> None:

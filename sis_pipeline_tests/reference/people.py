@@ -35,6 +35,8 @@ class Facts:
     key: Key | None
     student: str | None
     ssid: tuple[str, str] | None
+    one_of: tuple[str, str] | None
+    """The state id, or that of the same child's which stands for it."""
     local_id: tuple[str, str] | None
     first: str | None
     last: str | None
@@ -165,21 +167,24 @@ def who_is_who(
     recycled = frozenset(_recycled(facts, link, _facts(before, [])))
     facts = [it for it in facts if it.key not in recycled]
     numbers = _numbers(facts, link)
-    decided = {verdict: _decided(decisions, verdict, numbers) for verdict in ("same", "distinct")}
+    same, with_two_ids, told = (
+        _decided(decisions, verdict, numbers) for verdict in ("same", "same_with_two_state_ids", "distinct")
+    )
 
     linked = _linked(facts, link)
     group = joined(list(range(len(facts))), linked)
+    facts = _with_ids_of_one_child(facts, joined(group, with_two_ids), with_two_ids)
     rules: dict[int, tuple[int, str]] = {}
     cut: list[tuple[Pair, str]] = []
-    for strength, pairs in _strengths(_surely_named(facts), decided["same"]):
-        held, torn, group = _joined_but_apart(facts, group, pairs, decided["distinct"])
+    for strength, pairs in _strengths(_surely_named(facts), [*same, *with_two_ids]):
+        held, torn, group = _joined_but_apart(facts, group, pairs, told)
         cut += torn
         for pair, rule in held:
             for number in pair:
                 rules[number] = min(rules.get(number, (strength, rule)), (strength, rule))
 
     ids, retired, found_before = _ids(district, facts, group, links, link)
-    near = _near(facts, group, ids, decided["distinct"])
+    near = _near(facts, group, ids, told)
     assigned = _assigned(facts, group, ids, found_before=found_before, link=link, rules=rules, near=near)
     now = {key: student for key, (student, _, _) in assigned.items()}
     before = {key: retired.get(row["student_id"], row["student_id"]) for key, row in link.items()}
@@ -203,6 +208,7 @@ def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
             key=(row["integration"], row["sis_id"]) if "sis_id" in row else None,
             student=None if "sis_id" in row else row["student_id"],
             ssid=issued(row, "ssid"),
+            one_of=issued(row, "ssid"),
             local_id=issued(row, "local_id"),
             first=spelling.name(row["first_name"]),
             last=spelling.name(row["last_name"]),
@@ -376,9 +382,20 @@ def _state_ids(facts: Sequence[Facts], group: Sequence[int]) -> dict[int, dict[s
     """Of every group the state ids by issuer."""
     found: dict[int, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for one, it in zip(group, facts, strict=True):
-        if it.ssid:
-            found[one][it.ssid[0]].add(it.ssid[1])
+        if it.one_of:
+            found[one][it.one_of[0]].add(it.one_of[1])
     return found
+
+
+def _with_ids_of_one_child(facts: Sequence[Facts], group: Sequence[int], said: Sequence[Pair]) -> list[Facts]:
+    """Where a person said that a child has two state ids, all ids of one issuer in its group count as the same, wherever."""
+    facts, said_of = list(facts), {group[number] for pair in said for number in pair}
+    for child in said_of:
+        own = [it.one_of for one, it in zip(group, facts, strict=True) if one == child and it.one_of]
+        for issuer in {issuer for issuer, _ in own}:
+            same = {one for one in own if one[0] == issuer}
+            facts = [replace(it, one_of=min(same)) if it.one_of in same else it for it in facts]
+    return facts
 
 
 def _ids(
@@ -452,8 +469,9 @@ def _assigned(
 def _near(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], told: Sequence[Pair]) -> list[Row]:
     """Two students who may be one, each two once, by the strongest doubt and the first records that show it.
 
-    What is published of a student counts only where no record says how it is now. Two state ids of one issuer, and a
-    person's word, leave no doubt; who is in a better near match is not asked about by likeness alone.
+    What is published of a student counts only where no record says how it is now. A person's word leaves no doubt, nor do
+    two state ids of one issuer, but where name and birth date are the same; who is in a better near match is not asked
+    about by likeness alone.
     """
     delivered = {group[number] for number, it in enumerate(facts) if it.key}
     present = [number for number, it in enumerate(facts) if it.key or group[number] not in delivered]
@@ -471,14 +489,18 @@ def _near(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], 
 
     ids_of_states = _state_ids(facts, group)
     apart = {frozenset((group[a], group[b])) for a, b in told}
+    found_two = {frozenset(group[number] for number in pair) for _, pair, _ in found}
+    two_ids = {two for two in found_two if _contradict(*(ids_of_states[one] for one in sorted(two)))}
     strongest: dict[frozenset[int], tuple[int, Pair, str]] = {}
     for strength, pair, rule in sorted(found):
         two = frozenset(group[number] for number in pair)
-        if two not in apart and not _contradict(*(ids_of_states[one] for one in sorted(two))):
+        if two in two_ids and (strength == LESSER or not _are_namesakes(facts[pair[0]], facts[pair[1]])):
+            continue
+        if two not in apart:
             strongest.setdefault(two, (strength, pair, rule))
-    better = {one for two, (strength, _, _) in strongest.items() if strength < LESSER for one in two}
+    better = {one for two, (at, *_) in strongest.items() if at < LESSER and two not in two_ids for one in two}
     return [
-        _near_row(facts, group, ids, pair, rule)
+        _near_row(facts, group, ids, pair, rule, two_ids=two in two_ids)
         for two, (strength, pair, rule) in strongest.items()
         if (strength < LESSER or not two & better) and any(facts[number].key for number in pair)
     ]
@@ -504,6 +526,11 @@ def _neighbours(
 
 def _by_name(it: Facts) -> tuple[str, str, date]:
     return it.first or "", it.last or "", it.birth or date.min
+
+
+def _are_namesakes(one: Facts, other: Facts) -> bool:
+    mine, theirs = (one.first, one.last, one.birth), (other.first, other.last, other.birth)
+    return None not in mine and mine == theirs
 
 
 def _contradict(one: Mapping[str, set[str]], other: Mapping[str, set[str]]) -> bool:
@@ -586,12 +613,17 @@ def evidence(one: Facts, other: Facts) -> list[str]:
     return [words for words, agrees in facts.items() if agrees]
 
 
-def _near_row(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], pair: Pair, rule: str) -> Row:
+def _near_row(
+    facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], pair: Pair, rule: str, *, two_ids: bool
+) -> Row:
     one, other = (facts[number] for number in pair)
     agreeing = evidence(one, other)
     score = 0.3 * sum(likeness(one, other)) + 0.1 * more(one, other)
     if {"ssid", "local_id"} & set(agreeing):
         score = (1 + score) / 2
+    if two_ids:
+        agreeing.append("but two state ids")
+        score /= 2
     return {
         **_named(one.key, other.key),
         "student_id": ids[group[pair[0]]],

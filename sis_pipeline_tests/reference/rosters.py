@@ -12,7 +12,7 @@ import polars as pl
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.contract import DistrictInputs, IntegrationInput
-from sis_pipeline.roster.decisions import DECISIONS, DISTINCT, SAME
+from sis_pipeline.roster.decisions import DECISIONS, DISTINCT, SAME, SAME_WITH_TWO_IDS
 from sis_pipeline.roster.enrollments import STAY as STAY_KEY
 from sis_pipeline.roster.guard import Hold, Ruling, Rulings
 from sis_pipeline.roster.merge import EDITS
@@ -150,7 +150,7 @@ def three_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row, Row]:
     complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
     named = [(row["integration"], row["sis_id"], None) for row in first]
     two = st.lists(st.sampled_from(named), min_size=2, max_size=2, unique=True)
-    verdicts = st.tuples(two, st.sampled_from([SAME, DISTINCT]))
+    verdicts = st.tuples(two, st.sampled_from([SAME, SAME_WITH_TWO_IDS, DISTINCT]))
     decided = draw(st.lists(verdicts, max_size=2) if len(named) > 1 else st.just([]))
     always = {
         "decisions": [(*one, *other, verdict) for (one, other), verdict in decided],

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sis_pipeline.roster.contract import IntegrationInput
-from sis_pipeline.roster.decisions import CONFIRMED, DECISIONS, DISTINCT, SAME, SPLIT
+from sis_pipeline.roster.decisions import CONFIRMED, DECISIONS, DISTINCT, SAME, SAME_WITH_TWO_IDS, SPLIT
 from sis_pipeline.roster.identity import Resolution
 from sis_pipeline.roster.ids import derived_id
 from sis_pipeline_tests.roster.rosters import DAY_2, Roster, laws, loaded, merge, publish, published, rows
@@ -89,6 +89,28 @@ def test_no_decision_joins_two_state_ids() -> None:
     result = resolve({**A1, "ssid": "1"}, {**B2, "ssid": "2"}, decisions=decisions(decided(SAME, "a/1", "b/2")))
     assert not same(result)
     assert rows(result.cut_chains, "rule") == [CONFIRMED]
+
+
+def test_two_state_ids_are_joined_by_a_person_who_says_so() -> None:
+    made = decisions(decided(SAME_WITH_TWO_IDS, "a/1", "b/2"))
+    both = {**A1, "ssid": "1"}, {**B2, "ssid": "2"}
+    result = resolve(*both, decisions=made)
+    assert same(result)
+    assert (result.near_matches.height, result.cut_chains.height) == (0, 0)
+    for ssid in ("1", "2"):
+        third = resolve(*both, {**C3, "ssid": ssid}, decisions=made)
+        assert same(third), "a third record with either is the same child's"
+        assert same(resolve(*both, {**C3, "ssid": ssid}, links=links_of(result), decisions=made))
+    other = resolve(*both, {**C3, "ssid": "3", "email": "ada@example.org"}, decisions=made)
+    assert len(set(people(other).values())) == 2, "another number is another child's"
+    assert set(rows(other.near_matches, "evidence")) == {"first_name, last_name, birth_date, but two state ids"}
+    assert not same(resolve(*both, links=links_of(result), decisions=decisions(decided(DISTINCT, "a/1", "b/2"))))
+
+
+def test_several_who_have_two_state_ids_each_are_joined_in_a_chain() -> None:
+    made = decisions(decided(SAME_WITH_TWO_IDS, "a/1", "b/2"), decided(SAME_WITH_TWO_IDS, "c/3", "b/2"))
+    assert same(resolve({**A1, "ssid": "1"}, {**B2, "ssid": "2"}, {**C3, "ssid": "3"}, decisions=made))
+    assert same(resolve(A1, B2, C3, decisions=made)), "and without any"
 
 
 def test_of_two_decisions_that_contradict_each_other_the_careful_one_holds() -> None:
@@ -183,7 +205,9 @@ def test_a_split_record_takes_along_what_its_system_no_longer_tells(*, told: boo
     assert 3 in counts.values()
 
 
-verdicts = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from([SAME, DISTINCT])), max_size=5)
+verdicts = st.lists(
+    st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from([SAME, SAME_WITH_TWO_IDS, DISTINCT])), max_size=5
+)
 
 
 @laws(12)
@@ -214,6 +238,9 @@ def test_laws_of_decisions(
             if verdict == DISTINCT:
                 assert found[key[a]] != found[key[b]]
         if not any(verdict == DISTINCT for *_, verdict in pairs) and not any(row["ssid"] for row in named):
+            for a, b, _ in pairs:
+                assert found[key[a]] == found[key[b]]
+        if all(verdict == SAME_WITH_TWO_IDS for *_, verdict in pairs):
             for a, b, _ in pairs:
                 assert found[key[a]] == found[key[b]]
 

@@ -183,7 +183,18 @@ def test_two_state_ids_of_one_issuer_never_match() -> None:
     fact = {"email": "ada@example.org", "local_id": "5"}
     result = pair({**ADA, **fact, "ssid": "1"}, {**ADA, **fact, "ssid": "2"})
     assert not same(result)
-    assert result.near_matches.is_empty()
+    evidence = "local_id, first_name, last_name, birth_date, email, but two state ids"
+    assert rows(result.near_matches, "rule", "evidence") == [("local_id", evidence)], (
+        "but one child may have been given both"
+    )
+    assert result.near_matches["score"].item() == 0.5
+    for differs in (
+        {"first_name": "Adda"},
+        {"last_name": "Moss-Hill"},
+        {"birth_date": "2012-04-03"},
+        {"birth_date": None},
+    ):
+        assert pair({**ADA, **fact, "ssid": "1"}, {**ADA, **fact, "ssid": "2", **differs}).near_matches.is_empty()
 
 
 def test_one_number_of_two_issuers_is_two_ids() -> None:

@@ -184,7 +184,40 @@ def test_a_split_takes_the_place_of_a_confirmation_of_the_same_two(database, mer
     assert len(set(ada(database))) == 2
 
 
-def test_two_state_ids_are_never_confirmed(database, snapshots, merges, who):
+def test_a_child_with_two_state_ids_is_joined_for_ever_by_who_says_so_and_can_be_split(
+    database, snapshots, merges, who
+):
+    def deliver_two_ids():
+        born = {"birth_date": BORN, "ssid_issuer": "TX"}
+        good_snapshot(snapshots, students=[sis_student("7", ssid="S1", **born), sis_student("8", first_name="Bea")])
+        good_snapshot(snapshots, "lincoln-ic", students=[sis_student("70", ssid="S2", **born)])
+        merge(database, merges)
+
+    deliver_two_ids()
+    [one] = who.near_matches()
+    assert one.evidence == "first_name, last_name, birth_date, school, but two state ids"
+    before = ada(database)
+    with pytest.raises(ConfigError, match="different state ids of one issuer") as refused:
+        who.confirm(one.near_match_id, "ada", "one birth certificate")
+    assert "--two-state-ids" in str(refused.value.advice)
+    decision = who.confirm(one.near_match_id, "ada", "one birth certificate", two_state_ids=True)
+    assert (decision.verdict, decision.decided_by) == ("same_with_two_state_ids", "ada")
+    merge(database, merges)
+    [student_id] = set(ada(database))
+    assert count(database, "select count(*) from sis.students where ssid in ('S1', 'S2')") == 1
+    assert count(database, "select count(*) from sis.conflicts where attribute = 'ssid'") == 1
+    assert who.near_matches() == []
+    deliver_two_ids()
+    assert set(ada(database)) == {student_id}
+    [(_, _, actor, details)] = audited(database, "link.confirm")
+    assert (actor, details["reason"], details["two_state_ids"]) == ("ada", "one birth certificate", True)
+    who.split(student_id, ("lincoln-ic", "70"), "bea", "two children after all")
+    merge(database, merges)
+    assert ada(database) == before
+    assert who.near_matches() == []
+
+
+def test_two_state_ids_are_not_confirmed_by_accident(database, snapshots, merges, who):
     [one] = who.near_matches()
     with database.begin() as connection:  # an id that came after the near match was found
         for sis_id, ssid in (("7", "S1"), ("70", "S2")):
@@ -559,7 +592,7 @@ def test_two_state_ids_of_staff_are_not_confirmed(database, teacher):
     [one] = teacher.people.near_matches()
     with database.begin() as connection:
         connection.execute(text("update sis.staff set state_staff_id = staff_id::text"))
-    with pytest.raises(ConfigError, match="two state ids are never joined"):
+    with pytest.raises(ConfigError, match="different state ids of one issuer"):
         teacher.people.confirm(one.near_match_id, "ada", "the same")
 
 
