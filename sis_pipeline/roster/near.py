@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from rapidfuzz import process
-from rapidfuzz.distance import Hamming, JaroWinkler
+from rapidfuzz.distance import OSA, Hamming, JaroWinkler
 
 from sis_pipeline.roster.ids import derived_id
 from sis_pipeline.roster.nicknames import NICKNAMES
@@ -96,7 +96,8 @@ def similar(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
     `everybody`: all facts, in the order of `node`; `facts`: those of them to look at, as in `neighbours`.
 
     Only where a state id does not settle it (of two people with different ones no pair could come), and where no system
-    has both: one that does tells them apart already, and every twin would wait for a person.
+    has both: one that does tells them apart already, and every twin would wait for a person. But a system may have
+    somebody twice whose last name is a slip of the pen: twins do not share the first name.
     """
     birth, swappable = pl.col("birth_date"), (pl.col("birth_date").dt.day() <= 12)
     day, month = birth.dt.day().cast(pl.Int32), birth.dt.month().cast(pl.Int32)
@@ -132,8 +133,10 @@ def similar(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
         ["similar_name", "swapped_day_month", "similar_birth_date"],
         "",
     )
-    found = pairs.with_columns(rule=pl.Series(rule, dtype=pl.String)).filter(pl.col("rule") != "")
-    return found.join(told_apart(facts, found), on=["label", "other_label"], how="anti", maintain_order="left")
+    found = pairs.with_columns(rule=pl.Series(rule, dtype=pl.String), twice=_are_one_slip_apart(everybody, pairs))
+    found = found.filter(pl.col("rule") != "")
+    told = told_apart(facts, found.filter(~pl.col("twice")))
+    return found.drop("twice").join(told, on=["node", "hub"], how="anti", maintain_order="left")
 
 
 def similar_staff(everybody: pl.DataFrame, facts: pl.DataFrame) -> pl.DataFrame:
@@ -154,6 +157,15 @@ def told_apart(facts: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
     return pairs.join(systems, on="label").join(
         systems.rename({"label": "other_label"}), on=["other_label", "integration"], how="semi"
     )
+
+
+def _are_one_slip_apart(facts: pl.DataFrame, pairs: pl.DataFrame) -> pl.Series:
+    """Whether first name and birth date are equal, and the last names but for one letter or two that changed places."""
+    one, other = facts[pairs["node"]], facts[pairs["hub"]]
+    a, b = (side["last"].fill_null("").to_list() for side in (one, other))
+    slip = pl.Series(_compared(a, b, OSA.distance) == 1)
+    same = [(one[name] == other[name]).fill_null(value=False) for name in ("first", "birth_date")]
+    return slip & same[0] & same[1]
 
 
 def _are_alike(alike: Likeness) -> Mask:

@@ -69,6 +69,14 @@ def test_09_one_child_under_two_numbers_is_joined_by_a_person_and_can_be_split_a
     assert {student_of(split, "a1"), student_of(split, "b1", "b")} == before, "each has its own id again"
 
 
+def test_09_one_child_whom_one_system_has_twice_is_asked_about_and_its_twins_are_not() -> None:
+    roster = Roster().school("1").student("a1", last_name="Lockhart", local_id="5")
+    merged = merge(
+        roster.student("a2", last_name="Lockart", local_id="6").student("a3", first_name="Adda", last_name="Lockhart")
+    )
+    assert rows(merged.near_matches, "rule", "sis_id", "other_sis_id") == [("similar_name", "a2", "a1")]
+
+
 @pytest.mark.parametrize(
     ("policy", "survives", "status"),
     [("sis_wins", "77", "auto"), ("newest_wins", "78", "auto"), ("manual", None, "open")],

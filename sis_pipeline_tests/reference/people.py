@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-from rapidfuzz.distance import Hamming, JaroWinkler
+from rapidfuzz.distance import OSA, Hamming, JaroWinkler
 
 from sis_pipeline.roster.ids import derived_id
 from sis_pipeline.roster.near import NEIGHBOURS
@@ -484,7 +484,7 @@ def _near(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], 
             systems[group[number]].add(key[0])
     for pair in _neighbours(facts, group, present, compared):
         rule = alike(facts[pair[0]], facts[pair[1]])
-        if rule and not systems[group[pair[0]]] & systems[group[pair[1]]]:
+        if rule and (_is_a_slip(pair, facts) or not systems[group[pair[0]]] & systems[group[pair[1]]]):
             found.append((LESSER, pair, rule))
 
     ids_of_states = _state_ids(facts, group)
@@ -526,6 +526,13 @@ def _neighbours(
 
 def _by_name(it: Facts) -> tuple[str, str, date]:
     return it.first or "", it.last or "", it.birth or date.min
+
+
+def _is_a_slip(pair: Pair, facts: Sequence[Facts]) -> bool:
+    """Somebody whom one system may have twice: the last name but for one letter, or two that changed places."""
+    one, other = (facts[number] for number in pair)
+    same = one.first == other.first and one.birth is not None and one.birth == other.birth
+    return same and OSA.distance(one.last or "", other.last or "") == 1
 
 
 def _are_namesakes(one: Facts, other: Facts) -> bool:

@@ -34,7 +34,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
         ["Ada", "Adá", "ada maria", "Ada Luz", "Bea", "William", "Bill", "Maria", "Marta", "Katherine", "-"]
     ),
     "last_name": st.sampled_from(
-        ["Moss", "MÓSS", "Moss-Hill", "Hill", "O'Hill", "Garcia-Lopez", "Gracia Lopez", "Garcia-Perez"]
+        ["Moss", "MÓSS", "Moss-Hill", "Hill", "O'Hill", "Garcia-Lopez", "Gracia Lopez", "Garcia-Perez", "Mosss"]
     ),
     "birth_date": st.sampled_from(["2012-03-04", "2012-03-04", "2012-04-03", "2012-03-05", "2011-11-21", None]),
     "preferred_first_name": _mostly(None, "Lee", "Ada", "Bill"),

@@ -85,6 +85,36 @@ def test_a_system_that_has_both_tells_them_apart() -> None:
     assert resolve(*twins).near_matches.is_empty()
 
 
+LOCKHART: dict[str, Any] = {"first_name": "Iris", "last_name": "Lockhart", "birth_date": "2012-03-04"}
+
+
+def asked_of_one_system(**differs: Any) -> list[str]:
+    one = {**LOCKHART, "sis_id": "1"}
+    return rows(resolve(one, {**one, "sis_id": "2", **differs}).near_matches, "rule")
+
+
+@pytest.mark.parametrize("last_name", ["Lockart", "Lokchart", "Lockhert", "Lockhartt", "LOCK-HART'S"])
+def test_whom_a_system_has_twice_but_for_a_slip_of_the_last_name_is_asked_about(last_name: str) -> None:
+    assert asked_of_one_system(last_name=last_name) == ["similar_name"]
+
+
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"last_name": "Lokhert"},
+        {"last_name": "Lockhart-Hill"},
+        {"last_name": "Lockart", "first_name": "Irs"},
+        {"last_name": "Lockart", "birth_date": "2012-04-03"},
+        {"last_name": "Lockart", "birth_date": None},
+        {"first_name": "Irina"},
+        {"first_name": "Irs"},
+    ],
+    ids=["two slips", "another name", "two names", "another day", "no day", "twins", "twins with names alike"],
+)
+def test_others_of_one_system_are_told_apart_by_it(differs: dict[str, Any]) -> None:
+    assert asked_of_one_system(**differs) == []
+
+
 def test_two_state_ids_settle_it_and_a_missing_one_does_not() -> None:
     assert pair({**WILL, "ssid": "1"}, {**WILL, "first_name": "Bill", "ssid": "2"}).near_matches.is_empty()
     assert pair({**WILL, "ssid": "1"}, {**WILL, "first_name": "Bill"}).near_matches.height == 1
