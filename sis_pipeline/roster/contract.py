@@ -18,6 +18,7 @@ from sis_pipeline.roster.guard import Hold, Rulings
 from sis_pipeline.roster.identity import SAID
 from sis_pipeline.roster.merge import EDITS, Decided
 from sis_pipeline.roster.model import MERGED
+from sis_pipeline.roster.names import no_former_names
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline.roster.withdrawals import WITHDRAWALS
@@ -94,7 +95,8 @@ class DistrictInputs:
     the school year only; a table that is left out is empty.
     `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who among
     the students, as `decisions.DECISIONS`; `staff_decisions`: among the staff. `aliases`: ids that merges of any school year retired -> the student they are now; the
-    published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
+    published rows of this year may still name them. `former_names`: what the published students were called before, as
+    names.FORMER_NAMES. `edits`: what people edited in `students` and is not settled, as
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
     that people withdrew, as withdrawals.WITHDRAWALS. `said_before`: what linked records without a row in this school year
@@ -116,6 +118,7 @@ class DistrictInputs:
     decisions: pl.DataFrame = field(default_factory=no_decisions)
     staff_decisions: pl.DataFrame = field(default_factory=no_decisions)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    former_names: pl.DataFrame = field(default_factory=no_former_names)
     edits: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EDITS))
     decided: tuple[Decided, ...] = ()
     rulings: Rulings = field(default_factory=Rulings)

@@ -25,6 +25,12 @@ from sis_pipeline.roster.decisions import (
     no_decisions,
 )
 from sis_pipeline.roster.ids import derived_id, derived_ids
+from sis_pipeline.roster.names import (
+    no_former_names,
+    with_forgotten_names,
+    with_published_names,
+    without_published_names,
+)
 from sis_pipeline.roster.near import PAIR, WORDS, judged, neighbours, similar, similar_staff, told_apart
 from sis_pipeline.roster.normalise import email_key, exact_key, first_word_key, name_key, phone_key
 from sis_pipeline.roster.presence import RECORD
@@ -161,6 +167,7 @@ def resolve_students(
     decisions: pl.DataFrame | None = None,
     *,
     before: pl.DataFrame | None = None,
+    former: pl.DataFrame | None = None,
 ) -> Resolution:
     """Which student each record is.
 
@@ -169,7 +176,8 @@ def resolve_students(
     published students; they take part in matching, so that a student who changes systems stays the same student.
     `decisions`: what people decided (`decisions.DECISIONS`): pairs decided `distinct` are never joined and never near
     matches, not even by a link; pairs decided `same` are joined unless that would join two different state ids of one
-    issuer, or a pair decided distinct. `before`: what records said when they were published, as SAID.
+    issuer, or a pair decided distinct. `before`: what records said when they were published, as SAID. `former`: what the
+    students were called before, as names.FORMER_NAMES: such a last name counts beside an id, and any makes a near match.
 
     An existing link holds, unless name and birth date are both others than the student's, and than the record's own
     `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems'
@@ -177,7 +185,7 @@ def resolve_students(
     one issuer is cut.
     """
     known = _known_people(students, "student_id")
-    facts = student_facts(records, known)
+    facts = student_facts(records, known, former)
     decided = no_decisions() if decisions is None else decisions
     return _Resolver(STUDENTS, facts, _link_frame(links, "student_id"), decided, before).run(district)
 
@@ -264,11 +272,12 @@ def _stacked(records: pl.DataFrame, known: pl.DataFrame, columns: Sequence[str])
     return (
         stacked.sort(*RECORD, "person_id", nulls_last=True)
         .with_row_index("node")
-        .with_columns(pl.col("node").cast(pl.Int64), pl.col(*RECORD, "person_id"))
+        .with_columns(pl.col("node").cast(pl.Int64), pl.col(*RECORD, "person_id").cast(pl.String))
     )
 
 
-def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+def student_facts(records: pl.DataFrame, known: pl.DataFrame, former: pl.DataFrame | None = None) -> pl.DataFrame:
+    """`former`: as in `resolve_students`."""
     stacked = _stacked(
         records,
         known,
@@ -280,7 +289,7 @@ def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
     named = _with_keys(named, ["last_name", "preferred_last_name"], _last_names)
     named = _with_keys(named, ["phone", "mobile_phone"], _phones)
-    return named.select(
+    facts = named.select(
         "node",
         *RECORD,
         "person_id",
@@ -297,6 +306,11 @@ def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         school_id="school_id",
         grade_level="grade_level",
     )
+    once = no_former_names() if former is None else former
+    once = once.with_columns(preferred_first_name=pl.lit(None, pl.String))
+    once = _with_keys(once, ["first_name", "preferred_first_name"], _first_names)
+    once = _with_keys(once, ["last_name"], _last_names)
+    return with_published_names(facts, once.select("firsts", "lasts", person_id="student_id"))
 
 
 def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -315,7 +329,7 @@ def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
     named = _with_keys(named, ["last_name"], _last_names)
     named = _with_keys(named, ["phone"], _phones)
-    return named.select(
+    facts = named.select(
         "node",
         *RECORD,
         "person_id",
@@ -332,6 +346,7 @@ def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         school_id="school_id",
         grade_level=pl.lit(None, pl.String),
     )
+    return without_published_names(facts)
 
 
 def _with_keys(stacked: pl.DataFrame, columns: list[str], keys: Callable[..., dict[str, pl.Expr]]) -> pl.DataFrame:
@@ -461,8 +476,10 @@ class _Resolver:
     def _tiers(self) -> Iterator[pl.DataFrame]:
         forced = self.decided.filter(pl.col("verdict") == SAME).select("node", "hub", rule=pl.lit(CONFIRMED))
         yield forced.with_columns(tier=pl.lit(-1, pl.Int32))
+        # a first name of before joins nobody: it may have been a twin's, written into the wrong record
+        facts = self.facts.with_columns(pl.col("lasts").list.set_union("once_lasts"))
         for tier in sorted({rule.tier for rule in self.kind.rules}):
-            labelled = self.facts.with_columns(label=pl.Series(self.labels))
+            labelled = facts.with_columns(label=pl.Series(self.labels))
             yield pl.concat([_edges(labelled, rule) for rule in self.kind.rules if rule.tier == tier])
 
     def _contradicting(self, among: Nodes) -> Nodes:
@@ -532,7 +549,9 @@ class _Resolver:
         labelled = self.facts.with_columns(label=pl.Series(self.labels))
         # what is published of somebody counts only where no record says how it is now
         delivered = labelled.filter(pl.col("sis_id").is_not_null())["label"].unique()
-        present = labelled.filter(pl.col("sis_id").is_not_null() | ~pl.col("label").is_in(delivered.implode()))
+        here = pl.col("sis_id").is_not_null() | ~pl.col("label").is_in(delivered.implode())
+        labelled = with_forgotten_names(labelled, here)
+        present = labelled.filter(here)
         parts = [
             neighbours(present, rule.columns).with_columns(rule=pl.lit(rule.name), tier=pl.lit(rule.tier))
             for rule in self.kind.near_rules
@@ -565,7 +584,7 @@ class _Resolver:
             pl.col("sis_id").is_not_null() | pl.col("other_sis_id").is_not_null()
         )
         return (
-            judged(self.facts, named, self.kind.words)
+            judged(labelled, named, self.kind.words)
             .join(people, on="label")
             .join(people.rename({"label": "other_label", "person_id": "other_person_id"}), on="other_label")
             .select(*NEAR_SCHEMA)

@@ -74,6 +74,7 @@ def identify_students(now: Delivery, school_ids: pl.DataFrame) -> People:
         now.existing("students"),
         now.inputs.decisions,
         before=pl.concat([before.select(SAID), now.inputs.said_before.select(SAID)]),
+        former=now.inputs.former_names,
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before

@@ -11,7 +11,7 @@ from sis_pipeline.roster.contract import MergedRoster
 from sis_pipeline.roster.decisions import DISTINCT, SAME
 from sis_pipeline.roster.oneroster_export import TABLES, oneroster_set
 from sis_pipeline.roster.school_year import SchoolYear
-from sis_pipeline_tests.roster.rosters import DAY_2, YEAR, Roster, loaded, merge, publish, rows
+from sis_pipeline_tests.roster.rosters import DAY_2, YEAR, Roster, former_names, loaded, merge, publish, rows
 from sis_pipeline_tests.roster.test_decisions import decided, decisions
 from sis_pipeline_tests.roster.test_district import changed, district, student_of
 
@@ -131,6 +131,40 @@ def test_13_a_change_of_name_changes_nobody(now: dict[str, Any]) -> None:
     merged = merge(district().student("a1", **now), tables, as_of=DAY_2)
     assert student_of(publish(tables, merged), "a1") == student_of(tables, "a1"), "in the same system, by its record"
     assert (merged.recycled.height, merged.changes.height) == (0, 0)
+
+
+@pytest.mark.parametrize("renamed", [{"last_name": "Hill"}, {"first_name": "Kim"}], ids=["last name", "first name"])
+def test_13_who_changed_a_name_is_asked_about_under_the_name_of_before(renamed: dict[str, Any]) -> None:
+    mine = {"email": "ada@pine.example", "ssid": "77"}
+    tables = loaded(district().student("a1", **mine))
+    now = merge(district().student("a1", **mine, **renamed), tables, as_of=DAY_2)
+    called = former_names(tables, publish(tables, now))
+    assert rows(called, "first_name", "last_name") == [("Ada", "Moss")]
+    tables = publish(tables, now)
+
+    def with_other(tables: Tables, **other: Any) -> MergedRoster:
+        both = district().school("1", "b").student("a1", **mine, **renamed).student("b1", integration="b", **other)
+        return merge(both, tables, as_of=DAY_2, former_names=called)
+
+    merged = with_other(tables, email=mine["email"])
+    assert two(publish(tables, merged)), "a name of before joins nobody"
+    [(rule, evidence)] = rows(merged.near_matches, "rule", "evidence")
+    assert rule == "similar_name"
+    assert {"former name", "birth_date", "email"} <= set(evidence.split(", "))
+    assert asked(with_other(tables, first_name="Zoe", last_name="Reed", email=mine["email"])) == []
+    assert two(publish(tables, with_other(tables, ssid="77", birth_date="2012-03-05"))) == ("first_name" in renamed)
+
+
+def test_13_a_doubt_outlives_a_change_of_name() -> None:
+    roster = two_systems({}, {})
+    tables = loaded(roster)
+    assert asked(merge(roster)) == ["name_birth"]
+    renamed = changed(roster, "students", "a1", last_name="Reed")
+    merged = merge(renamed, tables, as_of=DAY_2)
+    assert asked(merged) == ["similar_name"], "in the merge that renames"
+    after = publish(tables, merged)
+    again = merge(renamed, after, as_of=DAY_2, former_names=former_names(tables, after))
+    assert again.near_matches.equals(merged.near_matches), "and in those that know it from before"
 
 
 def test_14_a_preferred_name_never_becomes_the_legal_one() -> None:
