@@ -43,7 +43,9 @@ def with_forgotten_names(facts: pl.DataFrame, here: pl.Expr) -> pl.DataFrame:
     their person's; the columns of ONCE have those alone. So a change of name never ends a doubt by itself."""
     said = facts.filter(here)
     for variants, once in ONCE.items():
-        published, now = (rows.select("label", name=it).explode("name") for rows, it in ((facts, once), (said, variants)))
+        published, now = (
+            rows.select("label", name=it).explode("name") for rows, it in ((facts, once), (said, variants))
+        )
         forgotten = published.drop_nulls().join(now, on=["label", "name"], how="anti").unique().sort("label", "name")
         names = forgotten.group_by("label").agg(pl.col("name").alias(once))
         facts = _filled(facts.drop(once).join(names, on="label", how="left", maintain_order="left"), once)

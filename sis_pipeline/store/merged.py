@@ -36,7 +36,7 @@ from sis_pipeline.roster.model import CONFLICTS, ENTITIES, MERGED, STALE, STUDEN
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship, withdrawals
+from sis_pipeline.store import bulk, conflicts, decisions, erased, former_names, guarding, survivorship, withdrawals
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -268,6 +268,7 @@ class MergeStore:
             decided = decisions.mark(connection, district)
             of_students, of_staff = (decisions.standing(connection, district, one) for one in ("student", "staff"))
             aliases = decisions.aliases(connection, district)
+            called = former_names.known_former_names(connection, district)
         integrations = {one.key: one for one in self._integrations(district)}
         released = frozenset(ruling.fingerprint for ruling in rulings.released)
         inputs = DistrictInputs(
@@ -284,6 +285,7 @@ class MergeStore:
             decisions=of_students,
             staff_decisions=of_staff,
             aliases=aliases,
+            former_names=called,
             edits=edits,
             decided=chosen,
             rulings=rulings,

@@ -40,6 +40,7 @@ def expected(inputs: DistrictInputs) -> Expected:
         students=now.existing("students"),
         before=previous,
         decisions=inputs.decisions.to_dicts(),
+        former=inputs.former_names.to_dicts(),
     )
     records, previous = _with_students(candidates, previous, found)
 

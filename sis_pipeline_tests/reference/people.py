@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -30,7 +30,8 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Facts:
-    """What is compared of a record, or, where `key` is None, of a student as published."""
+    """What is compared of a record, or, where `key` is None, of a student as published; `once_…` is what the student is, or
+    was, published as, and nothing of a record."""
 
     key: Key | None
     student: str | None
@@ -40,6 +41,8 @@ class Facts:
     last: str | None
     firsts: frozenset[str]
     lasts: frozenset[str]
+    once_firsts: frozenset[str]
+    once_lasts: frozenset[str]
     birth: date | None
     email: str | None
     phones: frozenset[str]
@@ -77,7 +80,7 @@ def _by_id(it: Facts, number: tuple[str, str] | None) -> Iterator[Signature]:
     for first in it.firsts if number else ():
         if it.birth:
             yield number, first, it.birth
-        for last in it.lasts:
+        for last in it.lasts | it.once_lasts:
             yield number, first, last
 
 
@@ -157,11 +160,12 @@ def who_is_who(
     students: Sequence[Row],
     before: Sequence[Row],
     decisions: Sequence[Row] = (),
+    former: Sequence[Row] = (),
 ) -> Found:
     """`records` have `school_id`; `before`: what records said when they were published; `decisions` are between two
-    records, and no link joins two that were told apart."""
+    records, and no link joins two that were told apart. `former`: names that were published of students before."""
     link = {(row["integration"], row["sis_id"]): row for row in links}
-    facts = _facts(records, students)
+    facts = _facts(records, students, former)
     recycled = frozenset(_recycled(facts, link, _facts(before, [])))
     facts = [it for it in facts if it.key not in recycled]
     numbers = _numbers(facts, link)
@@ -186,7 +190,7 @@ def who_is_who(
     return Found(assigned, near, _cut_rows(facts, cut), recycled, retired, {**before, **now})
 
 
-def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
+def _facts(records: Sequence[Row], students: Sequence[Row], former: Sequence[Row] = ()) -> list[Facts]:
     """Records by their key, then students by their id, so that nothing depends on the order in which they came."""
     rows = [
         *sorted(records, key=lambda row: (row["integration"], row["sis_id"])),
@@ -198,6 +202,12 @@ def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
         number = spelling.exact(row[kind])
         return (spelling.exact(row[f"{kind}_issuer"]) or only[kind], number) if number else None
 
+    def once(row: Row, variants: Callable[[Row], frozenset[str]]) -> frozenset[str]:
+        if "sis_id" in row:
+            return frozenset()
+        names = [one for one in former if one["student_id"] == row["student_id"]]
+        return frozenset().union(*(variants(one) for one in (row, *names)))
+
     return [
         Facts(
             key=(row["integration"], row["sis_id"]) if "sis_id" in row else None,
@@ -206,8 +216,10 @@ def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
             local_id=issued(row, "local_id"),
             first=spelling.name(row["first_name"]),
             last=spelling.name(row["last_name"]),
-            firsts=spelling.first_names(row["first_name"], row["preferred_first_name"]),
-            lasts=spelling.last_names(row["last_name"], row["preferred_last_name"]),
+            firsts=_firsts(row),
+            lasts=_lasts(row),
+            once_firsts=once(row, _firsts),
+            once_lasts=once(row, _lasts),
             birth=row["birth_date"],
             email=spelling.email(row["email"]),
             phones=frozenset(
@@ -218,6 +230,14 @@ def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
         )
         for row in rows
     ]
+
+
+def _firsts(row: Row) -> frozenset[str]:
+    return spelling.first_names(row["first_name"], row.get("preferred_first_name"))
+
+
+def _lasts(row: Row) -> frozenset[str]:
+    return spelling.last_names(row["last_name"], row.get("preferred_last_name"))
 
 
 def _only_issuer(rows: Iterable[Row], kind: str) -> str:
@@ -422,11 +442,12 @@ def _assigned(
 def _near(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], told: Sequence[Pair]) -> list[Row]:
     """Two students who may be one, each two once, by the strongest doubt and the first records that show it.
 
-    What is published of a student counts only where no record says how it is now. Two state ids of one issuer, and a
-    person's word, leave no doubt; who is in a better near match is not asked about by likeness alone.
+    What is published of a student counts only where no record says how it is now, but for names. Two state ids of one
+    issuer, and a person's word, leave no doubt; who is in a better near match is not asked about by likeness alone.
     """
     delivered = {group[number] for number, it in enumerate(facts) if it.key}
     present = [number for number, it in enumerate(facts) if it.key or group[number] not in delivered]
+    facts = _with_forgotten_names(facts, group, present)
     found: list[tuple[int, Pair, str]] = []
     for strength, (rule, signatures) in enumerate(DOUBTS):
         found += [(strength, pair, rule) for pair in _neighbours(facts, group, present, signatures)]
@@ -452,6 +473,23 @@ def _near(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], 
         for two, (strength, pair, rule) in strongest.items()
         if (strength < LESSER or not two & better) and any(facts[number].key for number in pair)
     ]
+
+
+def _with_forgotten_names(facts: Sequence[Facts], group: Sequence[int], present: Sequence[int]) -> list[Facts]:
+    """With the names that are, or were, published of a student and that nobody of the group says any more."""
+    once: dict[int, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    for one, it in zip(group, facts, strict=True):
+        once[one][0].update(it.once_firsts)
+        once[one][1].update(it.once_lasts)
+    for number in present:
+        once[group[number]][0].difference_update(facts[number].firsts)
+        once[group[number]][1].difference_update(facts[number].lasts)
+    found = []
+    for one, it in zip(group, facts, strict=True):
+        firsts, lasts = map(frozenset, once[one])
+        names = {"firsts": it.firsts | firsts, "lasts": it.lasts | lasts}
+        found.append(replace(it, **names, once_firsts=firsts, once_lasts=lasts))
+    return found
 
 
 def _neighbours(
@@ -537,6 +575,8 @@ def evidence(one: Facts, other: Facts) -> list[str]:
     first, last, birth = likeness(one, other)
     nick = nickname(one, other)
     same_first, same_last = (bool(a) and a == b for a, b in ((one.first, other.first), (one.last, other.last)))
+    former_first = one.once_firsts & other.firsts or one.firsts & other.once_firsts
+    former_last = one.once_lasts & other.lasts or one.lasts & other.once_lasts
     facts = {
         "ssid": one.ssid and one.ssid == other.ssid,
         "local_id": one.local_id and one.local_id == other.local_id,
@@ -547,8 +587,9 @@ def evidence(one: Facts, other: Facts) -> list[str]:
         "school": one.school and one.school == other.school,
         "grade_level": one.grade and one.grade == other.grade,
         "nickname": nick,
-        "similar first_name": first >= 0.85 - ROUNDING and not nick and not same_first,
-        "similar last_name": last >= 0.85 - ROUNDING and not same_last,
+        "similar first_name": first >= 0.85 - ROUNDING and not nick and not former_first and not same_first,
+        "similar last_name": last >= 0.85 - ROUNDING and not former_last and not same_last,
+        "former name": former_first or former_last,
         "swapped day and month": birth == 0.9,
         "birth_date but for a digit": birth == 0.8,
         "phone": one.phones & other.phones,

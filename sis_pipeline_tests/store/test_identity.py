@@ -201,7 +201,7 @@ def test_two_state_ids_are_never_confirmed(database, snapshots, merges, who):
 
 def test_a_near_match_that_is_no_longer_found_is_withdrawn_and_comes_back(database, snapshots, merges, who):
     [one] = who.near_matches()
-    deliver(snapshots, first_name="Zoe")
+    deliver(snapshots, birth_date=date(2014, 9, 21))
     merge(database, merges)
     assert who.near_matches() == []
     with pytest.raises(ConfigError, match="was withdrawn"):

@@ -34,9 +34,7 @@ def upgrade() -> None:
         "student_names",
         sa.Column("district", sa.Text(), nullable=False, comment="the district"),
         sa.Column("entry", sa.BigInteger(), sa.Identity(always=False), nullable=False, comment="running number"),
-        sa.Column(
-            "student_id", sa.UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"
-        ),
+        sa.Column("student_id", sa.UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"),
         sa.Column("first_name", sa.Text(), nullable=False, comment="legal first name that was published"),
         sa.Column("last_name", sa.Text(), nullable=False, comment="legal last name that was published"),
         sa.Column(
