@@ -40,7 +40,16 @@ class People:
 
     @property
     def ids(self) -> pl.DataFrame:
-        return self.records.select(*RECORD, "student_id")
+        """Whom an enrollment means by a record. One whose id seems to be another child's by now means nobody."""
+        meant = self.records.join(self.resolution.recycled, on=RECORD, how="anti", maintain_order="left")
+        return meant.select(*RECORD, "student_id")
+
+    def spared(self, published: pl.DataFrame, person: str = "student_id") -> pl.DataFrame:
+        """Of the rows published before those that a system said of a child whose id it seems to have given to another one:
+        whatever it says under that id now, it says nothing of these."""
+        had = self.previous.join(self.resolution.recycled, on=RECORD, how="semi")
+        named = had.select("integration", pl.col("student_id").alias(person))
+        return published.join(named, on=named.columns, how="semi").select(RECORD)
 
     @property
     def moved(self) -> pl.DataFrame:

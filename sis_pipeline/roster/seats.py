@@ -58,7 +58,8 @@ def merge_seats(
     is_placed = pl.all_horizontal(pl.col(SEAT).is_not_null())
     nowhere = records.filter(~is_placed)
     placed = fit(records.filter(is_placed) if nowhere.height else records, table)
-    presence = now.presence("section_enrollments", usable=placed, nowhere=nowhere)
+    spared = people.spared(existing, "person_id")
+    presence = now.presence("section_enrollments", usable=placed, nowhere=nowhere, spared=spared)
     del records  # there are many: each copy counts
     if now.inputs.whole:
         settled = existing.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import polars as pl
@@ -11,7 +12,17 @@ from sis_pipeline.roster.contract import MergedRoster
 from sis_pipeline.roster.decisions import DISTINCT, SAME
 from sis_pipeline.roster.oneroster_export import TABLES, oneroster_set
 from sis_pipeline.roster.school_year import SchoolYear
-from sis_pipeline_tests.roster.rosters import DAY_2, YEAR, Roster, former_names, loaded, merge, publish, rows
+from sis_pipeline_tests.roster.rosters import (
+    DAY_2,
+    YEAR,
+    Roster,
+    former_names,
+    loaded,
+    merge,
+    merged_both_ways,
+    publish,
+    rows,
+)
 from sis_pipeline_tests.roster.test_decisions import decided, decisions
 from sis_pipeline_tests.roster.test_district import changed, district, student_of
 
@@ -91,6 +102,64 @@ def test_11_an_id_that_is_given_to_another_child_brings_no_history_along() -> No
     assert rows(merged.recycled, "integration", "sis_id") == [("a", "s1")], "the record is set aside"
     assert merged.changes.is_empty()
     assert publish(tables, merged)["students"].equals(tables["students"]), "the child of before keeps all of it"
+
+
+NEW_CHILD = {"first_name": "Ben", "last_name": "Other", "birth_date": "2016-09-09", "ssid": "999"}
+EXIT = {"status": "withdrawn", "exit_date": "2025-10-01", "exit_code": "W1"}
+
+
+def given_to_ben(roster: Roster) -> Roster:
+    return changed(roster, "students", "s1", **NEW_CHILD)
+
+
+def enrolled(sis_id: str, school: str, **stay: Any) -> Roster:
+    """Ben under the number that was Ada's, with one enrollment of his own."""
+    section = district().without("s1").section("m", "s3").section("n")
+    return section.student("s1", school=school, stay={"sis_id": sis_id, **stay}, **NEW_CHILD)
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        changed(given_to_ben(district().section("m", "s1", "s3").section("n")), "enrollments", "e-s1-1", **EXIT),
+        changed(
+            given_to_ben(district().section("m", "s1", "s3").section("n")),
+            "enrollments",
+            "e-s1-1",
+            record_status="to_be_deleted",
+        ),
+        enrolled("e-s1-1", "2"),
+        enrolled("e-s1-2", "2", entry_date="2025-10-02"),
+        given_to_ben(district().section("m", "s1", "s3").section("n").stay("s1", "2", entry_date="2025-10-02")),
+        given_to_ben(district().section("m", "s1", "s3").section("n", "s1")),
+        given_to_ben(district().section("m", "s3").section("n")),
+        enrolled("e-s1-1", "1", entry_date="2025-08-21"),
+        enrolled("e-s1-9", "1", entry_date="2025-09-30"),
+    ],
+    ids=[
+        "exit",
+        "deleted",
+        "moved",
+        "another school",
+        "a second school",
+        "a seat",
+        "no seat",
+        "entry date",
+        "entered again",
+    ],
+)
+def test_11_what_is_said_of_the_other_child_is_not_said_of_the_one_before(now: Roster) -> None:
+    tables = loaded(district().section("m", "s1", "s3").section("n"))
+    memory = None
+    for day in (DAY_2, DAY_2 + timedelta(1), DAY_2 + timedelta(40)):
+        merged = merged_both_ways(now.inputs(tables, as_of=day, memory=memory))
+        assert merged.recycled.height == 1
+        assert merged.changes.is_empty()
+        assert merged.held == ()
+        after, memory = publish(tables, merged), merged.memory
+        for name in ("students", "student_years", "student_sources", "enrollments", "section_enrollments"):
+            assert after[name].equals(tables[name]), name
+        tables = after
 
 
 def test_11_a_record_that_differs_from_its_student_as_it_always_did_is_no_other_child() -> None:
