@@ -115,7 +115,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "enrollment_changes": changes,
     }
     students_merged = sources["student_id"].n_unique()
-    near_matches = _near_matches(people.resolution, staff)
+    near_matches = _near_matches(now, people.resolution, staff)
     return MergedRoster(
         frames=frames,
         held=holds,
@@ -230,10 +230,15 @@ def _last_of(now: Delivery, entity: Entity, key: str, existing: pl.DataFrame, ke
     return guard(question, now.inputs.thresholds, now.inputs.rulings)
 
 
-def _near_matches(students: Resolution, staff: Resolution) -> pl.DataFrame:
+def _near_matches(now: Delivery, students: Resolution, staff: Resolution) -> pl.DataFrame:
+    """With the records set aside, of which only the latest school year asks."""
     ids = {"person_id": "student_id", "other_person_id": "other_student_id"}
     parts = {"student": students, "staff": staff}
-    found = [one.near_matches.rename(ids).with_columns(entity=pl.lit(entity)) for entity, one in parts.items()]
+    found = [
+        frame.rename(ids).with_columns(entity=pl.lit(entity))
+        for entity, one in parts.items()
+        for frame in ((one.near_matches, one.questions) if now.is_owner else (one.near_matches,))
+    ]
     return pl.concat(found)
 
 

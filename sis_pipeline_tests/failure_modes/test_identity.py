@@ -162,6 +162,55 @@ def test_11_what_is_said_of_the_other_child_is_not_said_of_the_one_before(now: R
         tables = after
 
 
+ADA = {"first_name": "Ada", "last_name": "Moss", "birth_date": "2012-03-04", "ssid": "77"}
+UNBORN = {"birth_date": None}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_another"),
+    [
+        ({}, {"first_name": "Ben", "birth_date": "2016-09-09"}, True),
+        (UNBORN, {"first_name": "Ben", "last_name": "Hill", "ssid": "78"} | UNBORN, True),
+        (UNBORN, {"first_name": "Ben", "last_name": "Hill"} | UNBORN, False),
+        ({}, {"birth_date": "2016-09-09", "ssid": "78"}, True),
+        ({"ssid_issuer": "TX"}, {"ssid_issuer": "OK", "ssid": "78", "first_name": "Ben"}, False),
+        (
+            {"first_name": "Maria Elena"},
+            {"first_name": "Maria Jose", "birth_date": "2016-09-09", "ssid": "78"},
+            True,
+        ),
+        ({"first_name": "Maria Elena"}, {"first_name": "Maria Jose", "ssid": "78"}, True),
+        ({"first_name": "Maria Elena"}, {"first_name": "Maria", "ssid": "78"}, False),
+        ({"first_name": "Maria Elena"}, {"first_name": "Maria E.", "ssid": "78"}, False),
+        ({}, {"last_name": "Hill"}, False),
+        ({}, {"ssid": "78"}, False),
+        ({}, {"birth_date": "2012-04-03"}, False),
+    ],
+    ids=[
+        "name and birth date",
+        "name and state id, no birth date",
+        "name, no birth date",
+        "birth date and state id",
+        "name and another issuer's state id",
+        "another second name",
+        "another second name and state id",
+        "second name left out",
+        "second name shortened",
+        "married or adopted",
+        "state id corrected",
+        "birth date corrected",
+    ],
+)
+def test_11_two_of_name_birth_date_and_state_id_tell_of_another_child(
+    before: dict[str, Any], now: dict[str, Any], is_another: bool
+) -> None:
+    tables = loaded(district().student("x1", **(ADA | before)))
+    merged = merge(district().student("x1", **(ADA | before | now)), tables, as_of=DAY_2)
+    assert rows(merged.recycled, "sis_id") == (["x1"] if is_another else [])
+    asked_about = merged.near_matches.filter(pl.col("rule") == "recycled_id")
+    assert rows(asked_about, "sis_id", "other_student_id") == ([("x1", student_of(tables, "x1"))] if is_another else [])
+
+
 def test_11_a_record_that_differs_from_its_student_as_it_always_did_is_no_other_child() -> None:
     roster = Roster().school("1").school("1", "b").school("1", "c")
     for integration, last, born in (

@@ -73,7 +73,7 @@ def expected(inputs: DistrictInputs) -> Expected:
             "enrollment_changes": [row | {"operation_id": inputs.operation_id} for row in changes],
         },
         findings={
-            "near_matches": list(found.near),
+            "near_matches": [*found.near, *found.questions],
             "cut_chains": list(found.cut),
             "recycled": [{"integration": one, "sis_id": other} for one, other in found.recycled],
             "held": _held("enrollments", held)

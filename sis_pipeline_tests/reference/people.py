@@ -53,12 +53,13 @@ class Facts:
 @dataclass(frozen=True)
 class Found:
     """`students`: of every record the student, the rule and the confidence. `near`, `cut`: rows as `merge_district` has
-    them. `retired`: a student's id that is now another's. `everybody`: the student of every record ever linked."""
+    them. `recycled`: whose id was given to another child; `questions`: rows as of near matches, that ask about these. `retired`: a student's id that is now another's. `everybody`: the student of every record ever linked."""
 
     students: Mapping[Key, tuple[str, str, float]]
     near: Sequence[Row]
     cut: Sequence[Row]
     recycled: frozenset[Key]
+    questions: Sequence[Row]
     retired: Mapping[str, str]
     everybody: Mapping[Key, str]
 
@@ -166,7 +167,9 @@ def who_is_who(
     records, and no link joins two that were told apart. `former`: names that were published of students before."""
     link = {(row["integration"], row["sis_id"]): row for row in links}
     facts = _facts(records, students, former)
-    recycled = frozenset(_recycled(facts, link, _facts(before, [])))
+    was = {(row["integration"], row["sis_id"]): row["student_id"] for row in before}
+    recycled = frozenset(_recycled(facts, link, _facts(before, []), was))
+    questions = [row for key in sorted(recycled) for row in _question(district, facts, key, link, was.get(key))]
     facts = [it for it in facts if it.key not in recycled]
     numbers = _numbers(facts, link)
     decided = {verdict: _decided(decisions, verdict, numbers) for verdict in ("same", "distinct")}
@@ -187,7 +190,7 @@ def who_is_who(
     assigned = _assigned(facts, group, ids, found_before=found_before, link=link, rules=rules, near=near)
     now = {key: student for key, (student, _, _) in assigned.items()}
     before = {key: retired.get(row["student_id"], row["student_id"]) for key, row in link.items()}
-    return Found(assigned, near, _cut_rows(facts, cut), recycled, retired, {**before, **now})
+    return Found(assigned, near, _cut_rows(facts, cut), recycled, questions, retired, {**before, **now})
 
 
 def _facts(records: Sequence[Row], students: Sequence[Row], former: Sequence[Row] = ()) -> list[Facts]:
@@ -246,32 +249,76 @@ def _only_issuer(rows: Iterable[Row], kind: str) -> str:
     return str(next(iter(named))) if len(named) == 1 else ""
 
 
-def _recycled(facts: Sequence[Facts], link: Mapping[Key, Row], before: Sequence[Facts]) -> Iterator[Key]:
-    """Records that tell of another child, by name and birth date, than the student they were is published as, and than
-    they told of themselves before."""
+def _recycled(
+    facts: Sequence[Facts], link: Mapping[Key, Row], before: Sequence[Facts], was: Mapping[Key, str]
+) -> Iterator[Key]:
+    """Records of which two of name, birth date and state id are others than those of the student they were, as published;
+    but for what they told of the same student before."""
     students = {it.student: it for it in facts if it.student}
     own = {it.key: it for it in before}
     for it in facts:
         if it.key in link and it.key:
             student = students.get(link[it.key]["student_id"])
-            if student and _is_another(it, student) and not (it.key in own and _is_as_before(it, own[it.key])):
+            others = _others(it, student) if student else set()
+            told = own.get(it.key)
+            if told and student and was[it.key] == student.student:
+                others -= _told_before(it, told) if len(others) > 1 else set()
+            if len(others) > 1:
                 yield it.key
 
 
-def _is_another(it: Facts, student: Facts) -> bool:
-    known = it.birth is not None and student.birth is not None
-    return known and it.birth != student.birth and not _same_name(it, student)
+def _others(it: Facts, student: Facts) -> set[str]:
+    """What is known of both and not the same."""
+    found = set()
+    if not _same_name(it, student):
+        found.add("name")
+    if it.birth and student.birth and it.birth != student.birth:
+        found.add("birth")
+    if it.ssid and student.ssid and it.ssid[0] == student.ssid[0] and it.ssid[1] != student.ssid[1]:
+        found.add("ssid")
+    return found
 
 
-def _is_as_before(it: Facts, own: Facts) -> bool:
-    return _same_name(it, own) or (it.birth is not None and it.birth == own.birth)
+def _told_before(it: Facts, told: Facts) -> set[str]:
+    found = set()
+    if _same_name(it, told):
+        found.add("name")
+    if it.birth is not None and it.birth == told.birth:
+        found.add("birth")
+    if it.ssid and told.ssid and it.ssid[1] == told.ssid[1]:
+        found.add("ssid")
+    return found
 
 
 def _same_name(it: Facts, other: Facts) -> bool:
     """First and last name, or what is known of them."""
-    same_first = not (it.firsts and other.firsts) or it.firsts & other.firsts
     same_last = not (it.lasts and other.lasts) or it.lasts & other.lasts
-    return bool(same_first and same_last)
+    return bool(_same_first(it, other) and same_last)
+
+
+def _same_first(it: Facts, other: Facts) -> bool:
+    """Maria is Maria Elena, but Maria Jose is not."""
+    shared = it.firsts & other.firsts
+    if len(shared) == 1 and it.first and other.first:
+        [word] = shared
+        go_on = all(name.startswith(word) and name != word for name in (it.first, other.first))
+        return not go_on or it.first.startswith(other.first) or other.first.startswith(it.first)
+    return bool(shared) or not (it.firsts and other.firsts)
+
+
+def _question(
+    district: str, facts: Sequence[Facts], key: Key, link: Mapping[Key, Row], was: str | None
+) -> Iterator[Row]:
+    """Whether a record is somebody new; not where it was published of another one than it is linked to."""
+    student = link[key]["student_id"]
+    if was is not None and was != student:
+        return
+    [one] = [number for number, it in enumerate(facts) if it.key == key]
+    [other] = [number for number, it in enumerate(facts) if it.student == student]
+    taken = {row["student_id"] for row in link.values()} | {it.student for it in facts if it.student}
+    named = (derived_id("student", district, *key, *salt) for salt in _salts())
+    ids = {one: next(new for new in named if new not in taken), other: student}
+    yield _near_row(facts, range(len(facts)), ids, (one, other), "recycled_id")
 
 
 def _numbers(facts: Sequence[Facts], link: Mapping[Key, Row]) -> dict[Key, int]:
