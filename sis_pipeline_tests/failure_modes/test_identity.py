@@ -9,9 +9,10 @@ import polars as pl
 import pytest
 
 from sis_pipeline.roster.contract import MergedRoster
-from sis_pipeline.roster.decisions import DISTINCT, SAME
+from sis_pipeline.roster.decisions import DISTINCT, GIVEN, KEPT, SAME
 from sis_pipeline.roster.oneroster_export import TABLES, oneroster_set
 from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline_tests.roster.rosters import (
     DAY_2,
     YEAR,
@@ -160,6 +161,104 @@ def test_11_what_is_said_of_the_other_child_is_not_said_of_the_one_before(now: R
         for name in ("students", "student_years", "student_sources", "enrollments", "section_enrollments"):
             assert after[name].equals(tables[name]), name
         tables = after
+
+
+def answered(verdict: str, merged: MergedRoster) -> pl.DataFrame:
+    """A person's answer to the question about a recycled id."""
+    [asked] = merged.near_matches.filter(pl.col("rule") == "recycled_id").rows(named=True)
+    record = f"{asked['integration']}/{asked['sis_id']}"
+    return decisions(decided(verdict, record, None, asked["student_id"], asked["other_student_id"]))
+
+
+def test_11_a_person_says_that_it_is_a_new_child() -> None:
+    tables = loaded(district().section("m", "s1", "s3"))
+    ada = student_of(tables, "s1")
+    now = given_to_ben(district().section("m", "s1", "s3"))
+    undecided = merge(now, tables, as_of=DAY_2)
+    tables = publish(tables, undecided)
+    given = answered(GIVEN, undecided)
+    memory = undecided.memory
+    merged = merged_both_ways(now.inputs(tables, as_of=DAY_2, decisions=given, memory=memory))
+    assert merged.recycled.is_empty()
+    after = publish(tables, merged)
+    ben = student_of(after, "s1")
+    assert ben != ada
+    assert rows(merged.changes, "student_id", "kind", "evidence") == sorted(
+        [
+            (ada, "withdraw", "absence"),
+            (ada, "section_drop", "absence"),
+            (ben, "enroll", "new_record"),
+            (ben, "section_add", "new_record"),
+        ],
+        key=str,
+    )
+    named = after["students"].filter(pl.col("student_id").is_in([ada, ben]))
+    assert set(rows(named, "student_id", "first_name")) == {(ada, "Ada"), (ben, "Ben")}
+    for day in range(1, 3):
+        merged = merged_both_ways(
+            now.inputs(after, as_of=DAY_2 + timedelta(day), decisions=given, memory=merged.memory)
+        )
+        assert merged.changes.is_empty()
+        assert merged.near_matches.is_empty()
+        after = publish(after, merged)
+        assert student_of(after, "s1") == ben
+
+
+def test_11_the_child_before_who_goes_by_a_persons_word_is_guarded_as_who_is_absent() -> None:
+    tables = loaded(district(2))
+    now = given_to_ben(district(2))
+    merged = merge(now, tables, as_of=DAY_2)
+    given = answered(GIVEN, merged)
+    ada, tables = student_of(tables, "s1"), publish(tables, merged)
+    strict = Thresholds(district_floor=0, school_floor=0, week_floor=0)
+    for day in range(2):
+        merged = merge(now, tables, as_of=DAY_2 + timedelta(day), decisions=given, thresholds=strict)
+        assert [hold.removals for hold in merged.held] == [1]
+        tables = publish(tables, merged)
+        stays = tables["enrollments"].filter(pl.col("student_id") == ada)
+        assert rows(stays, "status") == ["active"]
+
+
+def test_11_a_person_says_that_it_is_the_same_child_after_all() -> None:
+    tables = loaded(district())
+    ada = student_of(tables, "s1")
+    now = given_to_ben(district())
+    undecided = merge(now, tables, as_of=DAY_2)
+    tables = publish(tables, undecided)
+    kept = answered(KEPT, undecided)
+    merged = merged_both_ways(now.inputs(tables, as_of=DAY_2, decisions=kept, memory=undecided.memory))
+    assert (merged.recycled.height, merged.near_matches.height, merged.changes.height) == (0, 0, 0)
+    after = publish(tables, merged)
+    assert student_of(after, "s1") == ada
+    assert rows(after["students"].filter(pl.col("student_id") == ada), "first_name") == ["Ben"]
+
+
+def test_11_the_years_before_are_still_those_of_the_child_before() -> None:
+    old, new = "2024-2025", "2025-2026"
+    roster = {year: _of_year(year) for year in (old, new)}
+    tables = loaded(roster[old])
+    ada = student_of(tables, "s1")
+    now = given_to_ben(roster[new])
+    undecided = merge(now, tables, as_of=DAY_2)
+    assert undecided.recycled.height == 1
+    given = answered(GIVEN, undecided)
+    tables = publish(tables, undecided)
+    for year in (old, new, old, new):
+        merged = merge(roster[old] if year == old else now, tables, as_of=DAY_2, decisions=given)
+        tables = publish(tables, merged, year)
+    ben = student_of(tables, "s1")
+    assert ben != ada
+    places = rows(tables["enrollments"].filter(pl.col("student_id").is_in([ada, ben])), "student_id", "school_year")
+    assert sorted(places) == sorted([(ada, old), (ben, new)])
+    assert merged.near_matches.is_empty()
+
+
+def _of_year(year: str) -> Roster:
+    roster = Roster(year).school("1")
+    for number in range(4):
+        stay = {"entry_date": f"{year[:4]}-08-18"}
+        roster.student(f"s{number}", last_name=f"Name{number}", ssid=f"{number:03}", stay=stay)
+    return roster
 
 
 ADA = {"first_name": "Ada", "last_name": "Moss", "birth_date": "2012-03-04", "ssid": "77"}
