@@ -33,7 +33,7 @@ from sis_pipeline.roster.contract import PUBLICATION
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, as_rows
-from sis_pipeline.store.merged import unsupplied_in_words, way_in_words
+from sis_pipeline.store.merged import undecided_in_words, unsupplied_in_words, way_in_words
 
 MERGED_ASSETS: dict[str, str] = {
     "merged_students": "students",
@@ -50,6 +50,7 @@ NOBODY_LOST = "every_district_merged"
 EVERY_PUBLISHED = "every_district_published"
 ROWS_MATCH = "rows_match_the_merge"
 INPUTS_FRESH = "inputs_are_fresh"
+NOBODY_WAITS = "no_record_waits_for_a_person"
 INPUTS_SHOWN = 100
 """Integrations listed in an asset's metadata, the oldest first: a state has thousands."""
 
@@ -314,7 +315,13 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
                 asset=first,
                 partitions_def=years,
                 description="Every district with new snapshots was merged, and every active student record is linked to a student.",
-            )
+            ),
+            dg.AssetCheckSpec(
+                NOBODY_WAITS,
+                asset=first,
+                partitions_def=years,
+                description="No record is set aside because its id seems to be given to somebody else, and no records are kept apart that would be joined. A warning: a person decides.",
+            ),
         ],
     )
     def merge(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
@@ -328,7 +335,7 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
             )
             inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         for name, table in MERGED_ASSETS.items():
-            checks = [_merge_check(first, districts)] if name == first else []
+            checks = [_merge_check(first, districts), _waiting_check(first, districts)] if name == first else []
             metadata = _merged_metadata(table, districts) | _inputs_metadata(inputs)
             yield dg.MaterializeResult(asset_key=name, metadata=metadata, check_results=checks)
 
@@ -360,6 +367,8 @@ def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> 
             "total", _total([one.stats for one in districts], "students", "matched", "conflicts", "held")
         )
         lost = {one.district: unsupplied_in_words(one.stats) for one in districts}
+        waiting = {one.district: undecided_in_words(one.stats) for one in districts}
+        metadata["waiting_for_a_person"] = sentences([f"{name}: {words}" for name, words in waiting.items() if words])
         metadata["no_longer_supplied"] = sentences(
             [f"{district}: {words}" for district, words in lost.items() if words]
         )
@@ -372,6 +381,23 @@ def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> 
 def _merge_check(asset: str, districts: Sequence[merging.DistrictMerge]) -> dg.AssetCheckResult:
     troubles = {one.district: one.trouble for one in districts if one.trouble}
     return _troubles_check(asset, NOBODY_LOST, troubles, len(districts))
+
+
+def _waiting_check(asset: str, districts: Sequence[merging.DistrictMerge]) -> dg.AssetCheckResult:
+    waiting = {one.district: words for one in districts if (words := undecided_in_words(one.stats))}
+    counts = [numbers for one in districts for numbers in one.stats.get("undecided", {}).values()]
+    return dg.AssetCheckResult(
+        passed=not waiting,
+        asset_key=asset,
+        check_name=NOBODY_WAITS,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=" ".join(f"{district}: {words}" for district, words in islice(waiting.items(), INPUTS_SHOWN))
+        + " Decide with `sis links distinct` (a new person) or `sis links confirm` (the same one); have wrong state ids "
+        "corrected in their SIS."
+        if waiting
+        else "No record waits.",
+        metadata=_total(counts, "recycled", "cut_chains"),
+    )
 
 
 def _troubles_check(asset: str, name: str, troubles: Mapping[str, Trouble], districts: int) -> dg.AssetCheckResult:

@@ -158,6 +158,9 @@ class MergeStats:
     whole: bool = True
     unsupplied: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """As Clearings.unsupplied; nobody's value is taken for cleared."""
+    undecided: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By integration: records that wait for a person's word because the id seems to be another one's (`recycled`), and
+    pairs that two different state ids, or a person, keep apart although they would be joined (`cut_chains`)."""
     students_merged: int | None = None
     """Students that were merged anew; None in a merge of an earlier version, which merged all."""
     seats_merged: int | None = None
@@ -173,7 +176,8 @@ class MergedRoster:
     `changes` is `frames["enrollment_changes"]`. `held`: removals that wait for a person; the frames hold the previous
     state for them. `near_matches`: integration, sis_id, other_integration, other_sis_id, student_id,
     other_student_id, rule, evidence, score, entity: `student`, or `staff`, of whom the ids are theirs. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
-    `recycled`: integration, sis_id of records whose id seems to be given to another person (to quarantine).
+    `recycled`: the student and staff records, with `entity`, that are set aside: their id seems to be given to another one.
+    Where a person is to say so there is a near match of the rule `recycled_id`: student_id is who the record would be.
     `retired`: student_id -> the student_id it was merged into (all its links are in the frames, pointing to the
     survivor); other school years that name a retired student follow at their next merge, which is due then (see
     `DistrictInputs.aliases`). `retired_staff`: the same for staff. `settled`: the edits of `students` that the systems

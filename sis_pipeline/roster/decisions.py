@@ -56,7 +56,7 @@ def given_as_distinct(decisions: pl.DataFrame, links: pl.DataFrame, recycled: pl
     """The decisions as same or distinct. That an id was given to somebody else holds of records that tell of somebody else, as
     `recycled` (integration, sis_id, person_id) says, or that are no longer the person's: in the years before, they are."""
     given = decisions.filter(pl.col("verdict") == GIVEN)
-    rest = decisions.filter(pl.col("verdict").is_in([SAME, DISTINCT]))
+    rest = decisions.filter(pl.col("verdict") != GIVEN).with_columns(pl.col("verdict").replace({KEPT: SAME}))
     if given.is_empty():
         return rest
     has = [*RECORD, "other_person_id"]

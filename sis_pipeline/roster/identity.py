@@ -155,6 +155,16 @@ class Resolution:
     known: pl.DataFrame
 
     @property
+    def meant(self) -> pl.DataFrame:
+        """As `known`, but for records set aside, which mean nobody."""
+        return self.known.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
+
+    @property
+    def spared(self) -> pl.DataFrame:
+        """Who had the records that are set aside: integration, person_id."""
+        return self.known.join(self.recycled, on=RECORD, how="semi").select("integration", "person_id")
+
+    @property
     def doubted(self) -> list[str]:
         """Who may be somebody else."""
         return [*self.near_matches["person_id"], *self.near_matches["other_person_id"]]
@@ -224,7 +234,8 @@ def resolve_staff(
     """Which staff member each record is: the same email, state id or local id with an agreeing last name, else new.
 
     Shapes and decisions as in `resolve_students`, with `staff_id` for the person; state ids have no issuer, and two
-    different ones are never joined. Near matches: an id and the first name agree, or the names at one school.
+    different ones are never joined. A link holds unless both names, and what is known of email and state id, are others than
+    the staff member's: such a record is `recycled`. Near matches: an id and the first name agree, or the names at one school.
     """
     known = _known_people(staff, "staff_id")
     if records.is_empty() and known.is_empty() and links.is_empty():

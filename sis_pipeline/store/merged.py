@@ -428,6 +428,14 @@ class MergeStore:
             recycled=extra["recycled"],
         )
 
+    def set_aside(self, district: str, school_year: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """`recycled` and `cut_chains`, as in MergedRoster, of what is published; empty where they are no longer kept."""
+        operation = self.newest(district, school_year, "published")
+        if operation is None or not self.kept(operation):
+            return pl.DataFrame(), pl.DataFrame()
+        merged = self.read_merged(operation)
+        return merged.recycled, merged.cut_chains
+
     def known(self, connection: Connection, district: str, school_year: str, writes: str) -> KnownTables:
         """The tables of a school year whose rows of a district are sure to be what its last publication left. `writes`:
         writes_mark of now."""
@@ -701,6 +709,20 @@ def unsupplied_in_words(stats: Mapping[str, Any]) -> str:
         for attribute, records in attributes.items()
     ]
     return f"{'; '.join(lost)}: not taken for cleared." if lost else ""
+
+
+def undecided_in_words(stats: Mapping[str, Any]) -> str:
+    """What waits for a person's word on who is who, by a merge's statistics, and what to do; empty where nothing does."""
+    words = {
+        "recycled": "set aside, as their ids seem to be given to somebody else",
+        "cut_chains": "not joined, as two different state ids or a person's decision are in the way",
+    }
+    waits = [
+        f"{integration}: {number:,} records {words[what]}"
+        for integration, counts in stats.get("undecided", {}).items()
+        for what, number in counts.items()
+    ]
+    return f"{'; '.join(waits)}. See them with `sis links review`." if waits else ""
 
 
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:
