@@ -67,6 +67,11 @@ class NearMatch:
     opened_at: datetime
     closed_at: datetime | None
 
+    @property
+    def is_recycled(self) -> bool:
+        """Whether it asks if the first side's record is still the other side's, or its id was given to somebody else."""
+        return self.rule == RECYCLED
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -93,8 +98,11 @@ class Identities:
     def near_matches(
         self, district: str | None = None, status: Status | None = "open", entity: Entity | None = None
     ) -> list[NearMatch]:
-        """The likeliest first."""
-        query = select(near_matches).order_by(near_matches.c.score.desc(), near_matches.c.near_match_id)
+        """Recycled ids first, of which nothing is published until somebody decides; then the likeliest."""
+        recycled = near_matches.c.rule == RECYCLED
+        query = select(near_matches).order_by(
+            recycled.desc(), near_matches.c.score.desc(), near_matches.c.near_match_id
+        )
         if district is not None:
             query = query.where(near_matches.c.district == district)
         if status is not None:

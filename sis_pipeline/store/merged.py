@@ -428,13 +428,28 @@ class MergeStore:
             recycled=extra["recycled"],
         )
 
-    def set_aside(self, district: str, school_year: str) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """`recycled` and `cut_chains`, as in MergedRoster, of what is published; empty where they are no longer kept."""
+    def set_aside(self, district: str, school_year: str, entity: str, record: tuple[str, str]) -> dict[str, Any]:
+        """What a record says of which nothing is published, see MergedRoster.recycled; empty where that is not kept."""
         operation = self.newest(district, school_year, "published")
         if operation is None or not self.kept(operation):
-            return pl.DataFrame(), pl.DataFrame()
-        merged = self.read_merged(operation)
-        return merged.recycled, merged.cut_chains
+            return {}
+        frame = self.read_merged(operation).recycled
+        mine = dict(zip((*RECORD, "entity"), (*record, entity), strict=True))
+        if not {*mine} <= {*frame.columns}:  # kept by an earlier version
+            return {}
+        return next(frame.filter(pl.col(name) == value for name, value in mine.items()).iter_rows(named=True), {})
+
+    def cut_chains(self, district: str | None = None) -> list[dict[str, str]]:
+        """As MergedRoster.cut_chains, with `district`, of the latest school year that each district has published."""
+        found = []
+        for one in sorted({it for part in self._integrations(district) for it in part.districts}):
+            with self._engine.connect() as connection:
+                years = published_epochs(connection, one)
+            operation = self.newest(one, max(years), "published") if years and district in (None, one) else None
+            if operation is not None and self.kept(operation):
+                chains = self.read_merged(operation).cut_chains
+                found += [{"district": one, **row} for row in chains.iter_rows(named=True)]
+        return found
 
     def known(self, connection: Connection, district: str, school_year: str, writes: str) -> KnownTables:
         """The tables of a school year whose rows of a district are sure to be what its last publication left. `writes`:
