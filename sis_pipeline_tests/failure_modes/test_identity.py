@@ -233,6 +233,60 @@ def test_11_a_person_says_that_it_is_the_same_child_after_all() -> None:
     assert rows(after["students"].filter(pl.col("student_id") == ada), "first_name") == ["Ben"]
 
 
+ANN = {"first_name": "Ann", "last_name": "Hill", "email": "hill@x.example", "state_staff_id": "111"}
+BO = {"first_name": "Bo", "last_name": "Moss", "email": "moss@x.example", "state_staff_id": "222"}
+
+
+def taught(section: str = "m", **who: Any) -> Roster:
+    """A section, and its teacher under the id t1."""
+    roster = district().section("m", "s1", teacher_sis_id="t1" if section == "m" else None)
+    roster.section("n", "s3", teacher_sis_id="t1" if section == "n" else None)
+    taking = {"sis_id": f"t-{section}", "section_sis_id": section, "person_sis_id": "t1", "role": "teacher"}
+    return roster.add("staff", sis_id="t1", **who).add("section_enrollments", begin_date="2025-08-18", **taking)
+
+
+@pytest.mark.parametrize("section", ["m", "n"], ids=["the same section", "another section"])
+def test_11_an_id_of_the_staff_that_is_given_to_somebody_else_brings_no_account_along(section: str) -> None:
+    tables = loaded(taught(**ANN))
+    [ann] = tables["staff"]["staff_id"]
+    now = taught(section, **BO)
+    merged = merge(now, tables, as_of=DAY_2)
+    assert rows(merged.recycled, "sis_id", "entity") == [("t1", "staff")]
+    assert merged.changes.is_empty()
+    after = publish(tables, merged)
+    for name in ("staff", "staff_links", "section_enrollments"):
+        assert after[name].equals(tables[name]), name
+    assert rows(after["sections"], "sis_id", "teacher_id") == [("m", ann), ("n", None)]
+
+    given = merge(now, after, as_of=DAY_2, staff_decisions=answered(GIVEN, merged))
+    assert (given.recycled.height, given.near_matches.height) == (0, 0)
+    after = publish(after, given)
+    [bo] = after["staff_links"]["staff_id"]
+    assert bo != ann
+    assert rows(after["staff"], "staff_id", "first_name") == sorted([(ann, "Ann"), (bo, "Bo")])
+    assert rows(after["sections"], "sis_id", "teacher_id") == sorted(
+        [(section, bo), ({"m": "n", "n": "m"}[section], None)]
+    )
+
+    kept = merge(now, publish(tables, merged), as_of=DAY_2, staff_decisions=answered(KEPT, merged))
+    assert rows(kept.frames["staff"], "staff_id", "first_name") == [(ann, "Bo")]
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"last_name": "Moss"},
+        {"last_name": "Moss", "email": "moss@x.example"},
+        {"first_name": "Bo", "last_name": "Moss", "email": "moss@x.example"},
+        {"first_name": "Bo", "last_name": "Moss", "email": None, "state_staff_id": None},
+    ],
+    ids=["a new name", "a new name and address", "the same state id", "nothing else known"],
+)
+def test_11_a_staff_member_of_whom_something_is_the_same_is_the_same(now: dict[str, Any]) -> None:
+    tables = loaded(taught(**ANN))
+    assert merge(taught(**(ANN | now)), tables, as_of=DAY_2).recycled.is_empty()
+
+
 def test_11_the_years_before_are_still_those_of_the_child_before() -> None:
     old, new = "2024-2025", "2025-2026"
     roster = {year: _of_year(year) for year in (old, new)}
