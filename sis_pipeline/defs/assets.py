@@ -11,7 +11,14 @@ import dagster as dg
 
 from sis_pipeline.connect.source import Report
 from sis_pipeline.defs import merging
-from sis_pipeline.defs.checks import drift_result, entity_result, reference_result, roster_check_specs
+from sis_pipeline.defs.checks import (
+    NOBODY_WAITS,
+    drift_result,
+    entity_result,
+    reference_result,
+    roster_check_specs,
+    waiting_result,
+)
 from sis_pipeline.defs.deltas import FULL_TAG
 from sis_pipeline.defs.failures import RETRY, Trouble, explained, failure
 from sis_pipeline.defs.holding import NO_HOLDS, holds_result
@@ -50,7 +57,6 @@ NOBODY_LOST = "every_district_merged"
 EVERY_PUBLISHED = "every_district_published"
 ROWS_MATCH = "rows_match_the_merge"
 INPUTS_FRESH = "inputs_are_fresh"
-NOBODY_WAITS = "no_record_waits_for_a_person"
 INPUTS_SHOWN = 100
 """Integrations listed in an asset's metadata, the oldest first: a state has thousands."""
 
@@ -335,7 +341,11 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
             )
             inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         for name, table in MERGED_ASSETS.items():
-            checks = [_merge_check(first, districts), _waiting_check(first, districts)] if name == first else []
+            checks = (
+                [_merge_check(first, districts), waiting_result(first, {one.district: one.stats for one in districts})]
+                if name == first
+                else []
+            )
             metadata = _merged_metadata(table, districts) | _inputs_metadata(inputs)
             yield dg.MaterializeResult(asset_key=name, metadata=metadata, check_results=checks)
 
@@ -381,23 +391,6 @@ def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> 
 def _merge_check(asset: str, districts: Sequence[merging.DistrictMerge]) -> dg.AssetCheckResult:
     troubles = {one.district: one.trouble for one in districts if one.trouble}
     return _troubles_check(asset, NOBODY_LOST, troubles, len(districts))
-
-
-def _waiting_check(asset: str, districts: Sequence[merging.DistrictMerge]) -> dg.AssetCheckResult:
-    waiting = {one.district: words for one in districts if (words := undecided_in_words(one.stats))}
-    counts = [numbers for one in districts for numbers in one.stats.get("undecided", {}).values()]
-    return dg.AssetCheckResult(
-        passed=not waiting,
-        asset_key=asset,
-        check_name=NOBODY_WAITS,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=" ".join(f"{district}: {words}" for district, words in islice(waiting.items(), INPUTS_SHOWN))
-        + " Decide with `sis links distinct` (a new person) or `sis links confirm` (the same one); have wrong state ids "
-        "corrected in their SIS."
-        if waiting
-        else "No record waits.",
-        metadata=_total(counts, "recycled", "cut_chains"),
-    )
 
 
 def _troubles_check(asset: str, name: str, troubles: Mapping[str, Trouble], districts: int) -> dg.AssetCheckResult:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from sis_pipeline.roster.contract import MergedRoster
+from sis_pipeline.roster.contract import IntegrationInput, MergedRoster
 from sis_pipeline.roster.decisions import DISTINCT, GIVEN, KEPT, SAME
 from sis_pipeline.roster.oneroster_export import TABLES, oneroster_set
 from sis_pipeline.roster.school_year import SchoolYear
@@ -202,6 +202,26 @@ def test_11_a_person_says_that_it_is_a_new_child() -> None:
         assert merged.near_matches.is_empty()
         after = publish(after, merged)
         assert student_of(after, "s1") == ben
+
+
+@pytest.mark.parametrize("completeness", ["delta", "partial"])
+def test_11_a_new_child_is_one_in_a_reading_that_proves_nobody_absent_too(completeness: Any) -> None:
+    tables = loaded(district().section("m", "s1", "s3"))
+    ada = student_of(tables, "s1")
+    now = enrolled("e-ben", "2", entry_date="2025-10-02")
+    parts = {"a": IntegrationInput(completeness=completeness)}
+    undecided = merge(now, tables, as_of=DAY_2, integrations=parts)
+    tables, memory = publish(tables, undecided), undecided.memory
+    given = answered(GIVEN, undecided)
+    found = []
+    for day in range(2):
+        inputs = now.inputs(tables, as_of=DAY_2 + timedelta(day), integrations=parts, decisions=given, memory=memory)
+        merged = merged_both_ways(inputs)
+        tables, memory = publish(tables, merged), merged.memory
+        found += rows(merged.changes, "student_id", "kind")
+    assert found == [(student_of(tables, "s1"), "enroll")], "hers are carried until a complete reading lacks them"
+    last = merged_both_ways(now.inputs(tables, as_of=DAY_2 + timedelta(2), decisions=given, memory=memory))
+    assert rows(last.changes, "student_id", "kind") == [(ada, "section_drop"), (ada, "withdraw")]
 
 
 def test_11_the_child_before_who_goes_by_a_persons_word_is_guarded_as_who_is_absent() -> None:
