@@ -28,6 +28,7 @@ def _print_days(measured: stages.Measured) -> None:
     first = measured.days["first load"]
     table.add_section()
     facts: dict[str, Callable[[stages.Day], str]] = {
+        "until all systems are judged": lambda day: f"{day.reading:.2f}",
         "raw pages to published tables": lambda day: f"{day.seconds:.2f} ({day.peak:,.0f})",
         "share of the first load": lambda day: f"{day.seconds / first.seconds:.1%}",
         "processor, without PostgreSQL": lambda day: f"{day.cpu:.2f}",

@@ -1,15 +1,17 @@
 """One roster of two days through the product's own reading, judging, merging and publishing, each stage timed where it is
-called. What the figures are compared with, and how they are printed, is in `__main__`."""
+called, in processes as `sis sync` has them. What the figures are compared with, and how they are printed, is in `__main__`."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
@@ -19,6 +21,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.dialects import postgresql
 
 from bench import generate
+from bench.apart import SPAWN
+from sis_pipeline.cli.fanout import WORKER
 from sis_pipeline.db.tables import SQL_TYPES
 from sis_pipeline.defs import loading, merging
 from sis_pipeline.defs.loading import load_roster
@@ -48,32 +52,63 @@ WATCHED: dict[str, list[tuple[Any, str]]] = {
 """By stage, the functions that it is made of: nothing in them is done for the benchmark's sake."""
 RAW, REST = "keep pages", "everything else"
 Result = TypeVar("Result")
+Stages = dict[str, "Lap"]
 
 
 @dataclass
 class Lap:
-    """Seconds, and the most memory (MiB) that the process held meanwhile."""
+    """Seconds, and the most memory (MiB) that a process held meanwhile."""
 
     seconds: float = 0.0
     peak: float = 0.0
 
 
 @dataclass
-class Day:
-    """One day, from raw pages to published tables. `cpu`: seconds of the processor without PostgreSQL's, which a busy machine
-    does not draw out; `wal`: bytes; `written`: rows of the roster's tables."""
+class Work:
+    """What one process did. `cpu`: seconds of the processor; `base`: MiB that it held before."""
 
-    stages: dict[str, Lap] = field(default_factory=dict)
-    seconds: float = 0.0
-    cpu: float = 0.0
-    wal: int = 0
-    written: int = 0
-    changes: int = 0
-    held: int = 0
+    stages: Stages
+    seconds: float
+    cpu: float
+    base: float
 
     @property
     def peak(self) -> float:
         return max(lap.peak for lap in self.stages.values())
+
+
+@dataclass
+class Day:
+    """One day, from raw pages to published tables. `reading`: seconds until the last system was judged; `cpu`: without
+    PostgreSQL's, which a busy machine does not draw out; `wal`: bytes; `written`: rows of the roster's tables."""
+
+    readers: list[Work]
+    merger: Work
+    reading: float
+    seconds: float
+    wal: int
+    written: int
+    changes: int
+    held: int
+
+    @property
+    def stages(self) -> Stages:
+        """Seconds of all processes together, and the largest one's memory."""
+        found: Stages = {}
+        for work in (*self.readers, self.merger):
+            for stage, lap in work.stages.items():
+                before = found.get(stage, Lap())
+                found[stage] = Lap(before.seconds + lap.seconds, max(before.peak, lap.peak))
+        return found
+
+    @property
+    def cpu(self) -> float:
+        return sum(work.cpu for work in (*self.readers, self.merger))
+
+    @property
+    def peak(self) -> float:
+        """The most that the processes held at once: the one that merges waits while the others read."""
+        return max(sum(work.peak for work in self.readers) + self.merger.base, self.merger.peak)
 
 
 @dataclass
@@ -82,7 +117,7 @@ class Measured:
 
     students: int
     days: dict[str, Day]
-    floors: dict[str, Lap]
+    floors: Stages
 
     @property
     def floor(self) -> float:
@@ -90,7 +125,7 @@ class Measured:
 
 
 def run(students: int, home: str, pages: Path) -> Measured:
-    """One size, in a process of its own so that the peaks are its own. Raises SystemExit for a result that is wrong."""
+    """One size. Raises SystemExit for a result that is wrong."""
     os.environ["SIS_HOME"] = home
     roster = Roster()
     for system in generate.SYSTEMS:
@@ -109,26 +144,61 @@ def run(students: int, home: str, pages: Path) -> Measured:
 
 
 def _day(roster: Roster, pages: Path, day: int) -> Day:
-    done = Day()
-    _vacuum(roster.engine)
-    position = _position(roster.engine)
-    began, used = time.perf_counter(), time.process_time()
-    with _watched(done.stages):
-        for system in generate.SYSTEMS:
-            with _lap(done.stages, RAW):
-                _keep_pages(roster, pages, day, system)
-            load_roster(roster, system, YEAR, f"{day}", _unheard)
+    """As a night of `sis sync`: a process for each system, and one that merges, all new. The clock starts once they are ready
+    to work."""
+    with ExitStack() as stack:
+        readers = [stack.enter_context(ProcessPoolExecutor(1, SPAWN)) for _ in generate.SYSTEMS]
+        merger = stack.enter_context(ProcessPoolExecutor(1, SPAWN))
+        for ready in [process.submit(_ready) for process in (*readers, merger)]:
+            ready.result()
+        _vacuum(roster.engine)
+        position, began = _position(roster.engine), time.perf_counter()
+        tasks = [
+            process.submit(_read, pages, day, system) for process, system in zip(readers, generate.SYSTEMS, strict=True)
+        ]
+        works = [task.result() for task in tasks]
+        for process in readers:
+            process.shutdown(wait=False)
+        reading = time.perf_counter() - began
+        work, published = merger.submit(_merge, day).result()
+        seconds = time.perf_counter() - began
+        wal = _position(roster.engine) - position
+    return Day(works, work, reading, seconds, wal, *published)
+
+
+def _ready() -> None:
+    """What a process of `sis sync` has done before it is given work: imports, and a connection to the database."""
+    importlib.import_module(WORKER)
+    with _roster().engine.connect() as connection:
+        connection.execute(text("select 1"))
+
+
+@functools.cache
+def _roster() -> Roster:
+    """This process's."""
+    return Roster()
+
+
+def _read(pages: Path, day: int, system: str) -> Work:
+    """Keep and judge the pages of a system."""
+    roster = _roster()
+    with _watched() as work:
+        with _lap(work.stages, RAW):
+            _keep_pages(roster, pages, day, system)
+        load_roster(roster, system, YEAR, f"{day}", _unheard)
+    return work
+
+
+def _merge(day: int) -> tuple[Work, tuple[int, int, int]]:
+    """Merge and publish the district: rows written, changes found, removals held."""
+    roster = _roster()
+    with _watched() as work:
         merging.merge_districts(roster, YEAR.key, f"{day}", _unheard)
-        [published] = merging.publish_districts(roster, YEAR.key, f"{day}", _unheard)
-    done.seconds, done.cpu = time.perf_counter() - began, time.process_time() - used
-    done.stages[REST] = Lap(done.seconds - sum(lap.seconds for lap in done.stages.values()))
-    done.wal = _position(roster.engine) - position
-    if published.trouble:
-        raise SystemExit(f"Not published: {published.trouble.message}")
-    if published.published:
-        done.written, done.changes = published.published.written, sum(published.published.changes.values())
-        done.held = published.published.held
-    return done
+        [district] = merging.publish_districts(roster, YEAR.key, f"{day}", _unheard)
+    if district.trouble:
+        raise SystemExit(f"Not published: {district.trouble.message}")
+    done = district.published
+    return work, (done.written, sum(done.changes.values()), done.held) if done else (0, 0, 0)
 
 
 def _keep_pages(roster: Roster, pages: Path, day: int, system: str) -> None:
@@ -144,15 +214,21 @@ def _unheard(_line: str) -> None:
 
 
 @contextmanager
-def _watched(stages: dict[str, Lap]) -> Iterator[None]:
+def _watched() -> Iterator[Work]:
+    """What this process does meanwhile, by stage; what belongs to none is REST."""
+    _forget_peak()
+    work, began, used = Work({}, 0.0, 0.0, _peak()), time.perf_counter(), time.process_time()
     with ExitStack() as patched:
         for stage, functions in WATCHED.items():
             for owner, name in functions:
-                patched.enter_context(mock.patch.object(owner, name, _timed(stages, stage, getattr(owner, name))))
-        yield
+                patched.enter_context(mock.patch.object(owner, name, _timed(work.stages, stage, getattr(owner, name))))
+        yield work
+    work.seconds, work.cpu = time.perf_counter() - began, time.process_time() - used
+    rest = work.seconds - sum(lap.seconds for lap in work.stages.values())
+    work.stages[REST] = Lap(rest, _peak())
 
 
-def _timed(stages: dict[str, Lap], stage: str, work: Callable[..., Result]) -> Callable[..., Result]:
+def _timed(stages: Stages, stage: str, work: Callable[..., Result]) -> Callable[..., Result]:
     @functools.wraps(work)
     def timed(*given: Any, **named: Any) -> Result:
         with _lap(stages, stage):
@@ -162,7 +238,7 @@ def _timed(stages: dict[str, Lap], stage: str, work: Callable[..., Result]) -> C
 
 
 @contextmanager
-def _lap(stages: dict[str, Lap], stage: str) -> Iterator[None]:
+def _lap(stages: Stages, stage: str) -> Iterator[None]:
     _forget_peak()
     began = time.perf_counter()
     yield
@@ -192,9 +268,9 @@ def _position(engine: Engine) -> int:
         return int(connection.scalar(text("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn")) or 0)
 
 
-def _floors(roster: Roster, pages: Path, home: Path) -> dict[str, Lap]:
+def _floors(roster: Roster, pages: Path, home: Path) -> Stages:
     """The least that any pipeline does with the same rows: parse the pages, write and read the frames, copy the rows."""
-    floors: dict[str, Lap] = {}
+    floors: Stages = {}
     with _lap(floors, "parse json"):
         for system in generate.SYSTEMS:
             for _, _, body in generate.pages(pages, 0, system):

@@ -35,9 +35,13 @@ links = roster_tables["student_links"]
 staff, staff_links = roster_tables["staff"], roster_tables["staff_links"]
 
 
-def of_pair(connection: Connection, near: NearMatch, *, values: bool) -> list[dict[str, Any]]:
-    """attribute, one, other, verdict: `same`, `differs`, or `only one` where one side does not know it."""
+def of_pair(
+    connection: Connection, near: NearMatch, *, values: bool, set_aside: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """attribute, one, other, verdict: `same`, `differs`, or `only one` where one side does not know it. `set_aside`: what the
+    first side's record says of which nothing is published."""
     one, other = (_attributes(connection, near.district, side) for side in near.sides)
+    one = one if set_aside is None else set_aside
     rows = []
     for name in COMPARED if near.entity == "student" else COMPARED_STAFF:
         pair = (one.get(name), other.get(name))

@@ -47,13 +47,17 @@ def review(
     """Show near matches side by side, the likeliest first: pairs that may be one student, or one of the staff, and wait
     for a person.
 
-    Until one decides, both are published on their own and get no account. Values are masked unless asked for.
+    Until one decides, both are published on their own and get no account. Before them come recycled ids: records beside
+    whom they were, which seem to be somebody else's by now; nothing of them is published until a person decides. After
+    them, cut chains: records that are not joined because two state ids, or a person's decision, are in the way. Values
+    are masked unless asked for.
     """
     one_of("--status", status, (*STATUSES, "all"))
     one_of("--entity", entity, ENTITIES)
     found = _identities().near_matches(district, None if status == "all" else status, entity)  # type: ignore[arg-type]
     shown = found[:limit]
     compared = [_compared(it, values) for it in shown]
+    cut = Installation().merges.cut_chains(district) if status in {"open", "all"} and entity != "staff" else []
 
     def render(console: Console) -> None:
         for it, rows in zip(shown, compared, strict=True):
@@ -66,9 +70,23 @@ def review(
             )
             if not values:
                 console.print("The values: --values", markup=False)
+        if cut:
+            ends = [
+                (
+                    it["district"],
+                    *("/".join((it[f"{end}integration"], it[f"{end}sis_id"])) for end in ("", "other_")),
+                    it["rule"],
+                )
+                for it in cut[:limit]
+            ]
+            console.print(table(counted(len(cut), "cut chain"), ("district", "one", "other", "would be one by"), ends))
+            console.print(
+                "Have the wrong state id corrected in its SIS; where a record is another one's: sis links split.",
+                markup=False,
+            )
 
     document = [_plain(it, rows, values) for it, rows in zip(shown, compared, strict=True)]
-    emit(as_json, {"near_matches": document, "total": len(found)}, render)
+    emit(as_json, {"near_matches": document, "total": len(found), "cut_chains": cut[:limit]}, render)
 
 
 @app.command()
@@ -133,18 +151,23 @@ def confirm(
 ) -> None:
     """The two are one person: the next merge joins them. Refused where they have two state ids of one issuer, unless
     --two-state-ids says that one person was given both; which one is published follows the policy, as of any attribute.
+
+    Of a recycled id: the record is still that person's, whatever it says from now on.
     """
     from sis_pipeline.db.audit import current_actor
 
+    recycled = _identities().near_match(near_match).is_recycled
     made = _identities().confirm(near_match, current_actor(), reason, two_state_ids=two_state_ids)
-    _decided([made], f"They are {ONE[made.entity]}; the next merge joins them, and keeps the older id.", as_json)
+    told = f"They are {ONE[made.entity]}; the next merge joins them, and keeps the older id."
+    _decided([made], "The record is whose it was; the next merge reads it again." if recycled else told, as_json)
 
 
 @app.command()
 def distinct(near_match: NearMatchId, *, reason: Reason, as_json: AsJson = False) -> None:
     """The two are two people: no merge joins them, and nobody is asked again.
 
-    Two who were joined part again. Of staff, only the record of the near match leaves; the others stay.
+    Two who were joined part again. Of staff, only the record of the near match leaves; the others stay. Of a recycled
+    id: the record is a new person's, and whoever had the id goes the way of somebody whose record is absent.
     """
     from sis_pipeline.db.audit import current_actor
 
@@ -166,7 +189,7 @@ def split(
 
     Where the record was a student of its own before a merge, that student comes back with its id, its history and all
     records it had. Where it is the one that the others were merged into, it keeps the id and they leave. Of staff, only the
-    record leaves.
+    record leaves. A recycled id becomes somebody new's, as with `distinct`.
     """
     from sis_pipeline.db.audit import current_actor
 
@@ -176,7 +199,7 @@ def split(
     made = _identities().split(person, (integration, sis_id), current_actor(), reason)
     own = made[0].sides[0].student_id
     leaving = ", ".join(sorted({decision.sides[0].words for decision in made}))
-    back = f"student {own} again" if own else ALONE[made[0].entity]
+    back = f"student {own} again" if own and made[0].near_match_id is None else ALONE[made[0].entity]
     _decided(made, f"The next merge makes {leaving} {back}, never to be joined with the others again.", as_json)
 
 
@@ -198,8 +221,12 @@ def _near_match(found_id: str) -> NearMatch | None:
 def _compared(near: NearMatch, values: bool) -> list[dict[str, Any]]:
     from sis_pipeline.cli import comparison
 
-    with Installation().engine.connect() as connection:
-        return comparison.of_pair(connection, near, values=values)
+    here, record = Installation(), near.sides[0].record
+    said = None
+    if near.is_recycled and record:
+        said = here.merges.set_aside(near.district, near.school_year, near.entity, record)
+    with here.engine.connect() as connection:
+        return comparison.of_pair(connection, near, values=values, set_aside=said)
 
 
 def _decided(made: list[Decision], consequence: str, as_json: bool) -> None:
@@ -217,7 +244,15 @@ def _print_pair(console: Console, near: NearMatch, rows: list[dict[str, Any]]) -
     kind = ", staff" if near.entity == "staff" else ""
     head = f"Near match {near.near_match_id} of {near.district}{kind}, {near.status}: {near.score:.0%} alike by {near.rule}"
     console.print(head, style="bold", markup=False)
+    if near.is_recycled:
+        console.print(
+            f"The id {near.sides[0].words} seems to be given to somebody else: nothing that it says is published.\n"
+            "A new person: sis links distinct. Still the same one: sis links confirm.",
+            markup=False,
+        )
     console.print(f"What agrees: {near.evidence or 'nothing but the block'}.", markup=False)
     columns = ("attribute", *(side.words for side in near.sides), "")
+    if near.is_recycled and not rows:
+        console.print("What the record says is no longer kept; the next merge keeps it again.", markup=False)
     cells = [(row["attribute"], as_text(row["one"]), as_text(row["other"]), row["verdict"]) for row in rows]
     console.print(table(None, columns, cells))

@@ -35,11 +35,13 @@ from sis_pipeline.db.tables import (
     statewide_links,
     statewide_transfers,
     student_edits,
+    student_names,
     sync_operations,
 )
 from sis_pipeline.roster import model
 from sis_pipeline.roster.changes import OTHER_STAY
 from sis_pipeline.roster.school_year import SchoolYear
+from sis_pipeline.store import former_names
 
 MASK = "(protected)"
 ADDRESSES = ("home_", "mailing_")
@@ -127,7 +129,8 @@ def find_students(
 
 
 def student_file(connection: Connection, student: Row, *, reveal: bool = False) -> Row:
-    """Everything published about one student: record, provenance, links, sources, years, enrollments, conflicts, changes."""
+    """Everything published about one student: record, provenance, former names, links, sources, years, enrollments,
+    conflicts, changes."""
     protected = bool(student["address_confidential"]) and not reveal
 
     def of(name: str, *order: str) -> list[Row]:
@@ -149,6 +152,7 @@ def student_file(connection: Connection, student: Row, *, reveal: bool = False) 
         "enrollments": of("enrollments", "school_year", "entry_date"),
         "conflicts": [_mask_conflict(row, protected) for row in of("conflicts", "school_year", "attribute")],
         "edits": _rows(connection, _edits_of(student)),
+        "former_names": _rows(connection, _former_names_of(student)),
         "decisions": _rows(connection, _decisions_of(student)),
         "changes": [_mask_change(row, protected) for row in of("enrollment_changes", "detected_at", "change_id")],
         "elsewhere": _rows(connection, _elsewhere(student)),
@@ -172,6 +176,16 @@ def _edits_of(student: Row) -> Select[Any]:
         select(table.attribute, table.edited_at, table.edited_by, table.settled_at)
         .where(table.district == student["district"], table.student_id == student["student_id"])
         .order_by(table.edit)
+    )
+
+
+def _former_names_of(student: Row) -> Select[Any]:
+    """What the student was called before, the latest last, and until when that was published."""
+    table = student_names.c
+    return (
+        select(table.first_name, table.last_name, table.until)
+        .where(table.district == student["district"], former_names.is_of(student["student_id"]))
+        .order_by(table.until, table.entry)
     )
 
 

@@ -40,7 +40,8 @@ def show(
     known_at: KnownAt = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show a student: record, where every value comes from and whose it would be else, links, conflicts, enrollments, changes.
+    """Show a student: record, where every value comes from and whose it would be else, former names, links, conflicts,
+    enrollments, changes.
 
     An id that several districts know shows the record of each. A protected address is masked unless asked for. With
     --as-of, only the enrollments of that day, as they were known at --known-at.
@@ -117,6 +118,7 @@ def _print_files(console: Console, files: list[dict[str, Any]]) -> None:
 
 
 SECTIONS = (
+    ("Former names", "former_names", ("first_name", "last_name", "until")),
     (
         "Records in the systems",
         "links",

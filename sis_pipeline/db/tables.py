@@ -589,6 +589,24 @@ student_edits = Table(
     comment="What people wrote into students beside the pipeline; noted by a trigger, remembered whatever is published.",
 )
 
+student_names = Table(
+    "student_names",
+    metadata,
+    SqlColumn("district", Text, nullable=False, comment="the district"),
+    SqlColumn("entry", BigInteger, Identity(), primary_key=True, comment="running number"),
+    SqlColumn("student_id", UUID(as_uuid=False), nullable=False, comment="the student, by the id it had then"),
+    SqlColumn("first_name", Text, nullable=False, comment="legal first name that was published"),
+    SqlColumn("last_name", Text, nullable=False, comment="legal last name that was published"),
+    SqlColumn("until", TIMESTAMP(timezone=True), nullable=False, comment="when another name was published instead"),
+    SqlColumn(
+        "operation_id",
+        UUID(as_uuid=False),
+        comment="the operation that changed the name; null for an edit by SQL",
+    ),
+    Index("ix_student_names_student_id", "district", "student_id"),
+    comment="What students were called before, noted by a trigger on students; by these names they are found again.",
+)
+
 table_writes = Table(
     "table_writes",
     metadata,

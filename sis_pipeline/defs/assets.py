@@ -11,7 +11,14 @@ import dagster as dg
 
 from sis_pipeline.connect.source import Report
 from sis_pipeline.defs import merging
-from sis_pipeline.defs.checks import drift_result, entity_result, reference_result, roster_check_specs
+from sis_pipeline.defs.checks import (
+    NOBODY_WAITS,
+    drift_result,
+    entity_result,
+    reference_result,
+    roster_check_specs,
+    waiting_result,
+)
 from sis_pipeline.defs.deltas import FULL_TAG
 from sis_pipeline.defs.failures import RETRY, Trouble, explained, failure
 from sis_pipeline.defs.holding import NO_HOLDS, holds_result
@@ -33,7 +40,7 @@ from sis_pipeline.roster.contract import PUBLICATION
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, as_rows
-from sis_pipeline.store.merged import unsupplied_in_words, way_in_words
+from sis_pipeline.store.merged import undecided_in_words, unsupplied_in_words, way_in_words
 
 MERGED_ASSETS: dict[str, str] = {
     "merged_students": "students",
@@ -314,7 +321,13 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
                 asset=first,
                 partitions_def=years,
                 description="Every district with new snapshots was merged, and every active student record is linked to a student.",
-            )
+            ),
+            dg.AssetCheckSpec(
+                NOBODY_WAITS,
+                asset=first,
+                partitions_def=years,
+                description="No record is set aside because its id seems to be given to somebody else, and no records are kept apart that would be joined. A warning: a person decides.",
+            ),
         ],
     )
     def merge(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
@@ -328,7 +341,11 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
             )
             inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         for name, table in MERGED_ASSETS.items():
-            checks = [_merge_check(first, districts)] if name == first else []
+            checks = (
+                [_merge_check(first, districts), waiting_result(first, {one.district: one.stats for one in districts})]
+                if name == first
+                else []
+            )
             metadata = _merged_metadata(table, districts) | _inputs_metadata(inputs)
             yield dg.MaterializeResult(asset_key=name, metadata=metadata, check_results=checks)
 
@@ -360,6 +377,8 @@ def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> 
             "total", _total([one.stats for one in districts], "students", "matched", "conflicts", "held")
         )
         lost = {one.district: unsupplied_in_words(one.stats) for one in districts}
+        waiting = {one.district: undecided_in_words(one.stats) for one in districts}
+        metadata["waiting_for_a_person"] = sentences([f"{name}: {words}" for name, words in waiting.items() if words])
         metadata["no_longer_supplied"] = sentences(
             [f"{district}: {words}" for district, words in lost.items() if words]
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -15,9 +16,13 @@ from sis_pipeline.defs.deltas import drift_in_words, total
 from sis_pipeline.defs.metadata import counts_table
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.roster.validate import Referenced, Validated, pandera_schema
+from sis_pipeline.store.merged import undecided_in_words
 
 REFERENCES = "references"
 DRIFT = "deltas_missed_nothing"
+NOBODY_WAITS = "no_record_waits_for_a_person"
+DISTRICTS_NAMED = 20
+"""Districts of which a check says what waits."""
 DRIFT_COUNTS = ("missed", "added", "changed", "removed", "undated")
 """The counts of roster.drift that the UI plots over time, as `deltas_<count>`."""
 REJECTED_SHARE = 0.10
@@ -228,6 +233,24 @@ def drift_result(asset: dg.AssetKey, measured: Mapping[str, Any] | None) -> dg.A
         if measured is None
         else drift_in_words(measured),
         metadata=metadata,
+    )
+
+
+def waiting_result(asset: str, stats: Mapping[str, Mapping[str, Any]]) -> dg.AssetCheckResult:
+    """Judge what waits for a person's word on who is who. `stats`: district -> those of its merge."""
+    waiting = {district: words for district, one in stats.items() if (words := undecided_in_words(one))}
+    counts = [it for one in stats.values() for it in one.get("undecided", {}).values()]
+    named = " ".join(f"{district}: {words}" for district, words in islice(waiting.items(), DISTRICTS_NAMED))
+    return dg.AssetCheckResult(
+        passed=not waiting,
+        asset_key=asset,
+        check_name=NOBODY_WAITS,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{named} Whose a set aside record is, say `sis links distinct` (somebody new) and `sis links confirm` "
+        "(the same person); a wrong state id is corrected in its SIS."
+        if waiting
+        else "No record waits.",
+        metadata={name: sum(it.get(name, 0) for it in counts) for name in ("recycled", "cut_chains")},
     )
 
 

@@ -23,7 +23,13 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, inputs_of
 from sis_pipeline.store.holds import StoredHold
-from sis_pipeline.store.merged import ErasedMeanwhileError, Operation, unsupplied_in_words, way_in_words
+from sis_pipeline.store.merged import (
+    ErasedMeanwhileError,
+    Operation,
+    undecided_in_words,
+    unsupplied_in_words,
+    way_in_words,
+)
 from sis_pipeline.store.publish import Published, SupersededError, publish
 
 Say = Callable[[str], Any]
@@ -118,6 +124,8 @@ def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: S
         f"{stats['conflicts']:,} conflicts, {sum(stats['changes'].values()):,} changes, {stats['held']:,} removals held. "
         f"Merged {way_in_words(stats)}." + _left_out(operation)
     )
+    if waiting := undecided_in_words(stats):
+        say(f"{district}: {waiting}")
     if lost := unsupplied_in_words(stats):
         say(f"{district}: {lost} Check its permissions and its mapping.")
     return DistrictMerge(district, operation, merged=True, rows=manifest["rows"], stats=stats)
@@ -177,12 +185,11 @@ def lost_records(inputs: DistrictInputs, merged: MergedRoster) -> int:
     if students is None or students.is_empty():
         return 0
     record = ["integration", "sis_id"]
+    set_aside = merged.recycled.filter(pl.col("entity") == "student").select(record)
     delivered = students.filter(pl.col("record_status") == "active").select(record)
     links = merged.frames["student_links"]
     linked = (links.filter("active") if is_latest_year(inputs) else links).select(record)
-    return (
-        delivered.join(linked, on=record, how="anti").join(merged.recycled.select(record), on=record, how="anti").height
-    )
+    return delivered.join(linked, on=record, how="anti").join(set_aside, on=record, how="anti").height
 
 
 def publish_districts(

@@ -18,6 +18,7 @@ from sis_pipeline.roster.guard import Hold, Rulings
 from sis_pipeline.roster.identity import SAID
 from sis_pipeline.roster.merge import EDITS, Decided
 from sis_pipeline.roster.model import MERGED
+from sis_pipeline.roster.names import no_former_names
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline.roster.withdrawals import WITHDRAWALS
@@ -94,7 +95,8 @@ class DistrictInputs:
     the school year only; a table that is left out is empty.
     `as_of`: the day the roster is judged on. `decisions`: what people decided about who is who among
     the students, as `decisions.DECISIONS`; `staff_decisions`: among the staff. `aliases`: ids that merges of any school year retired -> the student they are now; the
-    published rows of this year may still name them. `edits`: what people edited in `students` and is not settled, as
+    published rows of this year may still name them. `former_names`: what the published students were called before, as
+    names.FORMER_NAMES. `edits`: what people edited in `students` and is not settled, as
     `merge.EDITS`. `decided`: what they chose where values conflict. `rulings`: what they decided about removals and schools. `calendar`: the sessions of whole
     school years that are published for other years, as freeze.CALENDAR. `withdrawals`: the enrollments of this year
     that people withdrew, as withdrawals.WITHDRAWALS. `said_before`: what linked records without a row in this school year
@@ -116,6 +118,7 @@ class DistrictInputs:
     decisions: pl.DataFrame = field(default_factory=no_decisions)
     staff_decisions: pl.DataFrame = field(default_factory=no_decisions)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    former_names: pl.DataFrame = field(default_factory=no_former_names)
     edits: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EDITS))
     decided: tuple[Decided, ...] = ()
     rulings: Rulings = field(default_factory=Rulings)
@@ -155,6 +158,9 @@ class MergeStats:
     whole: bool = True
     unsupplied: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """As Clearings.unsupplied; nobody's value is taken for cleared."""
+    undecided: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By integration: records that wait for a person's word because the id seems to be another one's (`recycled`), and
+    pairs that two different state ids, or a person, keep apart although they would be joined (`cut_chains`)."""
     students_merged: int | None = None
     """Students that were merged anew; None in a merge of an earlier version, which merged all."""
     seats_merged: int | None = None
@@ -170,7 +176,8 @@ class MergedRoster:
     `changes` is `frames["enrollment_changes"]`. `held`: removals that wait for a person; the frames hold the previous
     state for them. `near_matches`: integration, sis_id, other_integration, other_sis_id, student_id,
     other_student_id, rule, evidence, score, entity: `student`, or `staff`, of whom the ids are theirs. `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
-    `recycled`: integration, sis_id of records whose id seems to be given to another person (to quarantine).
+    `recycled`: the student and staff records, with `entity`, that are set aside: their id seems to be given to another one.
+    Where a person is to say so there is a near match of the rule `recycled_id`: student_id is who the record would be.
     `retired`: student_id -> the student_id it was merged into (all its links are in the frames, pointing to the
     survivor); other school years that name a retired student follow at their next merge, which is due then (see
     `DistrictInputs.aliases`). `retired_staff`: the same for staff. `settled`: the edits of `students` that the systems

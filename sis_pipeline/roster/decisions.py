@@ -15,6 +15,10 @@ SAME = "same"
 SAME_WITH_TWO_IDS = "same_with_two_state_ids"
 """As SAME, of somebody who has two state ids of one issuer, which SAME never joins."""
 DISTINCT = "distinct"
+GIVEN = "given"
+"""The id of a record was given to somebody else than the person: two people from then on, and in the years before one."""
+KEPT = "kept"
+"""A record is the person's, however little it resembles."""
 CONFIRMED = "confirmed"
 """The rule of a record that a person put with another one."""
 SPLIT = "split"
@@ -42,6 +46,25 @@ _NOTHING_DECIDED = pl.DataFrame(schema={"node": pl.Int64, "hub": pl.Int64, "verd
 @cache
 def no_decisions() -> pl.DataFrame:
     return pl.DataFrame(schema=DECISIONS)
+
+
+def without_kept(recycled: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:
+    """Without the records (integration, sis_id, person_id) of which a person said that they are that one's."""
+    kept = decisions.filter(pl.col("verdict") == KEPT)
+    return recycled.join(kept.select(*RECORD, person_id="other_person_id"), on=[*RECORD, "person_id"], how="anti")
+
+
+def given_as_distinct(decisions: pl.DataFrame, links: pl.DataFrame, recycled: pl.DataFrame) -> pl.DataFrame:
+    """The decisions as same or distinct. That an id was given to somebody else holds of records that tell of somebody else, as
+    `recycled` (integration, sis_id, person_id) says, or that are no longer the person's: in the years before, they are."""
+    given = decisions.filter(pl.col("verdict") == GIVEN)
+    rest = decisions.filter(pl.col("verdict") != GIVEN).with_columns(pl.col("verdict").replace({KEPT: SAME}))
+    if given.is_empty():
+        return rest
+    has = [*RECORD, "other_person_id"]
+    theirs, told = (it.select(*RECORD, other_person_id="person_id") for it in (links, recycled))
+    early = theirs.join(told, on=has, how="anti")
+    return pl.concat([rest, given.join(early, on=has, how="anti").with_columns(verdict=pl.lit(DISTINCT))])
 
 
 def links_as_decided(links: pl.DataFrame, decisions: pl.DataFrame) -> pl.DataFrame:

@@ -73,9 +73,10 @@ class Delivery:
         usable: pl.DataFrame | None = None,
         nowhere: pl.DataFrame | None = None,
         tombstones: Sequence[pl.DataFrame] = (),
+        spared: pl.DataFrame | None = None,
     ) -> Presence:
         """What was delivered of an entity. `usable`: the records that could be placed; `nowhere`, or the rest, is there but
-        unusable."""
+        unusable. `spared`: as in Presence."""
         if usable is None:
             usable = self.records(entity, RECORD)
             nowhere = usable.clear()
@@ -84,7 +85,8 @@ class Delivery:
         rejected = self.inputs.quarantined.get(entity)
         unusable = [nowhere[RECORD]] + ([] if rejected is None else [rejected[RECORD]])
         deleted = pl.concat([part[RECORD] for part in (self.tombstones(entity), *tombstones)])
-        return Presence(usable[RECORD], deleted, pl.concat(unusable), self.taken_on, self.complete)
+        spared = usable[RECORD].clear() if spared is None else spared
+        return Presence(usable[RECORD], deleted, pl.concat(unusable), spared, self.taken_on, self.complete)
 
 
 @cache

@@ -23,7 +23,7 @@ from sis_pipeline.roster.delivery import Delivery
 from sis_pipeline.roster.enrollments import OPEN, SEAT, STAY
 from sis_pipeline.roster.frames import empty, fit, rows_where
 from sis_pipeline.roster.guard import Entity, Hold, Question, guard, held_keys
-from sis_pipeline.roster.identity import Resolution, resolve_schools
+from sis_pipeline.roster.identity import RECYCLED, Resolution, resolve_schools
 from sis_pipeline.roster.merge import published_conflicts, published_students
 from sis_pipeline.roster.model import MERGED, STALE
 from sis_pipeline.roster.people import (
@@ -54,10 +54,9 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
     everybody = identify_students(now, school_ids)
     published = state_before(now, everybody, school_ids)
     staff = identify_staff(now, school_ids)
-    staff_ids = staff.known.rename({"person_id": "staff_id"})
 
     frozen, closings = frozen_schools(now, school_ids), school_closings(now, school_ids)
-    catalog = _catalog(now, school_ids, staff_ids, published)
+    catalog = _catalog(now, school_ids, staff, published)
     touched = find_touched(now, everybody, published, sections=catalog["sections"], concerns=(school_ids, closings))
     rest = _settled(now, touched, published)
     people, before, said = touched.people(everybody), touched.state(published), touched.delivery(now, everybody)
@@ -71,7 +70,7 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         before,
         stays=stays,
         sections=catalog["sections"],
-        staff_ids=staff_ids,
+        staff=staff,
         frozen=frozen,
         rest=rest["section_enrollments"],
     )
@@ -115,17 +114,18 @@ def merge_district(inputs: DistrictInputs) -> MergedRoster:
         "enrollment_changes": changes,
     }
     students_merged = sources["student_id"].n_unique()
-    near_matches = _near_matches(people.resolution, staff)
+    near_matches = _near_matches(now, people.resolution, staff)
     return MergedRoster(
         frames=frames,
         held=holds,
         near_matches=near_matches,
         cut_chains=people.resolution.cut_chains,
-        recycled=people.resolution.recycled,
+        recycled=_set_aside(now, people.resolution, staff),
         retired=people.resolution.retired,
         retired_staff=staff.retired,
         stats=replace(
             _stats(now, everybody, frames, holds, near=near_matches.height),
+            undecided=_undecided(near_matches, people.resolution.cut_chains),
             whole=inputs.whole,
             students_merged=students_merged,
             seats_merged=seats.after.height,
@@ -167,15 +167,13 @@ def _schools(now: Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:
     return merged
 
 
-def _catalog(
-    now: Delivery, school_ids: pl.DataFrame, staff_ids: pl.DataFrame, before: State
-) -> dict[str, pl.DataFrame]:
+def _catalog(now: Delivery, school_ids: pl.DataFrame, staff: Resolution, before: State) -> dict[str, pl.DataFrame]:
     """Sessions, courses and sections of now, and all published before; `_without_unused` takes the rest out."""
     inputs = now.inputs
     about = (inputs.district, inputs.school_year)
     courses = published_courses(now.records("courses"), school_ids, *about)
     known = pl.concat([courses, now.existing("courses")]).unique("course_id", keep="first", maintain_order=True)
-    references = {"schools": school_ids, "courses": known, "staff": staff_ids.rename({"staff_id": "teacher_id"})}
+    references = {"schools": school_ids, "courses": known, "staff": staff.meant.rename({"person_id": "teacher_id"})}
     sections = published_sections(
         now.records("sections"),
         references,
@@ -188,8 +186,21 @@ def _catalog(
     return {
         "academic_sessions": published_sessions(now.of_year("academic_sessions"), school_ids, *about),
         "courses": known,
-        "sections": pl.concat([sections, before.sections]).unique("section_id", keep="first", maintain_order=True),
+        "sections": pl.concat([_taught_as_before(sections, before.sections, staff), before.sections]).unique(
+            "section_id", keep="first", maintain_order=True
+        ),
     }
+
+
+def _taught_as_before(sections: pl.DataFrame, before: pl.DataFrame, staff: Resolution) -> pl.DataFrame:
+    """The sections; of whose teacher the id seems to be somebody else's by now, they have the teacher they had."""
+    had = before.join(
+        staff.spared, left_on=["integration", "teacher_id"], right_on=["integration", "person_id"], how="semi"
+    )
+    if had.is_empty():
+        return sections
+    kept = sections.join(had.select("section_id", had="teacher_id"), on="section_id", how="left", maintain_order="left")
+    return kept.with_columns(pl.coalesce("teacher_id", "had").alias("teacher_id")).drop("had")
 
 
 def _without_unused(
@@ -230,11 +241,36 @@ def _last_of(now: Delivery, entity: Entity, key: str, existing: pl.DataFrame, ke
     return guard(question, now.inputs.thresholds, now.inputs.rulings)
 
 
-def _near_matches(students: Resolution, staff: Resolution) -> pl.DataFrame:
+def _near_matches(now: Delivery, students: Resolution, staff: Resolution) -> pl.DataFrame:
+    """With the records set aside, of which only the latest school year asks."""
     ids = {"person_id": "student_id", "other_person_id": "other_student_id"}
     parts = {"student": students, "staff": staff}
-    found = [one.near_matches.rename(ids).with_columns(entity=pl.lit(entity)) for entity, one in parts.items()]
+    found = [
+        frame.rename(ids).with_columns(entity=pl.lit(entity))
+        for entity, one in parts.items()
+        for frame in ((one.near_matches, one.questions) if now.is_owner else (one.near_matches,))
+    ]
     return pl.concat(found)
+
+
+def _set_aside(now: Delivery, students: Resolution, staff: Resolution) -> pl.DataFrame:
+    """What the records say that are set aside: nothing of it is published."""
+    parts = {"students": students, "staff": staff}
+    said = [
+        now.records(name).join(one.recycled, on=RECORD, how="semi").with_columns(entity=pl.lit(entity))
+        for (name, one), entity in zip(parts.items(), ("student", "staff"), strict=True)
+    ]
+    return pl.concat(said, how="diagonal_relaxed").sort("entity", *RECORD)
+
+
+def _undecided(near: pl.DataFrame, cut: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """As MergeStats.undecided."""
+    counted = {"recycled": near.filter(pl.col("rule") == RECYCLED), "cut_chains": cut}
+    found: dict[str, dict[str, int]] = {}
+    for name, frame in counted.items():
+        for integration, number in frame["integration"].drop_nulls().value_counts().sort("integration").iter_rows():
+            found.setdefault(integration, {})[name] = number
+    return found
 
 
 def _stats(

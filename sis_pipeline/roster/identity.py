@@ -23,20 +23,34 @@ from sis_pipeline.roster.decisions import (
     SAME,
     SAME_WITH_TWO_IDS,
     decided_nodes,
+    given_as_distinct,
     links_as_decided,
     no_decisions,
+    without_kept,
 )
 from sis_pipeline.roster.ids import derived_id, derived_ids
+from sis_pipeline.roster.names import (
+    no_former_names,
+    with_forgotten_names,
+    with_published_names,
+    without_published_names,
+)
 from sis_pipeline.roster.near import PAIR, TWO_IDS, WORDS, judged, neighbours, similar, similar_staff, told_apart
 from sis_pipeline.roster.normalise import email_key, exact_key, first_word_key, name_key, phone_key
 from sis_pipeline.roster.presence import RECORD
+from sis_pipeline.roster.recycled import ANOTHER_STAFF, ANOTHER_STUDENT, OWN, find_recycled
 
 Nodes = np.ndarray[Any, np.dtype[np.int64]]
 
-SAID = [*RECORD, "first_name", "preferred_first_name", "last_name", "preferred_last_name", "birth_date"]
-"""Columns of student_sources: who a record said that it is."""
+SAID = [
+    *RECORD, "student_id", "first_name", "preferred_first_name", "last_name", "preferred_last_name", "birth_date", "ssid",
+    "ssid_issuer",
+]  # fmt: skip
+"""Columns of student_sources: who a record said that it is, and who it was."""
 NEW = "new"
 NEAR_CONFIDENCE = 0.5
+RECYCLED = "recycled_id"
+"""The rule of a near match of a record whose id seems to be given to somebody else, and of whom it was before."""
 NEAR_SCHEMA: dict[str, Any] = {
     **dict.fromkeys(
         (*RECORD, "other_integration", "other_sis_id", "person_id", "other_person_id", "rule", "evidence"), pl.String
@@ -92,7 +106,7 @@ _SIMILAR_TIER = 3
 class Kind:
     """How records of one kind of people are told to be one person, or perhaps one. `similar`: finds more near matches, see
     near.similar. `words`: what evidence calls a fact. `told_apart`: whoever one system has twice is two people, and
-    nobody is asked."""
+    nobody is asked. `is_another`: see `recycled`."""
 
     name: str
     rules: tuple[Rule, ...]
@@ -100,11 +114,20 @@ class Kind:
     similar: Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
     words: Mapping[str, str]
     told_apart: bool
+    is_another: pl.Expr
 
 
-STUDENTS = Kind("student", STUDENT_RULES, STUDENT_NEAR_RULES, similar, WORDS, told_apart=False)
+STUDENTS = Kind(
+    "student", STUDENT_RULES, STUDENT_NEAR_RULES, similar, WORDS, told_apart=False, is_another=ANOTHER_STUDENT
+)
 STAFF = Kind(
-    "staff", STAFF_RULES, STAFF_NEAR_RULES, similar_staff, {**WORDS, "ssid": "state_staff_id"}, told_apart=True
+    "staff",
+    STAFF_RULES,
+    STAFF_NEAR_RULES,
+    similar_staff,
+    {**WORDS, "ssid": "state_staff_id"},
+    told_apart=True,
+    is_another=ANOTHER_STAFF,
 )
 
 
@@ -116,7 +139,10 @@ class Resolution:
     `near_matches`: integration, sis_id, other_integration, other_sis_id, person_id, other_person_id, rule, evidence
     (names of agreeing facts, comma separated), score (0 to 1); integration and sis_id are null for a person without a
     record here.
-    `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule. `recycled`: integration, sis_id.
+    `cut_chains`: integration, sis_id, other_integration, other_sis_id, rule.
+    `recycled`: integration, sis_id of records that are set aside: their id seems to be given to somebody else.
+    `questions`: of these those that wait for a person, as near matches: person_id is who the record would be, other_person_id
+    who had it. `passed_on`: records that a person gave to somebody else, and that still had been the other's.
     `retired`: person id -> the person id it was merged into.
     `known`: integration, sis_id, person_id of every record that is somebody's, also of those that are not here.
     """
@@ -125,8 +151,20 @@ class Resolution:
     near_matches: pl.DataFrame
     cut_chains: pl.DataFrame
     recycled: pl.DataFrame
+    questions: pl.DataFrame
+    passed_on: pl.DataFrame
     retired: Mapping[str, str]
     known: pl.DataFrame
+
+    @property
+    def meant(self) -> pl.DataFrame:
+        """As `known`, but for records set aside, which mean nobody."""
+        return self.known.join(self.recycled, on=RECORD, how="anti", maintain_order="left")
+
+    @property
+    def spared(self) -> pl.DataFrame:
+        """Who had the records that are set aside: integration, person_id."""
+        return self.known.join(self.recycled, on=RECORD, how="semi").select("integration", "person_id")
 
     @property
     def doubted(self) -> list[str]:
@@ -149,6 +187,8 @@ NOBODY = Resolution(
     near_matches=_NO_NEAR_MATCHES,
     cut_chains=_NO_CHAINS,
     recycled=_NO_RECORDS[RECORD],
+    questions=_NO_NEAR_MATCHES,
+    passed_on=_NO_RECORDS[RECORD],
     retired={},
     known=_NO_RECORDS,
 )
@@ -163,6 +203,7 @@ def resolve_students(
     decisions: pl.DataFrame | None = None,
     *,
     before: pl.DataFrame | None = None,
+    former: pl.DataFrame | None = None,
 ) -> Resolution:
     """Which student each record is.
 
@@ -172,15 +213,16 @@ def resolve_students(
     `decisions`: what people decided (`decisions.DECISIONS`): pairs decided `distinct` are never joined and never near
     matches, not even by a link; pairs decided `same` are joined unless that would join two different state ids of one
     issuer, or a pair decided distinct; pairs decided `same_with_two_state_ids` are joined in spite of those. `before`: what
-    records said when they were published, as SAID.
+    records said when they were published, as SAID. `former`: what the students were called before, as names.FORMER_NAMES:
+    such a last name counts beside an id, and any makes a near match.
 
-    An existing link holds, unless name and birth date are both others than the student's, and than the record's own
-    `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems'
+    An existing link holds, unless two of name, birth date and state id are others than the student's, and than the record's
+    own `before`: then the id was given to another child and the record is `recycled`. A link also holds while two systems'
     state ids differ for a time after a correction in one of them; every other way to join two different state ids of
     one issuer is cut. Those of whom name and birth date agree are near matches.
     """
     known = _known_people(students, "student_id")
-    facts = student_facts(records, known)
+    facts = student_facts(records, known, former)
     decided = no_decisions() if decisions is None else decisions
     return _Resolver(STUDENTS, facts, _link_frame(links, "student_id"), decided, before).run(district)
 
@@ -195,7 +237,8 @@ def resolve_staff(
     """Which staff member each record is: the same email, state id or local id with an agreeing last name, else new.
 
     Shapes and decisions as in `resolve_students`, with `staff_id` for the person; state ids have no issuer, and two
-    different ones are never joined. Near matches: an id and the first name agree, or the names at one school.
+    different ones are never joined. A link holds unless both names, and what is known of email and state id, are others than
+    the staff member's: such a record is `recycled`. Near matches: an id and the first name agree, or the names at one school.
     """
     known = _known_people(staff, "staff_id")
     if records.is_empty() and known.is_empty() and links.is_empty():
@@ -267,11 +310,12 @@ def _stacked(records: pl.DataFrame, known: pl.DataFrame, columns: Sequence[str])
     return (
         stacked.sort(*RECORD, "person_id", nulls_last=True)
         .with_row_index("node")
-        .with_columns(pl.col("node").cast(pl.Int64), pl.col(*RECORD, "person_id"))
+        .with_columns(pl.col("node").cast(pl.Int64), pl.col(*RECORD, "person_id").cast(pl.String))
     )
 
 
-def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+def student_facts(records: pl.DataFrame, known: pl.DataFrame, former: pl.DataFrame | None = None) -> pl.DataFrame:
+    """`former`: as in `resolve_students`."""
     stacked = _stacked(
         records,
         known,
@@ -283,7 +327,7 @@ def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
     named = _with_keys(named, ["last_name", "preferred_last_name"], _last_names)
     named = _with_keys(named, ["phone", "mobile_phone"], _phones)
-    return named.select(
+    facts = named.select(
         "node",
         *RECORD,
         "person_id",
@@ -300,6 +344,11 @@ def student_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         school_id="school_id",
         grade_level="grade_level",
     )
+    once = no_former_names() if former is None else former
+    once = once.with_columns(preferred_first_name=pl.lit(None, pl.String))
+    once = _with_keys(once, ["first_name", "preferred_first_name"], _first_names)
+    once = _with_keys(once, ["last_name"], _last_names)
+    return with_published_names(facts, once.select("firsts", "lasts", person_id="student_id"))
 
 
 def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
@@ -318,7 +367,7 @@ def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
     named = _with_keys(stacked, ["first_name", "preferred_first_name"], _first_names)
     named = _with_keys(named, ["last_name"], _last_names)
     named = _with_keys(named, ["phone"], _phones)
-    return named.select(
+    facts = named.select(
         "node",
         *RECORD,
         "person_id",
@@ -335,6 +384,7 @@ def _staff_facts(records: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
         school_id="school_id",
         grade_level=pl.lit(None, pl.String),
     )
+    return without_published_names(facts)
 
 
 def _with_keys(stacked: pl.DataFrame, columns: list[str], keys: Callable[..., dict[str, pl.Expr]]) -> pl.DataFrame:
@@ -427,11 +477,17 @@ class _Resolver:
         decisions: pl.DataFrame,
         before: pl.DataFrame | None = None,
     ) -> None:
+        own = None if before is None else (lambda records: _own_facts(before, records))
+        told = find_recycled(facts, links, kind.is_another, own)
+        told = without_kept(told, decisions)
+        decisions = given_as_distinct(decisions, links, told)
         links = links_as_decided(links, decisions)
+        held = told.join(links, on=[*RECORD, "person_id"], how="semi")
         self.kind, self.links = kind, links
-        self.recycled = _recycled(facts, links, before)
+        self.recycled, self.passed_on = held.select(RECORD), told.join(held, on=RECORD, how="anti").select(RECORD)
+        self.asked = _still_theirs(held, before)
+        self.everything = facts
         self.facts = _renumbered_without(facts, self.recycled)
-        self.sure = sure_names(self.facts, kind.rules)
         self.decided = decided_nodes(self.facts, links, decisions)
         self.labels: Nodes = np.arange(self.facts.height, dtype=np.int64)
 
@@ -447,9 +503,24 @@ class _Resolver:
             near_matches=near,
             cut_chains=self._cut_chains(cut),
             recycled=self.recycled.sort(pl.all()),
+            questions=self._questions(district),
+            passed_on=self.passed_on.sort(pl.all()),
             retired=retired,
             known=self._known(assignment, retired),
         )
+
+    def _questions(self, district: str) -> pl.DataFrame:
+        """Whether the records that are set aside are somebody new, or whom they were all along."""
+        if self.asked.is_empty():
+            return _NO_NEAR_MATCHES
+        records = self.everything.select(*RECORD, "node").drop_nulls("sis_id")
+        people = self.everything.filter(pl.col("sis_id").is_null()).select("person_id", hub="node")
+        asked = self.asked.sort(pl.all()).join(records, on=RECORD, maintain_order="left")
+        asked = asked.join(people, on="person_id", maintain_order="left")
+        fresh = pl.Series(self._fresh_ids(asked, district), dtype=pl.String)
+        nobody = [pl.lit(None, pl.String).alias(name) for name in ("other_integration", "other_sis_id")]
+        pairs = asked.with_columns(*nobody, other_person_id="person_id", person_id=fresh, rule=pl.lit(RECYCLED))
+        return judged(self.everything, pairs, self.kind.words).select(*NEAR_SCHEMA)
 
     def _cut_chains(self, cut: pl.DataFrame) -> pl.DataFrame:
         return self._named_pairs(cut).select(_NO_CHAINS.columns).unique().sort(pl.all()) if cut.height else _NO_CHAINS
@@ -518,8 +589,11 @@ class _Resolver:
             "node", "hub", rule=pl.lit(CONFIRMED)
         )
         yield forced.with_columns(tier=pl.lit(-1, pl.Int32))
+        # a first name of before joins nobody: it may have been a twin's, written into the wrong record
+        facts = self.facts.with_columns(pl.col("lasts").list.set_union("once_lasts"))
+        facts = sure_names(facts, self.kind.rules)
         for tier in sorted({rule.tier for rule in self.kind.rules}):
-            labelled = self.sure.with_columns(label=pl.Series(self.labels))
+            labelled = facts.with_columns(label=pl.Series(self.labels))
             yield pl.concat([_edges(labelled, rule) for rule in self.kind.rules if rule.tier == tier])
 
     def _contradicting(self, among: Nodes) -> Nodes:
@@ -589,7 +663,9 @@ class _Resolver:
         labelled = self.facts.with_columns(label=pl.Series(self.labels))
         # what is published of somebody counts only where no record says how it is now
         delivered = labelled.filter(pl.col("sis_id").is_not_null())["label"].unique()
-        present = labelled.filter(pl.col("sis_id").is_not_null() | ~pl.col("label").is_in(delivered.implode()))
+        here = pl.col("sis_id").is_not_null() | ~pl.col("label").is_in(delivered.implode())
+        labelled = with_forgotten_names(labelled, here)
+        present = labelled.filter(here)
         parts = [
             neighbours(present, rule.columns).with_columns(rule=pl.lit(rule.name), tier=pl.lit(rule.tier))
             for rule in self.kind.near_rules
@@ -622,7 +698,7 @@ class _Resolver:
             pl.col("sis_id").is_not_null() | pl.col("other_sis_id").is_not_null()
         )
         return (
-            _less_likely(judged(self.facts, named, self.kind.words))
+            _less_likely(judged(labelled, named, self.kind.words))
             .join(people, on="label")
             .join(people.rename({"label": "other_label", "person_id": "other_person_id"}), on="other_label")
             .select(*NEAR_SCHEMA)
@@ -708,6 +784,24 @@ def _renumbered_without(facts: pl.DataFrame, recycled: pl.DataFrame) -> pl.DataF
     return rest.with_row_index("node").with_columns(pl.col("node").cast(pl.Int64))
 
 
+def _own_facts(before: pl.DataFrame, records: pl.DataFrame) -> pl.DataFrame:
+    """What these records said of themselves before, as recycled.OWN; the state id without its issuer."""
+    own = before.join(records, on=RECORD, how="semi")
+    own = _with_keys(own, ["first_name", "preferred_first_name"], _first_names)
+    own = _with_keys(own, ["last_name", "preferred_last_name"], _last_names)
+    return own.with_columns(ssid=exact_key(pl.col("ssid"))).select(*RECORD, "student_id", *OWN)
+
+
+def _still_theirs(recycled: pl.DataFrame, before: pl.DataFrame | None) -> pl.DataFrame:
+    """Of the records set aside those that were published of whom they are linked to: in an earlier school year than the one
+    in which a person gave the id to somebody else it is still the other's, and nobody is asked."""
+    if before is None:
+        return recycled
+    was = before.select(*RECORD, "student_id").drop_nulls()
+    others = recycled.join(was, on=RECORD).filter(pl.col("student_id") != pl.col("person_id"))
+    return recycled.join(others, on=RECORD, how="anti")
+
+
 def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
     """Edges from every record to the first record that agrees with it on all columns of the rule, where that could join two
     components: `facts` have their `label`. Who is not linked or joined by a stronger rule is a component alone."""
@@ -731,27 +825,3 @@ def _edges(facts: pl.DataFrame, rule: Rule) -> pl.DataFrame:
         .select("node", "hub", rule=pl.lit(rule.name), tier=pl.lit(rule.tier, pl.Int32))
         .unique()
     )
-
-
-def _recycled(facts: pl.DataFrame, links: pl.DataFrame, before: pl.DataFrame | None) -> pl.DataFrame:
-    """Linked records whose name and birth date both differ from the student they are linked to: the id was reused. Not
-    one that said so before: a chain, or a person, joined it to a student who is published under other values."""
-    people = facts.filter(pl.col("sis_id").is_null()).select("person_id", "firsts", "lasts", "birth_date")
-    linked = facts.drop("person_id").join(links.select(*RECORD, "person_id"), on=RECORD, how="inner")
-    same_name = _share("firsts") & _share("lasts")
-    other_birth_date = pl.col("birth_date") != pl.col("birth_date_before")
-    other = linked.join(people, on="person_id", suffix="_before").filter(other_birth_date & ~same_name)
-    other = other.select(*RECORD, "firsts", "lasts", "birth_date")
-    if before is None or other.is_empty():
-        return other.select(RECORD)
-    own = before.join(other, on=RECORD, how="semi")
-    own = _with_keys(own, ["first_name", "preferred_first_name"], _first_names)
-    own = _with_keys(own, ["last_name", "preferred_last_name"], _last_names)
-    both = other.join(own.select(*RECORD, "firsts", "lasts", "birth_date"), on=RECORD, suffix="_before")
-    as_before = both.filter(same_name | ~other_birth_date)
-    return other.join(as_before, on=RECORD, how="anti").select(RECORD)
-
-
-def _share(variants: str) -> pl.Expr:
-    either_unknown = (pl.col(variants).list.len() == 0) | (pl.col(f"{variants}_before").list.len() == 0)
-    return either_unknown | (pl.col(variants).list.set_intersection(f"{variants}_before").list.len() > 0)

@@ -13,6 +13,7 @@ from rapidfuzz import process
 from rapidfuzz.distance import OSA, Hamming, JaroWinkler
 
 from sis_pipeline.roster.ids import derived_id
+from sis_pipeline.roster.names import ONCE
 from sis_pipeline.roster.nicknames import NICKNAMES
 
 Nodes = np.ndarray[Any, np.dtype[np.int64]]
@@ -288,12 +289,16 @@ def judged(facts: pl.DataFrame, pairs: pl.DataFrame, words: Mapping[str, str]) -
     alike = likeness(facts, pairs)
     agree = {name: (one[name] == other[name]).fill_null(value=False) for name in words}
     same_id = agree["ssid"].to_numpy() | agree["local_id"].to_numpy()
+    former = {name: _by_former_name(one, other, f"{name}s") for name in ("first", "last")}
     score = np.where(same_id, (1 + alike.score) / 2, alike.score)
     marks = {
         **{word: agree[name] for name, word in words.items()},
         "nickname": pl.Series(alike.nickname),
-        "similar first_name": pl.Series(_is_alike(alike.first) & ~alike.nickname & ~agree["first"].to_numpy()),
-        "similar last_name": pl.Series(_is_alike(alike.last) & ~agree["last"].to_numpy()),
+        "similar first_name": pl.Series(
+            _is_alike(alike.first) & ~alike.nickname & ~former["first"] & ~agree["first"].to_numpy()
+        ),
+        "similar last_name": pl.Series(_is_alike(alike.last) & ~former["last"] & ~agree["last"].to_numpy()),
+        "former name": pl.Series(former["first"] | former["last"]),
         "swapped day and month": pl.Series(_is(alike.birth, SWAPPED)),
         "birth_date but for a digit": pl.Series(_is(alike.birth, ONE_DIGIT)),
         "phone": pl.Series(_share(one["phones"], other["phones"])),
@@ -303,6 +308,12 @@ def judged(facts: pl.DataFrame, pairs: pl.DataFrame, words: Mapping[str, str]) -
         pl.DataFrame(marks).select(evidence).to_series().alias("evidence"),
         score=pl.Series(np.round(score.astype(np.float64), 3)),
     )
+
+
+def _by_former_name(one: pl.DataFrame, other: pl.DataFrame, variants: str) -> Mask:
+    """Whether a name of one is what the other was called before."""
+    once = ONCE[variants]
+    return _share(one[once], other[variants]) | _share(one[variants], other[once])
 
 
 def _is_alike(scores: Scores) -> Mask:

@@ -40,7 +40,16 @@ class People:
 
     @property
     def ids(self) -> pl.DataFrame:
-        return self.records.select(*RECORD, "student_id")
+        """Whom an enrollment means by a record. One whose id seems to be another child's by now means nobody."""
+        meant = self.records.join(self.resolution.recycled, on=RECORD, how="anti", maintain_order="left")
+        return meant.select(*RECORD, "student_id")
+
+    def spared(self, published: pl.DataFrame, person: str = "student_id") -> pl.DataFrame:
+        """Of the rows published before those that a system said of a child whose id it seems to have given to another one:
+        whatever it says under that id now, it says nothing of these."""
+        had = self.previous.join(self.resolution.recycled, on=RECORD, how="semi")
+        named = had.select("integration", pl.col("student_id").alias(person))
+        return published.join(named, on=named.columns, how="semi").select(RECORD)
 
     @property
     def moved(self) -> pl.DataFrame:
@@ -55,6 +64,7 @@ class People:
         """The records to merge: those that count, and the absent ones of students whose removal is held."""
         held = [key[0] for hold in holds for key in hold.keys]
         kept = self.previous.filter((pl.col("fate") == ABSENT) & pl.col("student_id").is_in(held))
+        kept = kept.join(self.records, on=RECORD, how="anti", maintain_order="left")  # another child's by now
         return pl.concat([self.records, kept.select(self.records.columns)])
 
 
@@ -73,14 +83,20 @@ def identify_students(now: Delivery, school_ids: pl.DataFrame) -> People:
         now.existing("student_links"),
         now.existing("students"),
         now.inputs.decisions,
-        before=pl.concat([before.select(SAID), now.inputs.said_before.select(SAID)]),
+        before=repointed(pl.concat([before.select(SAID), now.inputs.said_before.select(SAID)]), now.inputs.aliases),
+        former=now.inputs.former_names,
     )
     renamed = _renamed(now.inputs.aliases, resolution)
     # the record of a recycled id is nobody's; the child who had the id before keeps the record published before
+    # until a person says that it is another child's: then hers is not there any more
     spared = fated.join(resolution.recycled, on=RECORD, how="semi").with_columns(fate=pl.lit(CARRIED))
-    fated = pl.concat([fated.join(spared, on=RECORD, how="anti"), spared])
-    fated = repointed(fated, renamed).with_columns(was="student_id")
-    fated = fated.update(resolution.known.rename({"person_id": "student_id"}), on=RECORD)
+    absent = fated.join(resolution.passed_on, on=RECORD, how="semi").with_columns(fate=pl.lit(ABSENT))
+    hers = pl.concat([spared, absent])
+    fated = repointed(pl.concat([fated.join(hers, on=RECORD, how="anti"), hers]), renamed).with_columns(
+        was="student_id"
+    )
+    known = resolution.known.join(hers, on=RECORD, how="anti")
+    fated = fated.update(known.rename({"person_id": "student_id"}), on=RECORD)
     who = resolution.assignment.select(*RECORD, student_id="person_id")
     records = candidates.join(who, on=RECORD, how="inner")
     spared = fated.join(resolution.recycled, on=RECORD, how="semi")

@@ -20,13 +20,15 @@ ABSENT = "absence"
 @dataclass(frozen=True)
 class Presence:
     """The records of one entity that were delivered: `delivered` (usable), `tombstones`, and `unusable` (rejected, or
-    leading nowhere: they are there, so they are not absent). All: integration, sis_id.
+    leading nowhere: they are there, so they are not absent). `spared`: those published before of which nothing is said,
+    whatever came under their ids. All: integration, sis_id.
 
     `taken_on`: integration -> the day of its snapshot; `complete`: those whose snapshot is complete."""
 
     delivered: pl.DataFrame
     tombstones: pl.DataFrame
     unusable: pl.DataFrame
+    spared: pl.DataFrame
     taken_on: Mapping[str, date]
     complete: Collection[str]
 
@@ -40,9 +42,15 @@ class Presence:
             return existing.with_columns(fate=pl.lit(None, pl.String))
         asked = existing.select(RECORD)
         # few may be asked about out of many; the first that names a record has the say
+        fate_of = (
+            (self.spared, CARRIED),
+            (self.tombstones, TOMBSTONE),
+            (self.delivered, DELIVERED),
+            (self.unusable, CARRIED),
+        )
         said = [
             records.select(RECORD).join(asked, on=RECORD, how="semi").with_columns(fate=pl.lit(fate))
-            for records, fate in ((self.tombstones, TOMBSTONE), (self.delivered, DELIVERED), (self.unusable, CARRIED))
+            for records, fate in fate_of
             if records.height
         ]
         is_complete = pl.col("integration").is_in(list(self.complete))

@@ -15,9 +15,10 @@ from sis_pipeline.roster.delivery import Delivery
 from sis_pipeline.roster.enrollments import OPEN, SEAT, combine_seats, reconcile_seats, without_settled
 from sis_pipeline.roster.frames import fit
 from sis_pipeline.roster.guard import Hold, Question, guard, held_keys
+from sis_pipeline.roster.identity import Resolution
 from sis_pipeline.roster.model import MERGED
 from sis_pipeline.roster.people import People
-from sis_pipeline.roster.presence import ABSENT, CARRIED
+from sis_pipeline.roster.presence import ABSENT, CARRIED, RECORD
 from sis_pipeline.roster.stays import undeclared
 from sis_pipeline.roster.withdrawals import end_seats, withdrawn_students
 
@@ -47,18 +48,21 @@ def merge_seats(
     *,
     stays: pl.DataFrame,
     sections: pl.DataFrame,
-    staff_ids: pl.DataFrame,
+    staff: Resolution,
     frozen: Mapping[str, date],
     rest: pl.DataFrame,
 ) -> tuple[Seats, tuple[Hold, ...]]:
     """Who of the people sits in the sections, who of the staff teaches them, and the removals that wait. `rest`: the section
     enrollments of everybody else, which are settled."""
     table, existing = MERGED["section_enrollments"], before.section_enrollments
+    staff_ids = staff.meant.rename({"person_id": "staff_id"})
     records = _placed_seats(now, people, sections, staff_ids)
     is_placed = pl.all_horizontal(pl.col(SEAT).is_not_null())
     nowhere = records.filter(~is_placed)
     placed = fit(records.filter(is_placed) if nowhere.height else records, table)
-    presence = now.presence("section_enrollments", usable=placed, nowhere=nowhere)
+    taught = existing.join(staff.spared, on=["integration", "person_id"], how="semi").select(RECORD)
+    spared = pl.concat([people.spared(existing, "person_id"), taught])
+    presence = now.presence("section_enrollments", usable=placed, nowhere=nowhere, spared=spared)
     del records  # there are many: each copy counts
     if now.inputs.whole:
         settled = existing.clear()

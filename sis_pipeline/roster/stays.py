@@ -50,7 +50,8 @@ def merge_stays(
     placed = refer(placed, "school_sis_id", school_ids, "school_id").drop_nulls(PLACE)
     gone_students = now.tombstones("students").select("integration", student_sis_id="sis_id")
     of_gone = now.all("enrollments").join(gone_students, on=["integration", "student_sis_id"], how="semi")
-    presence = now.presence("enrollments", usable=placed, tombstones=[of_gone])
+    spared = people.spared(before.enrollments)
+    presence = now.presence("enrollments", usable=placed, tombstones=[of_gone], spared=spared)
     delivered = fit(placed.with_columns(district=pl.lit(inputs.district)), table)
     carried = _carried_stays(presence, before.enrollments, delivered)
     carried = _expected_to_come(now, people, presence, carried)
@@ -99,7 +100,8 @@ def _told_anew(before: pl.DataFrame, now: pl.DataFrame) -> pl.DataFrame:
 
 def _expected_to_come(now: Delivery, people: People, presence: Presence, carried: pl.DataFrame) -> pl.DataFrame:
     """Carried stays, a pre-registration as active: who is expected comes on the day also if no later reading names them.
-    Not so where the SIS itself keeps the student waiting, where its row can't be read, and where it takes no part."""
+    Not so where the SIS itself keeps the student waiting, where its row can't be read or its id seems to be another
+    child's, and where it takes no part."""
     if not (carried["status"] == "pre_registered").any():
         return carried
     waiting = people.records.filter(pl.col("enrollment_status") == "pre_registered").select("integration", "student_id")
@@ -107,6 +109,7 @@ def _expected_to_come(now: Delivery, people: People, presence: Presence, carried
     come = (
         carried.filter(asked & (pl.col("status") == "pre_registered"))
         .join(presence.unusable, on=RECORD, how="anti")
+        .join(presence.spared, on=RECORD, how="anti")
         .join(waiting, on=waiting.columns, how="anti")
         .with_columns(status=pl.lit("active"))
     )

@@ -14,7 +14,7 @@ from sis_pipeline.roster.catalog import newest_runs
 from sis_pipeline.roster.changes import State
 from sis_pipeline.roster.clearing import CLEARED, EMPTIED
 from sis_pipeline.roster.contract import Memory
-from sis_pipeline.roster.decisions import DISTINCT
+from sis_pipeline.roster.decisions import SAME
 from sis_pipeline.roster.delivery import Delivery
 from sis_pipeline.roster.enrollments import is_open
 from sis_pipeline.roster.frames import rows_where
@@ -260,7 +260,7 @@ def _asked(now: Delivery, people: People) -> frozenset[str]:
     somebody else."""
     inputs = now.inputs
     near = now.existing("students").filter("near_match")["student_id"]
-    distinct = inputs.decisions.filter(pl.col("verdict") == DISTINCT)
+    distinct = inputs.decisions.filter(pl.col("verdict") != SAME)
     named = [
         *inputs.edits["student_id"],
         *(one.student_id for one in inputs.decided),

@@ -7,10 +7,11 @@ import json
 from typing import Any
 
 import polars as pl
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
-from sis_pipeline.db.tables import identity_decisions, roster_tables, student_aliases
-from sis_pipeline.roster.decisions import DECISIONS
+from sis_pipeline.db.tables import identity_decisions, near_matches, roster_tables, student_aliases
+from sis_pipeline.roster.decisions import DECISIONS, DISTINCT, GIVEN, KEPT
+from sis_pipeline.roster.identity import RECYCLED
 from sis_pipeline.store.files import digest
 
 SIDES = ("", "other_")
@@ -28,10 +29,23 @@ def standing(connection: Connection, district: str, entity: str) -> pl.DataFrame
             _student_now(f"{side}student_id", f"{side}integration").label(f"{side}person_id"),
         )
     ]
-    query = select(*columns, identity_decisions.c.verdict).where(
-        identity_decisions.c.district == district,
-        identity_decisions.c.entity == entity,
-        identity_decisions.c.superseded_by.is_(None),
+    recycled = near_matches.c.rule == RECYCLED
+    verdict = case(
+        (recycled & (identity_decisions.c.verdict != DISTINCT), KEPT),
+        (recycled & (identity_decisions.c.verdict == DISTINCT), GIVEN),
+        else_=identity_decisions.c.verdict,
+    )
+    answered = identity_decisions.outerjoin(
+        near_matches, near_matches.c.near_match_id == identity_decisions.c.near_match_id
+    )
+    query = (
+        select(*columns, verdict)
+        .select_from(answered)
+        .where(
+            identity_decisions.c.district == district,
+            identity_decisions.c.entity == entity,
+            identity_decisions.c.superseded_by.is_(None),
+        )
     )
     rows = [tuple(row) for row in connection.execute(query)]
     return pl.DataFrame(rows, schema=DECISIONS, orient="row").unique().sort(pl.all())

@@ -19,6 +19,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, identity_decisions, near_matches, roster_tables, student_aliases
 from sis_pipeline.roster.contract import MergedRoster
 from sis_pipeline.roster.decisions import DISTINCT, SAME, SAME_WITH_TWO_IDS
+from sis_pipeline.roster.identity import RECYCLED
 from sis_pipeline.roster.near import TWO_IDS, near_match_id
 from sis_pipeline.store.locks import lock_district
 from sis_pipeline.store.merged import Operation
@@ -66,6 +67,11 @@ class NearMatch:
     opened_at: datetime
     closed_at: datetime | None
 
+    @property
+    def is_recycled(self) -> bool:
+        """Whether it asks if the first side's record is still the other side's, or its id was given to somebody else."""
+        return self.rule == RECYCLED
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -92,8 +98,11 @@ class Identities:
     def near_matches(
         self, district: str | None = None, status: Status | None = "open", entity: Entity | None = None
     ) -> list[NearMatch]:
-        """The likeliest first."""
-        query = select(near_matches).order_by(near_matches.c.score.desc(), near_matches.c.near_match_id)
+        """Recycled ids first, of which nothing is published until somebody decides; then the likeliest."""
+        recycled = near_matches.c.rule == RECYCLED
+        query = select(near_matches).order_by(
+            recycled.desc(), near_matches.c.score.desc(), near_matches.c.near_match_id
+        )
         if district is not None:
             query = query.where(near_matches.c.district == district)
         if status is not None:
@@ -134,9 +143,11 @@ class Identities:
         a merge is that student again, with all its records; a record that never was, and one of staff, becomes a new one.
 
         The next merge does it. Raises ConfigError without a reason, and where the record is not the person's or its
-        only one.
+        only one, unless that waits as one whose id was given to somebody else: then this is the answer, as `distinct`.
         """
         _check_words(actor, reason)
+        if question := self._question(person_id, record):
+            return [self.distinct(question, actor, reason)]
         with self._engine.begin() as connection:
             lock_district(connection, self._to_split(connection, person_id, record)[0])
             district, entity = self._to_split(connection, person_id, record)  # as it is now that nobody else writes
@@ -155,6 +166,19 @@ class Identities:
             }
             audit.append(connection, "link.split", person_id, district=district, actor=actor, details=details)
             return [_get_decision(connection, one) for one in made]
+
+    def _question(self, person_id: str, record: Record) -> str | None:
+        """The open near match that asks whether a person's record is somebody else's by now."""
+        table = near_matches.c
+        query = select(table.near_match_id).where(
+            table.rule == RECYCLED,
+            table.status == "open",
+            table.integration == record[0],
+            table.sis_id == record[1],
+            table.other_student_id == _uuid(person_id, "student's or staff member's id"),
+        )
+        with self._engine.connect() as connection:
+            return connection.scalar(query)
 
     def _to_split(self, connection: Connection, person_id: str, record: Record) -> tuple[str, Entity]:
         """The person's district, and what the person is. Raises ConfigError where the record can't be taken out."""
@@ -192,7 +216,7 @@ class Identities:
                 _refuse_two_state_ids(connection, found)
             is_student = found.entity == "student"
             words = {"actor": actor, "reason": reason, "near_match_id": found.near_match_id}
-            parts = verdict == DISTINCT and is_student
+            parts = verdict == DISTINCT and is_student and found.rule != RECYCLED
             joined = _parting_of_joined(connection, district, found.sides) if parts else None
             if joined:
                 made = _part(connection, district, joined, **words)

@@ -36,7 +36,7 @@ from sis_pipeline.roster.model import CONFLICTS, ENTITIES, MERGED, STALE, STUDEN
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.roster.presence import RECORD
 from sis_pipeline.roster.thresholds import Thresholds
-from sis_pipeline.store import bulk, conflicts, decisions, erased, guarding, survivorship, withdrawals
+from sis_pipeline.store import bulk, conflicts, decisions, erased, former_names, guarding, survivorship, withdrawals
 from sis_pipeline.store.districts import of_district
 from sis_pipeline.store.files import digest
 from sis_pipeline.store.integrations import Integration, all_of, check_district
@@ -268,6 +268,7 @@ class MergeStore:
             decided = decisions.mark(connection, district)
             of_students, of_staff = (decisions.standing(connection, district, one) for one in ("student", "staff"))
             aliases = decisions.aliases(connection, district)
+            called = former_names.known_former_names(connection, district)
         integrations = {one.key: one for one in self._integrations(district)}
         released = frozenset(ruling.fingerprint for ruling in rulings.released)
         inputs = DistrictInputs(
@@ -284,6 +285,7 @@ class MergeStore:
             decisions=of_students,
             staff_decisions=of_staff,
             aliases=aliases,
+            former_names=called,
             edits=edits,
             decided=chosen,
             rulings=rulings,
@@ -425,6 +427,29 @@ class MergeStore:
             cut_chains=extra["cut_chains"],
             recycled=extra["recycled"],
         )
+
+    def set_aside(self, district: str, school_year: str, entity: str, record: tuple[str, str]) -> dict[str, Any]:
+        """What a record says of which nothing is published, see MergedRoster.recycled; empty where that is not kept."""
+        operation = self.newest(district, school_year, "published")
+        if operation is None or not self.kept(operation):
+            return {}
+        frame = self.read_merged(operation).recycled
+        mine = dict(zip((*RECORD, "entity"), (*record, entity), strict=True))
+        if not {*mine} <= {*frame.columns}:  # kept by an earlier version
+            return {}
+        return next(frame.filter(pl.col(name) == value for name, value in mine.items()).iter_rows(named=True), {})
+
+    def cut_chains(self, district: str | None = None) -> list[dict[str, str]]:
+        """As MergedRoster.cut_chains, with `district`, of the latest school year that each district has published."""
+        found = []
+        for one in sorted({it for part in self._integrations(district) for it in part.districts}):
+            with self._engine.connect() as connection:
+                years = published_epochs(connection, one)
+            operation = self.newest(one, max(years), "published") if years and district in (None, one) else None
+            if operation is not None and self.kept(operation):
+                chains = self.read_merged(operation).cut_chains
+                found += [{"district": one, **row} for row in chains.iter_rows(named=True)]
+        return found
 
     def known(self, connection: Connection, district: str, school_year: str, writes: str) -> KnownTables:
         """The tables of a school year whose rows of a district are sure to be what its last publication left. `writes`:
@@ -699,6 +724,20 @@ def unsupplied_in_words(stats: Mapping[str, Any]) -> str:
         for attribute, records in attributes.items()
     ]
     return f"{'; '.join(lost)}: not taken for cleared." if lost else ""
+
+
+def undecided_in_words(stats: Mapping[str, Any]) -> str:
+    """What waits for a person's word on who is who, by a merge's statistics, and what to do; empty where nothing does."""
+    words = {
+        "recycled": "set aside, as their ids seem to be given to somebody else",
+        "cut_chains": "not joined, as two different state ids or a person's decision are in the way",
+    }
+    waits = [
+        f"{integration}: {number:,} records {words[what]}"
+        for integration, counts in stats.get("undecided", {}).items()
+        for what, number in counts.items()
+    ]
+    return f"{'; '.join(waits)}. See them with `sis links review`." if waits else ""
 
 
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:

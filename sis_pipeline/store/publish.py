@@ -16,7 +16,7 @@ from sis_pipeline.db import audit
 from sis_pipeline.db.tables import SCHEMA, roster_tables, sync_operations
 from sis_pipeline.roster.contract import PUBLICATION, MergedRoster
 from sis_pipeline.roster.model import MERGED
-from sis_pipeline.store import accounts, bulk, decisions, erased, holds, identity, statewide, survivorship
+from sis_pipeline.store import accounts, bulk, decisions, erased, former_names, holds, identity, statewide, survivorship
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.known import WRITES, writes_mark
 from sis_pipeline.store.locks import begin_writing
@@ -193,6 +193,7 @@ def write(
     without which the tables are read. Raises EditedMeanwhileError where that is no longer so."""
     started = connection.scalar(text(f"select {SCHEMA}.clock()"))
     survivorship.begin_publishing(connection)
+    former_names.begin_operation(connection, operation.operation_id)
     who = identity.record(connection, operation, merged)
     before: dict[str, pl.DataFrame] = {}
     applied = {}
@@ -200,6 +201,8 @@ def write(
         applied[name] = _apply(connection, operation, merged, name, before, news=news, whole=whole)
         if name == "students":
             _refuse_edits(connection, operation, edited)
+            links = merged.frames["student_links"]
+            former_names.forget_parted(connection, operation.district, operation.operation_id, links)
     survivorship.settle(connection, merged.settled)
     changes = _new_changes(connection, operation, started)
     made = accounts.follow(connection, operation.district)

@@ -20,7 +20,7 @@ from sis_pipeline.roster.changes import compensations
 from sis_pipeline.roster.contract import PUBLICATION, MergedRoster
 from sis_pipeline.roster.frames import is_of
 from sis_pipeline.roster.model import CONFLICTS, ENROLLMENT_CHANGES, MERGED
-from sis_pipeline.store import bulk, erased, holds, survivorship
+from sis_pipeline.store import bulk, erased, former_names, holds, survivorship
 from sis_pipeline.store.known import writes_mark
 from sis_pipeline.store.locks import begin_writing
 from sis_pipeline.store.merged import (
@@ -181,6 +181,8 @@ class Undoing:
         if not step.undone.undoes:
             survivorship.unsettle(connection, undone["settled"])
         written: Written = write(connection, operation, merged, edited=edited, writes=writes, whole=True)
+        if not step.undone.undoes:
+            former_names.take_back(connection, operation.district, step.undone.operation_id, operation.operation_id)
         because = f"operation {step.undone.operation_id} was undone"
         moved = holds.restore(
             connection,

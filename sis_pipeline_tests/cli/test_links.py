@@ -148,7 +148,11 @@ def test_json_has_values_only_where_asked_for(waiting, sis):
 
 
 def test_review_is_filtered(waiting, sis):
-    assert sis("links", "review", "--district", "south", "--json").json == {"near_matches": [], "total": 0}
+    assert sis("links", "review", "--district", "south", "--json").json == {
+        "near_matches": [],
+        "total": 0,
+        "cut_chains": [],
+    }
     assert sis("links", "review", "--status", "decided", "--json").json["total"] == 0
     assert sis("links", "review", "--status", "all", "--json").json["total"] == 1
     for option in ("--status", "--entity"):
@@ -231,3 +235,34 @@ def test_what_can_not_be_done_is_refused_in_words(waiting, sis, arguments, code,
     assert said.code == code
     assert words in said.err
     assert decisions(waiting) == []
+
+
+def test_a_recycled_id_is_shown_with_who_had_it_and_answered(waiting, sis):
+    with waiting.begin() as connection:
+        connection.execute(
+            near_matches.insert().values(
+                district="north", near_match_id=str(uuid.UUID(int=5)), school_year=YEAR, integration="ps", sis_id="7",
+                student_id=str(uuid.UUID(int=6)), other_student_id=ANA, rule="recycled_id", evidence="", score=0.1,
+                operation_id=str(uuid.uuid4()),
+            )
+        )  # fmt: skip
+    said = sis("links", "review").out
+    assert said.index("by recycled_id") < said.index("by similar_name"), "nobody is published of it"
+    assert "The id ps/7 seems to be given to somebody else: nothing that it says is published." in said
+    assert "2 near matches." in said
+    split = sis("links", "split", ANA, "--record", "ps/7", "--reason", "a new girl").out
+    assert "a student of its own" in split
+    assert [row[:3] for row in decisions(waiting)] == [("distinct", "7", None)]
+    said = sis("links", "confirm", str(uuid.UUID(int=5)), "--reason", "no, it is she").out
+    assert "The record is whose it was" in said
+
+
+def test_cut_chains_are_listed_after_the_near_matches(waiting, sis, monkeypatch):
+    chain = {"integration": "ps", "sis_id": "7", "other_integration": "ic", "other_sis_id": "9", "rule": "ssid"}
+    monkeypatch.setattr(
+        "sis_pipeline.store.merged.MergeStore.cut_chains", lambda _, district: [{"district": "north", **chain}]
+    )
+    said = sis("links", "review").out
+    assert "1 cut chain" in said
+    assert said.index("1 near match.") < said.index("1 cut chain")
+    assert sis("links", "review", "--json").json["cut_chains"] == [{"district": "north", **chain}]

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from sis_pipeline.cli.output import ExitCode
 from sis_pipeline.cli.records import only_what_differs
-from sis_pipeline.db.tables import holds, roster_tables
+from sis_pipeline.db.tables import holds, roster_tables, student_aliases, student_names
 
 YEAR = "2026-2027"
 STREET, HIDDEN = "12 Elm Street", "77 Hidden Lane"
@@ -121,6 +121,21 @@ def test_a_student_is_shown_with_the_origin_of_every_value(published, sis):
     assert [it["kind"] for it in file["changes"]] == ["enroll", "grade_change"]
     assert file["years"][0]["grade_level"] == "09"
     assert file["conflicts"][0]["chosen"] == "ana@north.example"
+
+
+def test_what_a_student_was_called_before_is_shown_with_until_when(published, sis):
+    merged = str(uuid.UUID(int=4))
+    about = {"district": "north", "first_name": "Ana"}
+    with published.begin() as connection:
+        for who, last_name, day in ((ANA, "Reed", 2), (merged, "Hill", 1), (BEN, "Dunn", 3)):
+            until = datetime(2026, 9, day, tzinfo=UTC)
+            connection.execute(student_names.insert().values(student_id=who, last_name=last_name, until=until, **about))
+        alias = {"district": "north", "alias_id": merged, "student_id": ANA, "records": []}
+        connection.execute(student_aliases.insert().values(operation_id=str(uuid.uuid4()), **alias))
+    lines = [line.split() for line in sis("students", "show", ANA).out.splitlines()]
+    assert ["Ana", "Reed", "2026-09-02", "00:00:00+00:00"] in lines
+    file = sis("students", "show", ANA, "--json").json["students"][0]
+    assert [name["last_name"] for name in file["former_names"]] == ["Hill", "Reed"], "who was merged into her counts"
 
 
 def test_what_a_system_cleared_is_shown_with_its_origin(published, sis):

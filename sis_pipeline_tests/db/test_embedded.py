@@ -57,6 +57,12 @@ def test_starting_a_running_server_changes_nothing(server):
     assert postmaster(server).pid == before
 
 
+def test_a_new_server_has_memory_for_a_district(server):
+    with connect(server) as connection:
+        for name, value in embedded.SETTINGS.items():
+            assert connection.execute(f"show {name}").fetchone() == (value,)
+
+
 def test_as_root_the_server_runs_as_another_user(server):
     owner = postmaster(server).username()
     assert owner == ("pgserver" if os.geteuid() == 0 else psutil.Process().username())

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import dagster as dg
 import pytest
 from sqlalchemy import text
 
 from sis_pipeline.db.tables import guard_settings
 from sis_pipeline.defs import merging
+from sis_pipeline.defs.checks import waiting_result
 from sis_pipeline.defs.merging import merge_districts, publish_districts
 from sis_pipeline.store.erasure import Erasing
 from sis_pipeline.store.undo import Undoing
@@ -166,3 +168,15 @@ def test_a_pre_registration_whose_day_has_come_is_merged_though_nothing_was_deli
     assert roster.merges.stale_districts(YEAR) == ["lincoln"]
     assert (merge_and_publish(published), published.scalar(status)) == ([None, None], "active")
     assert roster.merges.stale_districts(YEAR) == []
+
+
+def test_records_that_wait_for_a_persons_word_are_a_warning_with_counts_and_a_way_out():
+    waiting = {"lincoln-ps": {"recycled": 2, "cut_chains": 1}}
+    told = waiting_result("merged_students", {"lincoln": {"undecided": waiting}, "washington": {}})
+    assert (told.passed, told.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "lincoln-ps: 2 records set aside" in told.description
+    assert "lincoln-ps: 1 records not joined" in told.description
+    assert "sis links review" in told.description
+    assert "washington" not in told.description
+    assert {name: value.value for name, value in told.metadata.items()} == {"recycled": 2, "cut_chains": 1}
+    assert waiting_result("merged_students", {"lincoln": {}}).passed

@@ -43,6 +43,7 @@ ROW = Row(
 
 HOLD_STUDENTS = frozenset(
     {"students", "student_years", "student_sources", "student_links", "student_aliases", "enrollments", "conflicts"}
+    | {"student_names"}
     | {"section_enrollments", "enrollment_changes", "staff", "staff_links", "schools", "sections", "courses"}
     | {"academic_sessions", "holds"}
 )

@@ -16,9 +16,10 @@ from rich.console import Console
 from sis_pipeline.roster.contract import DistrictInputs, Memory, MergedRoster
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.guard import Hold
+from sis_pipeline.roster.names import no_former_names
 from sis_pipeline_tests.reference import benchmark, rosters
 from sis_pipeline_tests.reference.comparing import differences
-from sis_pipeline_tests.roster.rosters import merged_both_ways, publish
+from sis_pipeline_tests.roster.rosters import former_names, merged_both_ways, publish
 
 SHOWN = 20
 """Differences of a roster that are printed."""
@@ -49,10 +50,12 @@ def _compare_examples(console: Console, examples: int, which: int) -> None:
     def compare(days: tuple[dict[str, Any], ...]) -> None:
         tables: dict[str, pl.DataFrame] = {}
         memory: Memory | None = None
+        called = no_former_names()
         for day, as_of in zip(days, rosters.DAYS, strict=True):
-            inputs = rosters.inputs(day, tables, as_of, memory=memory)
+            inputs = rosters.inputs(day, tables, as_of, memory=memory, former_names=called)
             merged = _compared(console, f"example {seen['merges'] // len(rosters.DAYS)}", inputs)
-            tables, memory = publish(tables, merged), merged.memory
+            before, tables, memory = tables, publish(tables, merged), merged.memory
+            called = former_names(before, tables, called)
             seen.update(_happened(merged))
 
     compare()
@@ -70,10 +73,12 @@ def _compare_days(console: Console, examples: int, which: int) -> None:
         tables: dict[str, pl.DataFrame] = {}
         memory: Memory | None = None
         held: Sequence[Hold] = ()
+        called = no_former_names()
         for day in days:
-            merged = merged_both_ways(day.inputs(tables, held, memory=memory))
+            merged = merged_both_ways(day.inputs(tables, held, memory=memory, former_names=called))
             seen.update(days=1, students=merged.stats.students, **{"merged anew": merged.stats.students_merged or 0})
-            tables, memory, held = publish(tables, merged), merged.memory, merged.held
+            before, tables, memory, held = tables, publish(tables, merged), merged.memory, merged.held
+            called = former_names(before, tables, called)
 
     compare()
     console.print(f"{examples:,} rosters are merged incrementally as they are whole: {dict(seen)}")

@@ -61,8 +61,10 @@ class Delivery:
         part = self.inputs.integrations.get(integration)
         return part and (part.taken_on or self.inputs.as_of)
 
-    def fates(self, entity: str, usable: Iterable[Key], also_deleted: Iterable[Key] = ()) -> Fates:
-        return Fates(self, entity, usable, also_deleted)
+    def fates(
+        self, entity: str, usable: Iterable[Key], also_deleted: Iterable[Key] = (), spared: Iterable[Key] = ()
+    ) -> Fates:
+        return Fates(self, entity, usable, also_deleted, spared)
 
     def _schools(self) -> dict[Key, str]:
         """A school is known by the number that its district gave it, else by its state's id, else it is its system's own."""
@@ -81,9 +83,11 @@ class Delivery:
 class Fates:
     """What became of the records published before: only a complete snapshot proves that one is absent."""
 
-    def __init__(self, now: Delivery, entity: str, usable: Iterable[Key], also_deleted: Iterable[Key]) -> None:
+    def __init__(
+        self, now: Delivery, entity: str, usable: Iterable[Key], also_deleted: Iterable[Key], spared: Iterable[Key]
+    ) -> None:
         self._parts = now.inputs.integrations
-        self._usable = set(usable)
+        self._usable, self._spared = set(usable), set(spared)
         rows, rejected = now.all[entity], now.inputs.quarantined.get(entity)
         self._deleted = {key_of(row) for row in rows if row["record_status"] == "to_be_deleted"} | set(also_deleted)
         self._present = {key_of(row) for row in rows if row["record_status"] == "active"}
@@ -93,8 +97,14 @@ class Fates:
         """Whether its row came, readable or not."""
         return key_of(row) in self._present
 
+    def is_spared(self, row: Mapping[str, Any]) -> bool:
+        """Whether it was said of a child whose id is another one's by now: whatever came, nothing was said of it."""
+        return key_of(row) in self._spared
+
     def of(self, row: Mapping[str, Any]) -> str:
         key = key_of(row)
+        if key in self._spared:
+            return "carried"
         if key in self._deleted:
             return "tombstone"
         if key in self._usable:

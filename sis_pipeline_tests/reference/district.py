@@ -13,7 +13,7 @@ from sis_pipeline.roster.model import MERGED, STUDENT_YEARS, STUDENTS
 from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline_tests.reference import seats as seated
 from sis_pipeline_tests.reference import stays as enrolled
-from sis_pipeline_tests.reference.delivery import Delivery, Row, key_of, published_records, student_records
+from sis_pipeline_tests.reference.delivery import Delivery, Key, Row, key_of, published_records, student_records
 from sis_pipeline_tests.reference.ledger import events, grade_events
 from sis_pipeline_tests.reference.people import Found, who_is_who
 from sis_pipeline_tests.reference.values import Merged, one_record_each
@@ -40,20 +40,23 @@ def expected(inputs: DistrictInputs) -> Expected:
         students=now.existing("students"),
         before=previous,
         decisions=inputs.decisions.to_dicts(),
+        former=inputs.former_names.to_dicts(),
     )
     records, previous = _with_students(candidates, previous, found)
 
     before = enrolled.published_stays(now, found.retired)
-    stays, held = _stays(now, records, previous, before)
+    students = {key_of(row): row["student_id"] for row in records if key_of(row) not in found.recycled}
+    lost_id = {(row["integration"], row["student_id"]) for row in previous if key_of(row) in found.recycled}
+    spared = [key_of(stay) for stay in before if (stay["integration"], stay["student_id"]) in lost_id]
+    stays, held = _stays(now, records, previous, before, students=students, spared=spared)
     held_students = {student for student, _, _ in held}
     sources = records + [row for row in previous if row["fate"] == "absence" and row["student_id"] in held_students]
     merged = one_record_each(now, sources)
     years = _years(now, merged, stays, found.retired)
     years_before = _years_before(now, found.retired).values()
     known, seats_before = seated.sections(now), seated.published_seats(now, found.retired)
-    seats, held_seats = seated.seats(
-        now, {key_of(row): row["student_id"] for row in records}, seats_before, known, stays
-    )
+    spared = [key_of(seat) for seat in seats_before if (seat["integration"], seat["person_id"]) in lost_id]
+    seats, held_seats = seated.seats(now, students, seats_before, known, stays, spared=spared)
     first = _first_loads(now)
     changes = [row | {"section_id": None} for row in events(now, before, stays, first)]
     changes += [row | {"section_id": None} for row in grade_events(now, years_before, years)]
@@ -70,7 +73,7 @@ def expected(inputs: DistrictInputs) -> Expected:
             "enrollment_changes": [row | {"operation_id": inputs.operation_id} for row in changes],
         },
         findings={
-            "near_matches": list(found.near),
+            "near_matches": [*found.near, *found.questions],
             "cut_chains": list(found.cut),
             "recycled": [{"integration": one, "sis_id": other} for one, other in found.recycled],
             "held": _held("enrollments", held)
@@ -86,7 +89,7 @@ def _held(entity: str, keys: Collection[Any]) -> list[Row]:
 
 def _with_students(candidates: Rows, previous: Rows, found: Found) -> tuple[list[Row], list[Row]]:
     """The records that count, and those published before, with their student. In place of a record whose id was given to
-    another child stands what was published of the child who had it."""
+    another child stands what was published of the child who had it; enrollments under that id mean nobody."""
     before = [
         row
         | {"student_id": found.everybody[key_of(row)]}
@@ -99,13 +102,20 @@ def _with_students(candidates: Rows, previous: Rows, found: Found) -> tuple[list
     return records + [row for row in before if key_of(row) in found.recycled], before
 
 
-def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[list[Row], Collection[Any]]:
+def _stays(
+    now: Delivery,
+    records: Rows,
+    previous: Rows,
+    before: Rows,
+    *,
+    students: Mapping[Key, str],
+    spared: Collection[Key],
+) -> tuple[list[Row], Collection[Any]]:
     """The stays of the year, and the keys of those that wait for a person. Who was expected comes on the day, also where
     only a reading of before says so, unless that said itself that the student waits; it has to be a system that takes part,
-    and no row that can't be read."""
-    students = {key_of(row): row["student_id"] for row in records}
+    and no row that can't be read, nor of a child whose id is another one's."""
     delivered = enrolled.placed_reports(now, students)
-    fates = enrolled.enrollment_fates(now, delivered)
+    fates = enrolled.enrollment_fates(now, delivered, spared)
     carried = enrolled.carried_over(before, delivered, fates)
     waiting = {
         (row["integration"], row["student_id"]) for row in records if row["enrollment_status"] == "pre_registered"
@@ -113,7 +123,8 @@ def _stays(now: Delivery, records: Rows, previous: Rows, before: Rows) -> tuple[
 
     def comes(stay: Row) -> bool:
         waits = (stay["integration"], stay["student_id"]) in waiting
-        heard = stay["integration"] in now.inputs.integrations and not fates.is_there(stay)
+        silent = fates.is_there(stay) or fates.is_spared(stay)
+        heard = stay["integration"] in now.inputs.integrations and not silent
         return stay["status"] == "pre_registered" and heard and not waits
 
     reports = delivered + [stay | {"status": "active"} if comes(stay) else stay for stay in carried]

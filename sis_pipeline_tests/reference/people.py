@@ -30,7 +30,8 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Facts:
-    """What is compared of a record, or, where `key` is None, of a student as published."""
+    """What is compared of a record, or, where `key` is None, of a student as published; `once_…` is what the student is, or
+    was, published as, and nothing of a record."""
 
     key: Key | None
     student: str | None
@@ -42,6 +43,8 @@ class Facts:
     last: str | None
     firsts: frozenset[str]
     lasts: frozenset[str]
+    once_firsts: frozenset[str]
+    once_lasts: frozenset[str]
     birth: date | None
     email: str | None
     phones: frozenset[str]
@@ -52,12 +55,13 @@ class Facts:
 @dataclass(frozen=True)
 class Found:
     """`students`: of every record the student, the rule and the confidence. `near`, `cut`: rows as `merge_district` has
-    them. `retired`: a student's id that is now another's. `everybody`: the student of every record ever linked."""
+    them. `recycled`: whose id was given to another child; `questions`: rows as of near matches, that ask about these. `retired`: a student's id that is now another's. `everybody`: the student of every record ever linked."""
 
     students: Mapping[Key, tuple[str, str, float]]
     near: Sequence[Row]
     cut: Sequence[Row]
     recycled: frozenset[Key]
+    questions: Sequence[Row]
     retired: Mapping[str, str]
     everybody: Mapping[Key, str]
 
@@ -79,7 +83,7 @@ def _by_id(it: Facts, number: tuple[str, str] | None) -> Iterator[Signature]:
     for first in it.firsts if number else ():
         if it.birth:
             yield number, first, it.birth
-        for last in it.lasts:
+        for last in it.lasts | it.once_lasts:
             yield number, first, last
 
 
@@ -159,12 +163,15 @@ def who_is_who(
     students: Sequence[Row],
     before: Sequence[Row],
     decisions: Sequence[Row] = (),
+    former: Sequence[Row] = (),
 ) -> Found:
     """`records` have `school_id`; `before`: what records said when they were published; `decisions` are between two
-    records, and no link joins two that were told apart."""
+    records, and no link joins two that were told apart. `former`: names that were published of students before."""
     link = {(row["integration"], row["sis_id"]): row for row in links}
-    facts = _facts(records, students)
-    recycled = frozenset(_recycled(facts, link, _facts(before, [])))
+    facts = _facts(records, students, former)
+    was = {(row["integration"], row["sis_id"]): row["student_id"] for row in before}
+    recycled = frozenset(_recycled(facts, link, _facts(before, []), was))
+    questions = [row for key in sorted(recycled) for row in _question(district, facts, key, link, was.get(key))]
     facts = [it for it in facts if it.key not in recycled]
     numbers = _numbers(facts, link)
     same, with_two_ids, told = (
@@ -188,10 +195,10 @@ def who_is_who(
     assigned = _assigned(facts, group, ids, found_before=found_before, link=link, rules=rules, near=near)
     now = {key: student for key, (student, _, _) in assigned.items()}
     before = {key: retired.get(row["student_id"], row["student_id"]) for key, row in link.items()}
-    return Found(assigned, near, _cut_rows(facts, cut), recycled, retired, {**before, **now})
+    return Found(assigned, near, _cut_rows(facts, cut), recycled, questions, retired, {**before, **now})
 
 
-def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
+def _facts(records: Sequence[Row], students: Sequence[Row], former: Sequence[Row] = ()) -> list[Facts]:
     """Records by their key, then students by their id, so that nothing depends on the order in which they came."""
     rows = [
         *sorted(records, key=lambda row: (row["integration"], row["sis_id"])),
@@ -203,6 +210,12 @@ def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
         number = spelling.exact(row[kind])
         return (spelling.exact(row[f"{kind}_issuer"]) or only[kind], number) if number else None
 
+    def once(row: Row, variants: Callable[[Row], frozenset[str]]) -> frozenset[str]:
+        if "sis_id" in row:
+            return frozenset()
+        names = [one for one in former if one["student_id"] == row["student_id"]]
+        return frozenset().union(*(variants(one) for one in (row, *names)))
+
     return [
         Facts(
             key=(row["integration"], row["sis_id"]) if "sis_id" in row else None,
@@ -212,8 +225,10 @@ def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
             local_id=issued(row, "local_id"),
             first=spelling.name(row["first_name"]),
             last=spelling.name(row["last_name"]),
-            firsts=spelling.first_names(row["first_name"], row["preferred_first_name"]),
-            lasts=spelling.last_names(row["last_name"], row["preferred_last_name"]),
+            firsts=_firsts(row),
+            lasts=_lasts(row),
+            once_firsts=once(row, _firsts),
+            once_lasts=once(row, _lasts),
             birth=row["birth_date"],
             email=spelling.email(row["email"]),
             phones=frozenset(
@@ -226,38 +241,90 @@ def _facts(records: Sequence[Row], students: Sequence[Row]) -> list[Facts]:
     ]
 
 
+def _firsts(row: Row) -> frozenset[str]:
+    return spelling.first_names(row["first_name"], row.get("preferred_first_name"))
+
+
+def _lasts(row: Row) -> frozenset[str]:
+    return spelling.last_names(row["last_name"], row.get("preferred_last_name"))
+
+
 def _only_issuer(rows: Iterable[Row], kind: str) -> str:
     """An issuer that is not named is the only one that the district's records name, if there is only one."""
     named = {spelling.exact(row[f"{kind}_issuer"]) for row in rows} - {None}
     return str(next(iter(named))) if len(named) == 1 else ""
 
 
-def _recycled(facts: Sequence[Facts], link: Mapping[Key, Row], before: Sequence[Facts]) -> Iterator[Key]:
-    """Records that tell of another child, by name and birth date, than the student they were is published as, and than
-    they told of themselves before."""
+def _recycled(
+    facts: Sequence[Facts], link: Mapping[Key, Row], before: Sequence[Facts], was: Mapping[Key, str]
+) -> Iterator[Key]:
+    """Records of which two of name, birth date and state id are others than those of the student they were, as published;
+    but for what they told of the same student before."""
     students = {it.student: it for it in facts if it.student}
     own = {it.key: it for it in before}
     for it in facts:
         if it.key in link and it.key:
             student = students.get(link[it.key]["student_id"])
-            if student and _is_another(it, student) and not (it.key in own and _is_as_before(it, own[it.key])):
+            others = _others(it, student) if student else set()
+            told = own.get(it.key)
+            if told and student and was[it.key] == student.student:
+                others -= _told_before(it, told) if len(others) > 1 else set()
+            if len(others) > 1:
                 yield it.key
 
 
-def _is_another(it: Facts, student: Facts) -> bool:
-    known = it.birth is not None and student.birth is not None
-    return known and it.birth != student.birth and not _same_name(it, student)
+def _others(it: Facts, student: Facts) -> set[str]:
+    """What is known of both and not the same."""
+    found = set()
+    if not _same_name(it, student):
+        found.add("name")
+    if it.birth and student.birth and it.birth != student.birth:
+        found.add("birth")
+    if it.ssid and student.ssid and it.ssid[0] == student.ssid[0] and it.ssid[1] != student.ssid[1]:
+        found.add("ssid")
+    return found
 
 
-def _is_as_before(it: Facts, own: Facts) -> bool:
-    return _same_name(it, own) or (it.birth is not None and it.birth == own.birth)
+def _told_before(it: Facts, told: Facts) -> set[str]:
+    found = set()
+    if _same_name(it, told):
+        found.add("name")
+    if it.birth is not None and it.birth == told.birth:
+        found.add("birth")
+    if it.ssid and told.ssid and it.ssid[1] == told.ssid[1]:
+        found.add("ssid")
+    return found
 
 
 def _same_name(it: Facts, other: Facts) -> bool:
     """First and last name, or what is known of them."""
-    same_first = not (it.firsts and other.firsts) or it.firsts & other.firsts
     same_last = not (it.lasts and other.lasts) or it.lasts & other.lasts
-    return bool(same_first and same_last)
+    return bool(_same_first(it, other) and same_last)
+
+
+def _same_first(it: Facts, other: Facts) -> bool:
+    """Maria is Maria Elena, but Maria Jose is not."""
+    shared = it.firsts & other.firsts
+    if len(shared) == 1 and it.first and other.first:
+        [word] = shared
+        go_on = all(name.startswith(word) and name != word for name in (it.first, other.first))
+        return not go_on or it.first.startswith(other.first) or other.first.startswith(it.first)
+    return bool(shared) or not (it.firsts and other.firsts)
+
+
+def _question(
+    district: str, facts: Sequence[Facts], key: Key, link: Mapping[Key, Row], was: str | None
+) -> Iterator[Row]:
+    """Whether a record is somebody new; not where it was published of another one than it is linked to."""
+    student = link[key]["student_id"]
+    if was is not None and was != student:
+        return
+    [one] = [number for number, it in enumerate(facts) if it.key == key]
+    [other] = [number for number, it in enumerate(facts) if it.student == student]
+    taken = {row["student_id"] for row in link.values()} | {it.student for it in facts if it.student}
+    named = (derived_id("student", district, *key, *salt) for salt in _salts())
+    ids = {one: next(new for new in named if new not in taken), other: student}
+    yield _near_row(facts, range(len(facts)), ids, (one, other), "recycled_id")
 
 
 def _numbers(facts: Sequence[Facts], link: Mapping[Key, Row]) -> dict[Key, int]:
@@ -318,7 +385,8 @@ def _surely_named(facts: Sequence[Facts]) -> list[Facts]:
             names = full[signature]
             if not all(max(names, key=len).startswith(name) for name in names):
                 doubtful[signature[0]].add(signature[1])
-        return replace(it, firsts=it.firsts - doubtful["first"], lasts=it.lasts - doubtful["last"])
+        first, last = doubtful["first"], doubtful["last"]
+        return replace(it, firsts=it.firsts - first, lasts=it.lasts - last, once_lasts=it.once_lasts - last)
 
     return [surely(it) for it in facts]
 
@@ -327,11 +395,11 @@ def _lesser_names(it: Facts) -> Iterator[tuple[Signature, str]]:
     """What somebody else may go by too, beside whom, and the full name that it stands for."""
     ids = [("ssid", it.ssid), ("local_id", it.local_id)]
     shared = [one for one in ids if one[1]]
-    twins = [("birth", it.birth, last) for last in it.lasts if it.birth]
+    twins = [("birth", it.birth, last) for last in it.lasts | it.once_lasts if it.birth]
     for beside in [*shared, *twins] if it.first else ():
         yield from ((("first", name, beside), it.first) for name in it.firsts - {it.first})
     for beside in shared if it.last else ():
-        yield from ((("last", name, beside), it.last) for name in it.lasts - {it.last})
+        yield from ((("last", name, beside), it.last) for name in (it.lasts | it.once_lasts) - {it.last})
 
 
 def _strengths(facts: Sequence[Facts], same: Sequence[Pair]) -> Iterator[tuple[int, list[tuple[Pair, str]]]]:
@@ -469,12 +537,13 @@ def _assigned(
 def _near(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], told: Sequence[Pair]) -> list[Row]:
     """Two students who may be one, each two once, by the strongest doubt and the first records that show it.
 
-    What is published of a student counts only where no record says how it is now. A person's word leaves no doubt, nor do
-    two state ids of one issuer, but where name and birth date are the same; who is in a better near match is not asked
-    about by likeness alone.
+    What is published of a student counts only where no record says how it is now, but for names. A person's word leaves no
+    doubt, nor do two state ids of one issuer, but where name and birth date are the same; who is in a better near match is
+    not asked about by likeness alone.
     """
     delivered = {group[number] for number, it in enumerate(facts) if it.key}
     present = [number for number, it in enumerate(facts) if it.key or group[number] not in delivered]
+    facts = _with_forgotten_names(facts, group, present)
     found: list[tuple[int, Pair, str]] = []
     for strength, (rule, signatures) in enumerate(DOUBTS):
         found += [(strength, pair, rule) for pair in _neighbours(facts, group, present, signatures)]
@@ -504,6 +573,23 @@ def _near(facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], 
         for two, (strength, pair, rule) in strongest.items()
         if (strength < LESSER or not two & better) and any(facts[number].key for number in pair)
     ]
+
+
+def _with_forgotten_names(facts: Sequence[Facts], group: Sequence[int], present: Sequence[int]) -> list[Facts]:
+    """With the names that are, or were, published of a student and that nobody of the group says any more."""
+    once: dict[int, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    for one, it in zip(group, facts, strict=True):
+        once[one][0].update(it.once_firsts)
+        once[one][1].update(it.once_lasts)
+    for number in present:
+        once[group[number]][0].difference_update(facts[number].firsts)
+        once[group[number]][1].difference_update(facts[number].lasts)
+    found = []
+    for one, it in zip(group, facts, strict=True):
+        firsts, lasts = map(frozenset, once[one])
+        names = {"firsts": it.firsts | firsts, "lasts": it.lasts | lasts}
+        found.append(replace(it, **names, once_firsts=firsts, once_lasts=lasts))
+    return found
 
 
 def _neighbours(
@@ -601,6 +687,8 @@ def evidence(one: Facts, other: Facts) -> list[str]:
     first, last, birth = likeness(one, other)
     nick = nickname(one, other)
     same_first, same_last = (bool(a) and a == b for a, b in ((one.first, other.first), (one.last, other.last)))
+    former_first = one.once_firsts & other.firsts or one.firsts & other.once_firsts
+    former_last = one.once_lasts & other.lasts or one.lasts & other.once_lasts
     facts = {
         "ssid": one.ssid and one.ssid == other.ssid,
         "local_id": one.local_id and one.local_id == other.local_id,
@@ -611,8 +699,9 @@ def evidence(one: Facts, other: Facts) -> list[str]:
         "school": one.school and one.school == other.school,
         "grade_level": one.grade and one.grade == other.grade,
         "nickname": nick,
-        "similar first_name": first >= 0.85 - ROUNDING and not nick and not same_first,
-        "similar last_name": last >= 0.85 - ROUNDING and not same_last,
+        "similar first_name": first >= 0.85 - ROUNDING and not nick and not former_first and not same_first,
+        "similar last_name": last >= 0.85 - ROUNDING and not former_last and not same_last,
+        "former name": former_first or former_last,
         "swapped day and month": birth == 0.9,
         "birth_date but for a digit": birth == 0.8,
         "phone": one.phones & other.phones,
@@ -621,7 +710,13 @@ def evidence(one: Facts, other: Facts) -> list[str]:
 
 
 def _near_row(
-    facts: Sequence[Facts], group: Sequence[int], ids: Mapping[int, str], pair: Pair, rule: str, *, two_ids: bool
+    facts: Sequence[Facts],
+    group: Sequence[int],
+    ids: Mapping[int, str],
+    pair: Pair,
+    rule: str,
+    *,
+    two_ids: bool = False,
 ) -> Row:
     one, other = (facts[number] for number in pair)
     agreeing = evidence(one, other)

@@ -93,6 +93,8 @@ record = st.fixed_dictionaries(
 FIRST, LAST = ("Ines", "Omar", "Ruth", "Sven", "Yuki"), ("Abbot", "Castle", "Dunn", "Esposito", "Vogel")
 policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
 LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
+OTHER_CHILD = ("first_name", "last_name", "birth_date", "ssid")
+"""What makes a record that of a child to whom an id was given."""
 WHO = ("first_name", "last_name", "birth_date", "ssid", "local_id", "email")
 _seldom = st.sampled_from([False] * 8 + [True])
 edits = st.dictionaries(st.sampled_from([*VALUES, *WHO, *WHO, *WHO]), st.none(), max_size=3)
@@ -128,6 +130,13 @@ def edited(draw: st.DrawFn, row: Row) -> Row:
 
 
 @st.composite
+def given_away(draw: st.DrawFn, row: Row) -> Row:
+    """The record's id with another child, whose enrollments may be other ones."""
+    other = draw(record)
+    return (draw(edited(row)) if draw(st.booleans()) else row) | {name: other[name] for name in OTHER_CHILD}
+
+
+@st.composite
 def three_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row, Row]:
     """Three deliveries, the second made of the first; the third is the second, read whole."""
     people = draw(st.lists(record, min_size=1, max_size=3))
@@ -138,8 +147,7 @@ def three_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row, Row]:
         if became == "quarantined":
             lost.append(row)
         elif became == "given away":
-            other = draw(record)
-            second.append(row | {name: other[name] for name in ("first_name", "last_name", "birth_date", "ssid")})
+            second.append(draw(given_away(row)))
         elif became != "gone":
             changed = draw(edited(row)) if became == "edited" else row
             second.append(changed | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
@@ -229,7 +237,9 @@ def many_days(draw: st.DrawFn) -> list[Day]:
     for number in range(draw(st.integers(3, 6))):
         for name in draw(st.lists(st.sampled_from(sorted(known)), max_size=2)) if number else ():
             became = draw(fate)
-            row = draw(edited(known[name])) if became == "edited" else known[name]
+            row = known[name]
+            if became in {"edited", "given away"}:
+                row = draw(edited(row) if became == "edited" else given_away(row))
             rows = {key: one for key, one in rows.items() if key != name}
             if became == "quarantined":
                 lost = [*lost, row]

@@ -60,7 +60,13 @@ def published_seats(now: Delivery, renamed: Mapping[str, str]) -> list[Row]:
 
 
 def seats(
-    now: Delivery, students: Mapping[Key, str], before: Sequence[Row], known: Mapping[str, Row], stays: Iterable[Row]
+    now: Delivery,
+    students: Mapping[Key, str],
+    before: Sequence[Row],
+    known: Mapping[str, Row],
+    stays: Iterable[Row],
+    *,
+    spared: Iterable[Key],
 ) -> tuple[list[Row], Collection[Any]]:
     """The seats of the year with `evidence`, and the keys of those as before whose end has to wait for a person."""
     newest: dict[Key, str] = {}
@@ -73,7 +79,7 @@ def seats(
         if row["role"] == "student" and section and student:
             whole = row | {"section_id": section, "person_id": student, "district": now.district}
             placed.append({name: whole.get(name, now.year) for name in COLUMNS})
-    fates = now.fates("section_enrollments", map(key_of, placed))
+    fates = now.fates("section_enrollments", map(key_of, placed), spared=spared)
     reported = _one_each(placed + [seat for seat in before if fates.of(seat) == "carried"])
     told = set(map(seat_key, reported))
     target = [seat | {"evidence": None} for seat in reported]

@@ -53,11 +53,11 @@ def placed_reports(now: Delivery, students: Mapping[Key, str]) -> list[Row]:
     return reports
 
 
-def enrollment_fates(now: Delivery, reports: Iterable[Row]) -> Fates:
+def enrollment_fates(now: Delivery, reports: Iterable[Row], spared: Iterable[Key]) -> Fates:
     """The enrollments of a student who is deleted are deleted too."""
     gone = {key_of(row) for row in now.all["students"] if row["record_status"] == "to_be_deleted"}
     deleted = [key_of(row) for row in now.all["enrollments"] if (row["integration"], row["student_sis_id"]) in gone]
-    return now.fates("enrollments", map(key_of, reports), deleted)
+    return now.fates("enrollments", map(key_of, reports), deleted, spared)
 
 
 def combined(now: Delivery, reports: Sequence[Row]) -> list[Row]:

@@ -14,10 +14,11 @@ from hypothesis import given
 from sis_pipeline.roster.contract import Memory
 from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.guard import Hold
+from sis_pipeline.roster.names import no_former_names
 from sis_pipeline_tests.reference import benchmark
 from sis_pipeline_tests.reference.comparing import differences
 from sis_pipeline_tests.reference.rosters import DAYS, Day, inputs, many_days, three_days
-from sis_pipeline_tests.roster.rosters import Roster, laws, merged_both_ways, publish
+from sis_pipeline_tests.roster.rosters import Roster, former_names, laws, merged_both_ways, publish
 
 
 @laws(7)
@@ -25,11 +26,13 @@ from sis_pipeline_tests.roster.rosters import Roster, laws, merged_both_ways, pu
 def test_three_days_of_a_nasty_roster_are_merged_as_the_rules_say(days: tuple[dict[str, Any], ...]) -> None:
     tables: dict[str, pl.DataFrame] = {}
     memory: Memory | None = None
+    called = no_former_names()
     for day, as_of in zip(days, DAYS, strict=True):
-        given_now = inputs(day, tables, as_of, memory=memory)
+        given_now = inputs(day, tables, as_of, memory=memory, former_names=called)
         merged = merge_district(given_now)
         assert differences(given_now, merged) == []
-        tables, memory = publish(tables, merged), merged.memory
+        before, tables, memory = tables, publish(tables, merged), merged.memory
+        called = former_names(before, tables, called)
 
 
 @laws(3)
@@ -38,9 +41,11 @@ def test_the_students_that_nothing_touches_are_as_a_whole_merge_has_them(days: l
     tables: dict[str, pl.DataFrame] = {}
     memory: Memory | None = None
     held: Sequence[Hold] = ()
+    called = no_former_names()
     for day in days:
-        merged = merged_both_ways(day.inputs(tables, held, memory=memory))
-        tables, memory, held = publish(tables, merged), merged.memory, merged.held
+        merged = merged_both_ways(day.inputs(tables, held, memory=memory, former_names=called))
+        before, tables, memory, held = tables, publish(tables, merged), merged.memory, merged.held
+        called = former_names(before, tables, called)
 
 
 def test_two_days_of_the_benchmarks_roster_are_merged_as_the_rules_say() -> None:

@@ -17,6 +17,7 @@ from sis_pipeline.roster.district import merge_district
 from sis_pipeline.roster.frames import empty, polars_schema
 from sis_pipeline.roster.frames import example_frame as typed
 from sis_pipeline.roster.model import ENTITIES, MERGED
+from sis_pipeline.roster.names import FORMER_NAMES, no_former_names
 from sis_pipeline.roster.presence import RECORD
 
 YEAR = "2025-2026"
@@ -24,6 +25,7 @@ DAY_1 = date(2025, 10, 1)
 DAY_2 = date(2025, 10, 2)
 SNAPSHOT = "00000000-0000-4000-8000-000000000001"
 OPERATION = "00000000-0000-4000-8000-0000000000aa"
+NAMES = ("first_name", "last_name")
 
 
 def laws(examples: int) -> settings:
@@ -221,6 +223,18 @@ def publish(tables: Mapping[str, pl.DataFrame], merged: MergedRoster, year: str 
             rest = rest.filter(~pl.col("staff_id").is_in(list(merged.retired_staff)))
         after[name] = pl.concat([rest, frame]).sort(MERGED[name].key)
     return after
+
+
+def former_names(
+    before: Mapping[str, pl.DataFrame], after: Mapping[str, pl.DataFrame], known: pl.DataFrame | None = None
+) -> pl.DataFrame:
+    """Names of before, as the trigger on `students` notes them, and those `known`."""
+    if not before:
+        return no_former_names()
+    both = before["students"].join(after["students"], on="student_id", suffix="_now")
+    first, last = (pl.col(name).str.to_lowercase() != pl.col(f"{name}_now").str.to_lowercase() for name in NAMES)
+    noted = both.filter((first != last) & pl.col("birth_date").eq_missing(pl.col("birth_date_now")))
+    return pl.concat([no_former_names() if known is None else known, noted.select(list(FORMER_NAMES))])
 
 
 def merge(roster: Roster, existing: Mapping[str, pl.DataFrame] | None = None, **rest: Any) -> MergedRoster:

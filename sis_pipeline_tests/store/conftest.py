@@ -111,7 +111,7 @@ def merged_roster(
         held=tuple(held),
         near_matches=nothing,
         cut_chains=nothing,
-        recycled=nothing,
+        recycled=pl.DataFrame(schema={"integration": pl.String, "sis_id": pl.String, "entity": pl.String}),
         retired=retired or {},
         retired_staff={},
         stats=MergeStats(

@@ -234,7 +234,7 @@ def test_two_state_ids_are_not_confirmed_by_accident(database, snapshots, merges
 
 def test_a_near_match_that_is_no_longer_found_is_withdrawn_and_comes_back(database, snapshots, merges, who):
     [one] = who.near_matches()
-    deliver(snapshots, first_name="Zoe")
+    deliver(snapshots, birth_date=date(2014, 9, 21))
     merge(database, merges)
     assert who.near_matches() == []
     with pytest.raises(ConfigError, match="was withdrawn"):
@@ -601,3 +601,64 @@ def test_an_erased_student_takes_no_doubt_about_a_teacher_along(database, snapsh
     student = holders(database)["lincoln-ps/7"]
     Erasing(database, snapshots.files, lambda: vault).erase(student, "ada", "asked for", force=True)
     assert teacher.people.near_matches() == [one]
+
+
+def give_number_to_ben(database, snapshots, merges):
+    """Bea's number is Ben's by now; the merge of that is published."""
+    good_snapshot(
+        snapshots,
+        students=[
+            sis_student("7", birth_date=BORN, local_id="L7"),
+            sis_student("8", first_name="Ben", last_name="Other", birth_date=date(2016, 9, 9)),
+        ],
+    )
+    merge(database, merges)
+
+
+@pytest.fixture
+def recycled(database, snapshots, merges, once):
+    def given():
+        add_integration(database, "lincoln-ic")
+        students = [
+            sis_student("7", birth_date=BORN, local_id="L7"),
+            sis_student("8", first_name="Bea", birth_date=BORN),
+        ]
+        good_snapshot(snapshots, students=students)
+        merge(database, merges)
+        give_number_to_ben(database, snapshots, merges)
+
+    once("recycled", given)
+    return Identities(database)
+
+
+@pytest.mark.parametrize("way", ["distinct", "split"])
+def test_a_recycled_id_waits_and_becomes_somebody_new(database, merges, recycled, way):
+    bea = holders(database)["lincoln-ps/8"]
+    [asked] = recycled.near_matches("lincoln")
+    assert asked.is_recycled
+    assert [side.record for side in asked.sides] == [("lincoln-ps", "8"), None]
+    assert asked.sides[1].student_id == bea
+    assert merges.set_aside("lincoln", YEAR, "student", ("lincoln-ps", "8"))["first_name"] == "Ben"
+    if way == "distinct":
+        recycled.distinct(asked.near_match_id, "ada", "a new boy")
+    else:
+        recycled.split(bea, ("lincoln-ps", "8"), "ada", "a new boy")
+    for _ in range(2):
+        merge(database, merges)
+        ben = holders(database)["lincoln-ps/8"]
+        assert ben == asked.sides[0].student_id != bea
+        names = count(database, f"select count(*) from sis.students where student_id = '{ben}' and first_name = 'Ben'")
+        assert names == 1
+        assert recycled.near_matches() == []
+    assert recycled.near_match(asked.near_match_id).status == "decided"
+
+
+def test_a_recycled_id_that_is_none_is_whose_it_was(database, merges, recycled):
+    bea = holders(database)["lincoln-ps/8"]
+    [asked] = recycled.near_matches()
+    recycled.confirm(asked.near_match_id, "ada", "a new name, and a wrong birth date")
+    for _ in range(2):
+        merge(database, merges)
+        assert holders(database)["lincoln-ps/8"] == bea
+        assert count(database, f"select count(*) from sis.students where student_id = '{bea}' and first_name = 'Ben'")
+        assert recycled.near_matches() == []
