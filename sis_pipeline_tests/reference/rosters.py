@@ -99,7 +99,11 @@ edits = st.dictionaries(st.sampled_from([*VALUES, *WHO, *WHO, *WHO]), st.none(),
 CLEARED = ("preferred_first_name", "email", "phone", "mobile_phone", "home_street", "home_city")
 cleared = st.sets(st.sampled_from(CLEARED), max_size=4)
 stay_edits = st.dictionaries(st.sampled_from(sorted(STAY)), st.none(), min_size=1, max_size=2)
-fate = st.sampled_from(["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "tombstone", "quarantined", "given away"])
+fate = st.sampled_from(
+    ["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "alone", "tombstone", "quarantined", "given away"]
+)
+ALONE: Row = {"email": "changed@example.org", "stays": [], "seats": []}
+"""A student told with a change, and no enrollment, as by a reading that repeats nothing unchanged."""
 
 
 @st.composite
@@ -146,14 +150,23 @@ def three_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row, Row]:
             lost.append(row)
         elif became == "given away":
             second.append(draw(given_away(row)))
+        elif became == "alone":
+            second.append(row | ALONE)
         elif became != "gone":
             changed = draw(edited(row)) if became == "edited" else row
             second.append(changed | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
     fresh = [draw(told_of(people)) | {"sis_id": f"n{number}"} for number in range(draw(st.integers(0, 3)))]
+    complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
+    if draw(st.booleans()):  # a child whom one system drops while another, read in part, names it alone
+        dropping, naming, _ = draw(st.permutations("abc"))
+        child = draw(record) | {"stays": [draw(stay) | {"school": "1", "status": "active", "exit_date": None}]}
+        child |= {"sis_id": "both", "integration": naming}
+        first += [_numbered(child), _numbered(child | {"integration": dropping})]
+        second.append(child | ALONE)
+        complete |= {dropping: "complete", naming: draw(st.sampled_from(["partial", "delta"]))}
     stopped = draw(st.sampled_from(CLEARED)), draw(st.sampled_from("abc-"))
     second = [_numbered(_without(row, *stopped)) for row in [*second, *fresh]]
     priorities = draw(st.permutations([1, 2, 2]))
-    complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
     named = [(row["integration"], row["sis_id"], None) for row in first]
     two = st.lists(st.sampled_from(named), min_size=2, max_size=2, unique=True)
     verdicts = st.tuples(two, st.sampled_from([SAME, DISTINCT]))
@@ -238,6 +251,7 @@ def many_days(draw: st.DrawFn) -> list[Day]:
             row = known[name]
             if became in {"edited", "given away"}:
                 row = draw(edited(row) if became == "edited" else given_away(row))
+            row = row | ALONE if became == "alone" else row
             rows = {key: one for key, one in rows.items() if key != name}
             if became == "quarantined":
                 lost = [*lost, row]

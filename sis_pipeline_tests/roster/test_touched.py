@@ -230,6 +230,25 @@ def test_of_two_records_a_partial_reading_may_leave_out_the_one_that_knew_the_en
     assert anew(first, first.without("b1", integration="b"), integrations=parts) == 1
 
 
+def test_what_is_over_and_was_told_twice_is_of_the_record_that_still_tells_it() -> None:
+    """A delta left one of two equal seats that had ended unsaid; the complete reading after it says the same of the student,
+    and by it that the one is gone."""
+    days: list[tuple[Completeness, str]] = [("complete", "x1"), ("delta", "x2"), ("complete", "x2")]
+    tables: dict[str, pl.DataFrame] = {}
+    memory: Memory | None = None
+    for later, (verdict, seat) in enumerate(days):
+        found = Roster().school("1").section("m").student("s1")
+        found.add(
+            "section_enrollments", sis_id=seat, section_sis_id="m", person_sis_id="s1",
+            begin_date="2025-08-18", end_date="2025-09-01",
+        )  # fmt: skip
+        parts = {"a": IntegrationInput(0, verdict)}
+        inputs = found.inputs(tables, as_of=DAY_1 + timedelta(days=later), integrations=parts, memory=memory)
+        merged = merged_both_ways(inputs)
+        tables, memory = publish(tables, merged), merged.memory
+    assert tables["section_enrollments"]["sis_id"].to_list() == ["x2"]
+
+
 def test_a_student_whose_row_somebody_deleted_is_published_again() -> None:
     first = merge(roster())
     tables = publish({}, first)
