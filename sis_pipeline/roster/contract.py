@@ -138,6 +138,7 @@ class DistrictInputs:
 class MergeStats:
     """Numbers for people and plots. `matched`: students with records in two or more integrations this year.
 
+    `other_year_rows`: enrollments, and sections with who sits in them, that were left out as another school year's.
     `due`: the ISO day from which on the same inputs are to be merged again, because a date in them has come; None where
     no day changes anything. `whole`: as DistrictInputs.whole.
     """

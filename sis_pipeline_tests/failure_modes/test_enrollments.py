@@ -174,6 +174,22 @@ def test_26_a_row_belongs_to_its_own_year_whichever_delivery_brings_it() -> None
     assert publish(tables, following, "2026-2027")["enrollments"].filter(school_year=YEAR).equals(tables["enrollments"])
 
 
+def test_26_a_section_belongs_to_the_year_of_its_terms() -> None:
+    """Last year's class in this year's delivery: counted with who sits in it, left out, and published by its own year."""
+    for of_last_year, named in ((2, '["then"]'), (0, '["then", "now"]'), (0, '["unheard of"]'), (0, None)):
+        roster = district().add("academic_sessions", sis_id="now", start_date="2025-08-18", end_date="2026-06-10")
+        then = {"start_date": "2024-08-18", "end_date": "2025-06-10", "school_year": LAST_YEAR}
+        roster.add("academic_sessions", sis_id="then", **then).section("m", "s1", session_sis_ids=named)
+        merged = merge(roster, loaded(district()), as_of=DAY_2)
+        assert merged.stats.other_year_rows == of_last_year
+        here = (merged.frames["sections"].height, merged.frames["section_enrollments"].height)
+        assert (here, events(merged)) == (((0, 0), []) if of_last_year else ((1, 1), [("section_add", "new_record")]))
+
+        own = Roster(LAST_YEAR)
+        own.rows = roster.rows
+        assert merge(own).frames["sections"]["school_year"].to_list() == [LAST_YEAR]
+
+
 def test_22_a_new_enrollment_at_the_same_school_the_next_day_is_a_correction() -> None:
     """A change of programme: the old row ends, a new one begins. Nobody left."""
     for entered in ("2025-10-01", "2025-10-02"):

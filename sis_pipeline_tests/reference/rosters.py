@@ -17,6 +17,7 @@ from sis_pipeline.roster.enrollments import STAY as STAY_KEY
 from sis_pipeline.roster.guard import Hold, Ruling, Rulings
 from sis_pipeline.roster.merge import EDITS
 from sis_pipeline.roster.policies import Policies
+from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline.roster.withdrawals import WITHDRAWALS
 from sis_pipeline_tests.roster.rosters import Roster
@@ -58,6 +59,7 @@ SECTIONS = {
     "fall": ("2025-08-18", "2025-10-10"),
     "spring": ("2026-01-05", "2026-06-10"),
     "year": ("2025-08-18", "2026-06-10"),
+    "last year": ("2024-08-19", "2025-06-10"),
 }
 ENTRIES = ["2025-08-18", "2025-08-25", "2025-09-01", "2025-09-10", "2025-10-10", "2025-12-01"]
 STAY: dict[str, st.SearchStrategy[Any]] = {
@@ -74,7 +76,7 @@ STAY: dict[str, st.SearchStrategy[Any]] = {
 stay = st.fixed_dictionaries(STAY)
 seat = st.fixed_dictionaries(
     {
-        "section": st.sampled_from(["fall", "spring", "year"]),
+        "section": st.sampled_from([*SECTIONS]),
         "begin_date": _mostly("2025-08-18", "2025-10-15", None),
         "end_date": _mostly(None, "2025-08-18", "2025-10-01", "2025-10-10", "2026-06-01"),
     }
@@ -90,7 +92,7 @@ record = st.fixed_dictionaries(
 )
 FIRST, LAST = ("Ines", "Omar", "Ruth", "Sven", "Yuki"), ("Abbot", "Castle", "Dunn", "Esposito", "Vogel")
 policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
-LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
+LENIENT = Thresholds(district_floor=99, school_floor=99, seat_floor=99, week_floor=99, exit_floor=99)
 OTHER_CHILD = ("first_name", "last_name", "birth_date", "ssid")
 """What makes a record that of a child to whom an id was given."""
 WHO = ("first_name", "last_name", "birth_date", "ssid", "local_id", "email")
@@ -323,7 +325,8 @@ def inputs(day: Row, existing: Mapping[str, pl.DataFrame], as_of: date, **rest: 
         for number in "123":
             roster.school(number, integration)
         for name, (begin, end) in SECTIONS.items():
-            of_year = {"title": name, "kind": "semester", "start_date": begin, "end_date": end}
+            year = SchoolYear.on(date.fromisoformat(begin)).key
+            of_year = {"title": name, "kind": "semester", "start_date": begin, "end_date": end, "school_year": year}
             roster.add("academic_sessions", sis_id=name, integration=integration, **of_year)
             roster.section(name, integration=integration, session_sis_ids=f'["{name}"]')
     for row in day["rows"]:

@@ -1091,7 +1091,7 @@ def test_the_order_of_the_input_decides_nothing(students: list[dict[str, Any]], 
 @given(
     st.lists(enrolled, min_size=1, max_size=7),
     st.lists(enrolled, min_size=0, max_size=7),
-    st.sampled_from([Thresholds(), Thresholds(district_floor=99, school_floor=99, exit_floor=99)]),
+    st.sampled_from([Thresholds(), Thresholds(district_floor=99, school_floor=99, seat_floor=99, exit_floor=99)]),
 )
 def test_feeding_the_result_back_changes_nothing(
     students: list[dict[str, Any]], later: list[dict[str, Any]], thresholds: Thresholds

@@ -95,6 +95,18 @@ def test_a_section_at_another_school_touches_those_who_sit_in_it() -> None:
     assert anew(roster(), moved) == 2
 
 
+def test_a_section_whose_terms_are_this_years_by_now_touches_those_who_sit_in_it() -> None:
+    def of(year: str) -> Roster:
+        found = Roster().school("1").student("s1").student("s2", last_name="Hill")
+        term = {"kind": "semester", "start_date": "2025-08-18", "end_date": "2026-01-10"}
+        found.add("academic_sessions", sis_id="t", school_year=year, **term)
+        found.section("m", "s1", session_sis_ids='["t"]')
+        return found
+
+    merged = again(of("2024-2025"), of("2025-2026"))
+    assert (merged.stats.students_merged, merged.frames["section_enrollments"].height) == (1, 1)
+
+
 def test_an_edited_student_is_merged_each_day_and_once_more_when_the_edit_is_gone() -> None:
     first = merge(roster())
     tables = publish({}, first)
@@ -178,8 +190,8 @@ def seat_given_away(it: Roster) -> None:
     it.rows["section_enrollments"][0].update(person_sis_id="s3", section_sis_id="n")
 
 
-FEW_EXITS = Thresholds(exit_floor=1, district_floor=99, school_floor=99, week_floor=99)
-NONE_GONE = Thresholds(district_floor=0, school_floor=0, week_floor=0)
+FEW_EXITS = Thresholds(exit_floor=1, district_floor=99, school_floor=99, seat_floor=99, week_floor=99)
+NONE_GONE = Thresholds(district_floor=0, school_floor=0, seat_floor=0, week_floor=0)
 STRICT = Thresholds()
 Told = tuple[Roster, Completeness, Thresholds]
 SEQUENCES: dict[str, list[Told]] = {
