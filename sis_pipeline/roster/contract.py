@@ -162,6 +162,8 @@ class MergeStats:
     undecided: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By integration: records that wait for a person's word because the id seems to be another one's (`recycled`), and
     pairs that two different state ids, or a person, keep apart although they would be joined (`cut_chains`)."""
+    irregular: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """As `enrollments.irregular`."""
     students_merged: int | None = None
     """Students that were merged anew; None in a merge of an earlier version, which merged all."""
     seats_merged: int | None = None

@@ -20,7 +20,7 @@ from sis_pipeline.roster.catalog import (
 from sis_pipeline.roster.changes import State, detect_changes
 from sis_pipeline.roster.contract import DistrictInputs, MergedRoster, MergeStats
 from sis_pipeline.roster.delivery import Delivery
-from sis_pipeline.roster.enrollments import OPEN, SEAT, STAY
+from sis_pipeline.roster.enrollments import OPEN, SEAT, STAY, irregular
 from sis_pipeline.roster.frames import empty, fit, rows_where
 from sis_pipeline.roster.guard import Entity, Hold, Question, guard, held_keys
 from sis_pipeline.roster.identity import RECYCLED, Resolution, resolve_schools
@@ -298,6 +298,7 @@ def _stats(
         integrations={key: _counts(now, people, sources, key) for key in sorted(now.inputs.integrations)},
         due=_due(now.inputs.as_of, frames["enrollments"], holds),
         unsupplied=people.unsupplied,
+        irregular=irregular(frames["enrollments"], now.of_year("enrollments")),
     )
 
 

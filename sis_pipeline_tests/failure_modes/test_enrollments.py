@@ -95,6 +95,11 @@ def test_19_of_stays_that_overlap_in_one_school_one_is_primary() -> None:
     ]
     who = merged.frames["student_years"].filter(pl.col("student_id") == student_of(tables, "s1"))
     assert (who.height, merged.stats.students) == (1, 40), "the child is counted once"
+    assert merged.stats.irregular == {"a": {"overlapping": 1}}, "and it is told"
+
+    after = district().stay("s1", "1", sis_id="again", entry_date="2025-09-10")
+    earlier = changed(after, "enrollments", "e-s1-1", exit_date="2025-09-10", status="withdrawn")
+    assert merge(earlier, tables, as_of=DAY_2).stats.irregular == {}, "one after the other is none"
 
 
 def test_20_a_second_school_is_a_second_enrollment_and_no_transfer() -> None:
@@ -108,8 +113,11 @@ def test_20_a_second_school_is_a_second_enrollment_and_no_transfer() -> None:
     ]
 
     both = district().stay("s1", "2", sis_id="second", entry_date="2025-10-02", enrollment_type="primary")
-    found = stays_of(merge(both, tables, as_of=DAY_2), tables, "s1", "enrollment_type")
+    irregular = merge(both, tables, as_of=DAY_2)
+    found = stays_of(irregular, tables, "s1", "enrollment_type")
     assert sorted(found) == ["primary", "secondary"], "two that call themselves primary are one primary"
+    assert events(irregular) == [("enroll", "new_record")], "an anomaly is no transfer"
+    assert (irregular.stats.irregular, merged.stats.irregular) == ({"a": {"second_primary": 1}}, {}), "and it is told"
 
 
 def test_23_a_stint_that_is_over_never_outranks_the_one_that_runs() -> None:
