@@ -40,7 +40,7 @@ from sis_pipeline.roster.contract import PUBLICATION
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, as_rows
-from sis_pipeline.store.merged import undecided_in_words, unsupplied_in_words, way_in_words
+from sis_pipeline.store.told import irregular_in_words, undecided_in_words, unsupplied_in_words, way_in_words
 
 MERGED_ASSETS: dict[str, str] = {
     "merged_students": "students",
@@ -54,6 +54,7 @@ MERGED_ASSETS: dict[str, str] = {
 """Asset -> the table it holds."""
 PUBLISHED = "published_roster"
 NOBODY_LOST = "every_district_merged"
+ONE_PRIMARY = "one_primary_enrollment"
 EVERY_PUBLISHED = "every_district_published"
 ROWS_MATCH = "rows_match_the_merge"
 INPUTS_FRESH = "inputs_are_fresh"
@@ -328,6 +329,12 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
                 partitions_def=years,
                 description="No record is set aside because its id seems to be given to somebody else, and no records are kept apart that would be joined. A warning: a person decides.",
             ),
+            dg.AssetCheckSpec(
+                ONE_PRIMARY,
+                asset=first,
+                partitions_def=years,
+                description="No student's enrollments overlap at one school, and none has two that their systems call primary. A warning only: one of them is published as primary.",
+            ),
         ],
     )
     def merge(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
@@ -341,11 +348,7 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
             )
             inputs = merging.merge_inputs(context.resources.roster, context.partition_key)
         for name, table in MERGED_ASSETS.items():
-            checks = (
-                [_merge_check(first, districts), waiting_result(first, {one.district: one.stats for one in districts})]
-                if name == first
-                else []
-            )
+            checks = _merge_checks(first, districts) if name == first else []
             metadata = _merged_metadata(table, districts) | _inputs_metadata(inputs)
             yield dg.MaterializeResult(asset_key=name, metadata=metadata, check_results=checks)
 
@@ -388,9 +391,27 @@ def _merged_metadata(table: str, districts: Sequence[merging.DistrictMerge]) -> 
     return metadata
 
 
+def _merge_checks(asset: str, districts: Sequence[merging.DistrictMerge]) -> list[dg.AssetCheckResult]:
+    stats = {one.district: one.stats for one in districts}
+    return [_merge_check(asset, districts), waiting_result(asset, stats), _primary_check(asset, districts)]
+
+
 def _merge_check(asset: str, districts: Sequence[merging.DistrictMerge]) -> dg.AssetCheckResult:
     troubles = {one.district: one.trouble for one in districts if one.trouble}
     return _troubles_check(asset, NOBODY_LOST, troubles, len(districts))
+
+
+def _primary_check(asset: str, districts: Sequence[merging.DistrictMerge]) -> dg.AssetCheckResult:
+    found = {one.district: irregular_in_words(one.stats) for one in districts}
+    told = [f"{district}: {words}" for district, words in found.items() if words]
+    return dg.AssetCheckResult(
+        passed=not told,
+        asset_key=asset,
+        check_name=ONE_PRIMARY,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=" ".join(told) or "Every student has one.",
+        metadata={"irregular": sentences(told)},
+    )
 
 
 def _troubles_check(asset: str, name: str, troubles: Mapping[str, Trouble], districts: int) -> dg.AssetCheckResult:

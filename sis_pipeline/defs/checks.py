@@ -16,7 +16,7 @@ from sis_pipeline.defs.deltas import drift_in_words, total
 from sis_pipeline.defs.metadata import counts_table
 from sis_pipeline.roster.model import ENTITIES
 from sis_pipeline.roster.validate import Referenced, Validated, pandera_schema
-from sis_pipeline.store.merged import undecided_in_words
+from sis_pipeline.store.told import undecided_in_words
 
 REFERENCES = "references"
 DRIFT = "deltas_missed_nothing"

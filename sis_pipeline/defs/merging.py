@@ -23,14 +23,9 @@ from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.store.bulk import Applied
 from sis_pipeline.store.freshness import Input, inputs_of
 from sis_pipeline.store.holds import StoredHold
-from sis_pipeline.store.merged import (
-    ErasedMeanwhileError,
-    Operation,
-    undecided_in_words,
-    unsupplied_in_words,
-    way_in_words,
-)
+from sis_pipeline.store.merged import ErasedMeanwhileError, Operation
 from sis_pipeline.store.publish import Published, SupersededError, publish
+from sis_pipeline.store.told import irregular_in_words, undecided_in_words, unsupplied_in_words, way_in_words
 
 Say = Callable[[str], Any]
 ATTEMPTS = 3
@@ -76,6 +71,7 @@ class DistrictPublication:
             "applied": {table: asdict(counts) for table, counts in applied.items()},
             "accounts": dict(self.published.accounts) if self.published else {},
             "unsupplied": self.stats.get("unsupplied", {}),
+            "irregular": self.stats.get("irregular", {}),
             "held": self.published.held if self.published else self.stats.get("held", 0),
             "open_holds": self.open_holds,
             "left_out": sorted(self.operation.withheld) if self.operation else [],
@@ -128,6 +124,8 @@ def _merged(roster: Roster, district: str, school_year: str, run_id: str, say: S
         say(f"{district}: {waiting}")
     if lost := unsupplied_in_words(stats):
         say(f"{district}: {lost} Check its permissions and its mapping.")
+    if doubtful := irregular_in_words(stats):
+        say(f"{district}: {doubtful}")
     return DistrictMerge(district, operation, merged=True, rows=manifest["rows"], stats=stats)
 
 

@@ -138,6 +138,7 @@ class DistrictInputs:
 class MergeStats:
     """Numbers for people and plots. `matched`: students with records in two or more integrations this year.
 
+    `other_year_rows`: enrollments, and sections with who sits in them, that were left out as another school year's.
     `due`: the ISO day from which on the same inputs are to be merged again, because a date in them has come; None where
     no day changes anything. `whole`: as DistrictInputs.whole.
     """
@@ -161,6 +162,8 @@ class MergeStats:
     undecided: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By integration: records that wait for a person's word because the id seems to be another one's (`recycled`), and
     pairs that two different state ids, or a person, keep apart although they would be joined (`cut_chains`)."""
+    irregular: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """As `enrollments.irregular`."""
     students_merged: int | None = None
     """Students that were merged anew; None in a merge of an earlier version, which merged all."""
     seats_merged: int | None = None

@@ -54,6 +54,18 @@ class Delivery:
         found = self.records(entity)
         return rows_where(found, found["school_year"] == self.inputs.school_year)
 
+    def sections_of_year(self) -> pl.DataFrame:
+        """The sections but those of which every session that they name is known to be another school year's."""
+        sections, sessions = self.records("sections"), self.records("academic_sessions")
+        others = rows_where(sessions, sessions["school_year"] != self.inputs.school_year)
+        if others.is_empty():
+            return sections
+        decoded = pl.col("session_sis_ids").str.json_decode(pl.List(pl.String))
+        named = sections.select(*RECORD, session=decoded).explode("session").drop_nulls("session")
+        ours = named.join(others, left_on=["integration", "session"], right_on=RECORD, how="anti")
+        foreign = named.join(ours, on=RECORD, how="anti")
+        return sections.join(foreign, on=RECORD, how="anti", maintain_order="left")
+
     def tombstones(self, entity: str) -> pl.DataFrame:
         found = self.all(entity)
         return rows_where(found, found["record_status"] == "to_be_deleted")

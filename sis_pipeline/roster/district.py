@@ -20,7 +20,7 @@ from sis_pipeline.roster.catalog import (
 from sis_pipeline.roster.changes import State, detect_changes
 from sis_pipeline.roster.contract import DistrictInputs, MergedRoster, MergeStats
 from sis_pipeline.roster.delivery import Delivery
-from sis_pipeline.roster.enrollments import OPEN, SEAT, STAY
+from sis_pipeline.roster.enrollments import OPEN, SEAT, STAY, irregular
 from sis_pipeline.roster.frames import empty, fit, rows_where
 from sis_pipeline.roster.guard import Entity, Hold, Question, guard, held_keys
 from sis_pipeline.roster.identity import RECYCLED, Resolution, resolve_schools
@@ -175,7 +175,7 @@ def _catalog(now: Delivery, school_ids: pl.DataFrame, staff: Resolution, before:
     known = pl.concat([courses, now.existing("courses")]).unique("course_id", keep="first", maintain_order=True)
     references = {"schools": school_ids, "courses": known, "staff": staff.meant.rename({"person_id": "teacher_id"})}
     sections = published_sections(
-        now.records("sections"),
+        now.sections_of_year(),
         references,
         now.records("academic_sessions"),
         now.records("section_enrollments"),
@@ -284,7 +284,6 @@ def _stats(
     sources = frames["student_sources"]
     systems = sources.group_by("student_id").agg(pl.col("integration").n_unique())
     kinds = frames["enrollment_changes"]["kind"].value_counts().sort("kind")
-    all_years = now.records("enrollments").height
     return MergeStats(
         students=systems.height,
         matched=systems.filter(pl.col("integration") > 1).height,
@@ -295,11 +294,21 @@ def _stats(
         changes=dict(kinds.iter_rows()),
         held=sum(hold.removals for hold in holds),
         recycled=people.resolution.recycled.height,
-        other_year_rows=all_years - now.of_year("enrollments").height,
+        other_year_rows=_other_year_rows(now),
         integrations={key: _counts(now, people, sources, key) for key in sorted(now.inputs.integrations)},
         due=_due(now.inputs.as_of, frames["enrollments"], holds),
         unsupplied=people.unsupplied,
+        irregular=irregular(frames["enrollments"], now.of_year("enrollments")),
     )
+
+
+def _other_year_rows(now: Delivery) -> int:
+    """Enrollments and sections of other school years, with who sits in those."""
+    sections = now.records("sections", RECORD).join(now.sections_of_year(), on=RECORD, how="anti")
+    seats = now.records("section_enrollments", ["integration", "section_sis_id"])
+    within = seats.join(sections, left_on=["integration", "section_sis_id"], right_on=RECORD, how="semi")
+    enrollments = now.records("enrollments", RECORD).height - now.of_year("enrollments").height
+    return enrollments + sections.height + within.height
 
 
 def _due(as_of: date, stays: pl.DataFrame, holds: Sequence[Hold]) -> str | None:

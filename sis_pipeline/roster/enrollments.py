@@ -10,7 +10,7 @@ import polars as pl
 
 from sis_pipeline.roster.frames import rows_in_common, without_rows
 from sis_pipeline.roster.model import ENTRY_DATE_SOURCES
-from sis_pipeline.roster.presence import ABSENT, CARRIED, TOMBSTONE, Presence
+from sis_pipeline.roster.presence import ABSENT, CARRIED, RECORD, TOMBSTONE, Presence
 
 SAME_STAY_DAYS = 14
 TRANSFER_DAYS = 14
@@ -249,6 +249,24 @@ def choose_primary(stays: pl.DataFrame, priorities: Mapping[str, int]) -> pl.Dat
     return marked.with_columns(
         enrollment_type=pl.when(pl.col("status") == "active").then(kind).otherwise("enrollment_type")
     ).drop("home")
+
+
+def irregular(stays: pl.DataFrame, reports: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """Students whose stays can't all be right, by integration: `overlapping` at one school, each by the stay that begins
+    during another; `second_primary` at another school than the primary one, as their record among the `reports` says."""
+    began = stays.filter(pl.col("status") != "no_show").sort(*STAY)
+    lasts = pl.col("exit_date").fill_null(date.max).cast(pl.Int32).cum_max().shift().over(PLACE)
+    overlapping = began.filter((pl.col("entry_date").cast(pl.Int32) < lasts).fill_null(value=False))
+    active = stays.filter(pl.col("status") == "active")
+    home = active.filter(pl.col("enrollment_type") == "primary").select(PLACE)
+    claims = reports.filter(pl.col("enrollment_type") == "primary").select(RECORD)
+    second = active.join(claims, on=RECORD, how="semi").join(home, on=PLACE, how="anti")
+    found: dict[str, dict[str, int]] = {}
+    for name, rows in (("overlapping", overlapping), ("second_primary", second)):
+        students = rows.group_by("integration").agg(pl.col("student_id").n_unique()).sort("integration")
+        for integration, number in students.iter_rows():
+            found.setdefault(integration, {})[name] = number
+    return found
 
 
 def homes(stays: pl.DataFrame) -> pl.DataFrame:

@@ -106,8 +106,8 @@ def guard(question: Question, thresholds: Thresholds, rulings: Rulings) -> tuple
     What a person let through goes and what a person keeps waiting waits; only the rest is judged. Absences of a frozen
     school are held, those of other schools for the whole district above its limits or when nothing would be left, else
     school by school above the school's limit or when a school would be left empty. Explicit exits have a limit of
-    their own. The district limits count students; seats are held by school only, or when none would be left; staff have a
-    limit of their own for the district; of other entities nothing is held but the last.
+    their own. The district limits count students; seats are held by school only, by limits of their own, or when none
+    would be left; staff have a limit of their own for the district; of other entities nothing is held but the last.
     """
     if question.removals.is_empty():
         return ()
@@ -181,9 +181,10 @@ def _absence_holds(
         school: (was, left or 0)
         for school, was, left in counts.select("school_id", "active", "active_after").iter_rows()
     }
+    limit_of = thresholds.school if question.entity == "enrollments" else thresholds.seats
     for (school,), removals in sorted(absences.group_by("school_id"), key=lambda part: str(part[0])):
         was, left = sizes.get(school, (0, 0))
-        limit = thresholds.school(was, str(school))
+        limit = limit_of(was, str(school))
         if removals.height > limit or left == 0:
             why = "the school would be left empty" if left == 0 else "more absences than the school's limit"
             yield _hold(question, removals, "absence", str(school), active=was, limit=limit, reason=why)

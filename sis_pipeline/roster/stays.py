@@ -18,6 +18,7 @@ from sis_pipeline.roster.enrollments import (
     STAY,
     choose_primary,
     combine_reports,
+    is_open,
     mark_transfers,
     match_stays,
     one_per_entry,
@@ -59,8 +60,7 @@ def merge_stays(
 
     stays = combine_reports(reports, now.priorities)
     stays = settle_statuses(stays, closings, inputs.as_of, now.year.day_after)
-    vouching = pl.col("enrollment_status").is_null() | pl.col("enrollment_status").is_in(OPEN)
-    vouched = people.carried.filter(vouching).select(PLACE).drop_nulls()
+    vouched = _vouched(now, people, school_ids)
     target = reconcile(
         stays, before.enrollments, presence, vouched, closings=closings, day_after_year=now.year.day_after
     )
@@ -114,6 +114,21 @@ def _expected_to_come(now: Delivery, people: People, presence: Presence, carried
         .with_columns(status=pl.lit("active"))
     )
     return pl.concat([carried.join(come, on=STAY, how="anti", maintain_order="left"), come])
+
+
+def _vouched(now: Delivery, people: People, school_ids: pl.DataFrame) -> pl.DataFrame:
+    """student_id, school_id of the records whose system may have left an enrollment there unsaid: those carried over, and
+    those of a reading that is not complete, which may name a student and not what is unchanged of them. Not of records that
+    tell of an exit, or whose enrollment there is deleted."""
+    columns = ["integration", *PLACE, "enrollment_status"]
+    in_part = people.records.filter(~pl.col("integration").is_in(now.complete))
+    unsaid = pl.concat([people.carried.select(columns), in_part.select(columns)])
+    deleted = now.tombstones("enrollments").filter(pl.col("school_year") == now.inputs.school_year)
+    deleted = refer(deleted, "student_sis_id", people.ids, "student_id")
+    deleted = refer(deleted, "school_sis_id", school_ids, "school_id")
+    attends = pl.col("enrollment_status").is_null() | is_open("enrollment_status")
+    staying = unsaid.filter(attends).join(deleted, on=["integration", *PLACE], how="anti")
+    return staying.select(PLACE).drop_nulls()
 
 
 def school_closings(now: Delivery, school_ids: pl.DataFrame) -> pl.DataFrame:

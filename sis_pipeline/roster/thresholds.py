@@ -33,6 +33,8 @@ class Thresholds:
     district_cap: int = _number(250, "absences of a district above which they are held, whatever the share")
     school_floor: int = _number(2, "absences of a school that are never held")
     school_share: float = _share(0.10, "share of a school's enrollments above which absences are held")
+    seat_floor: int = _number(2, "absences from a school's sections that are never held")
+    seat_share: float = _share(0.10, "share of a school's section enrollments above which absences from them are held")
     week_floor: int = _number(2, "absences of a district within seven days that are never held")
     week_share: float = _share(
         0.05, "share of a district's enrollments above which absences within seven days are held"
@@ -66,8 +68,15 @@ class Thresholds:
         return int(max(self.district_floor, min(self.district_share * active, self.district_cap)))
 
     def school(self, active: int, school_id: str | None = None) -> int:
-        own = dict(dict(self.schools).get(school_id or "", ()))
+        own = self._own(school_id)
         return int(max(own.get("school_floor", self.school_floor), own.get("school_share", self.school_share) * active))
+
+    def seats(self, active: int, school_id: str | None = None) -> int:
+        own = self._own(school_id)
+        return int(max(own.get("seat_floor", self.seat_floor), own.get("seat_share", self.seat_share) * active))
+
+    def _own(self, school_id: str | None) -> dict[str, Value]:
+        return dict(dict(self.schools).get(school_id or "", ()))
 
     def week(self, active: int) -> int:
         return int(max(self.week_floor, self.week_share * active))
@@ -81,7 +90,7 @@ class Thresholds:
 
 SETTINGS: dict[str, Field[Any]] = {one.name: one for one in fields(Thresholds) if one.metadata}
 """What can be set, by name."""
-OF_SCHOOLS = ("school_floor", "school_share")
+OF_SCHOOLS = ("school_floor", "school_share", "seat_floor", "seat_share")
 """What can be set for a single school."""
 DEFAULTS: dict[str, Value] = {name: getattr(Thresholds(), name) for name in SETTINGS}
 

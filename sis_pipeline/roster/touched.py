@@ -122,9 +122,11 @@ def remember(
     `seats`: of those merged anew."""
     silent = [people.previous.filter(pl.col("fate") != DELIVERED)["student_id"], _filled_in(now, people)]
     if now.inputs.existing:
-        open_seats = seats.after.filter(pl.col("end_date").is_null() | (pl.col("end_date") > now.inputs.as_of))
-        silent.append(_not_said(now, "enrollments", stays.filter(is_open()))["student_id"])
-        silent.append(_not_said(now, "section_enrollments", open_seats)["person_id"])
+        # what had ended stays as it was, unless another report takes its place, as it may once a reading is complete again
+        in_part = ~pl.col("integration").is_in(now.complete)
+        goes_on = pl.col("end_date").is_null() | (pl.col("end_date") > now.inputs.as_of)
+        silent.append(_not_said(now, "enrollments", stays.filter(is_open() | in_part))["student_id"])
+        silent.append(_not_said(now, "section_enrollments", seats.after.filter(goes_on | in_part))["person_id"])
     held = [name for hold in holds for key in hold.keys for name in key]
     restless = pl.concat([*silent, pl.Series([*touched.asked, *held], dtype=pl.String)]).unique()
     unnamed = [now.inputs.memory.said.join(touched.said, on=RECORD, how="anti")] if now.inputs.memory else []

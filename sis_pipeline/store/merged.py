@@ -707,39 +707,6 @@ def _remembered(memory: Memory | None) -> dict[str, str] | None:
     return {"context": memory.context, "as_of": memory.as_of.isoformat(), "made_by": _code()}
 
 
-def way_in_words(stats: Mapping[str, Any]) -> str | None:
-    """How much of a roster was merged anew, by a merge's statistics; None where they do not say."""
-    if stats.get("students_merged") is None:
-        return None
-    asked = ", whole as it was asked for" if stats["whole"] else ""
-    seats = f"{stats['seats_merged']:,} of {stats['section_enrollments']:,} section enrollments"
-    return f"{stats['students_merged']:,} of {stats['students']:,} students and {seats} anew{asked}"
-
-
-def unsupplied_in_words(stats: Mapping[str, Any]) -> str:
-    """Which systems stopped supplying an attribute, by a merge's statistics; empty where none did."""
-    lost = [
-        f"{integration} stopped supplying {attribute} of {records:,} records at once"
-        for integration, attributes in stats.get("unsupplied", {}).items()
-        for attribute, records in attributes.items()
-    ]
-    return f"{'; '.join(lost)}: not taken for cleared." if lost else ""
-
-
-def undecided_in_words(stats: Mapping[str, Any]) -> str:
-    """What waits for a person's word on who is who, by a merge's statistics, and what to do; empty where nothing does."""
-    words = {
-        "recycled": "set aside, as their ids seem to be given to somebody else",
-        "cut_chains": "not joined, as two different state ids or a person's decision are in the way",
-    }
-    waits = [
-        f"{integration}: {number:,} records {words[what]}"
-        for integration, counts in stats.get("undecided", {}).items()
-        for what, number in counts.items()
-    ]
-    return f"{'; '.join(waits)}. See them with `sis links review`." if waits else ""
-
-
 def scope_of(table: Table, district: str, school_year: str) -> dict[str, object]:
     """The rows of a table that a merge of a district and school year owns, by the table's way of publication."""
     scope: dict[str, object] = {"district": district}

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, Row, func, select
 
 from sis_pipeline.connect.errors import ConfigError
 from sis_pipeline.db.tables import audit_log, roster_tables, sync_operations
-from sis_pipeline.store.merged import read_operation, way_in_words
+from sis_pipeline.store.merged import read_operation
+from sis_pipeline.store.told import way_in_words
 
 Counts = Mapping[str, int]
 TOLD = ("roster.publish", "roster.undo")

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from sis_pipeline.defs.assembly import build_defs
+from sis_pipeline.defs.assets import _primary_check
+from sis_pipeline.defs.merging import DistrictMerge
 from sis_pipeline.defs.metadata import bar_plot, table_schema
 from sis_pipeline.defs.partitions import roster_key
 from sis_pipeline.providers.registry import Failure, Registry, load_providers
@@ -180,3 +182,11 @@ def test_plots_are_small():
     assert shown.value.startswith("![rows](data:image/png;base64,")
     assert len(shown.value) < 12_000
     assert bar_plot("rows", {}).value == "-"
+
+
+def test_a_second_primary_enrollment_is_a_warning_that_names_the_system_and_how_many():
+    merged = DistrictMerge("lincoln", None, stats={"irregular": {"lincoln-ps": {"second_primary": 2}}})
+    result = _primary_check("merged_students", [merged, DistrictMerge("washington", None)])
+    assert (result.passed, result.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "lincoln: lincoln-ps: of 2 students a second enrollment is called primary" in (result.description or "")
+    assert _primary_check("merged_students", [DistrictMerge("washington", None)]).passed

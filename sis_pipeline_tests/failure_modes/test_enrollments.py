@@ -95,6 +95,11 @@ def test_19_of_stays_that_overlap_in_one_school_one_is_primary() -> None:
     ]
     who = merged.frames["student_years"].filter(pl.col("student_id") == student_of(tables, "s1"))
     assert (who.height, merged.stats.students) == (1, 40), "the child is counted once"
+    assert merged.stats.irregular == {"a": {"overlapping": 1}}, "and it is told"
+
+    after = district().stay("s1", "1", sis_id="again", entry_date="2025-09-10")
+    earlier = changed(after, "enrollments", "e-s1-1", exit_date="2025-09-10", status="withdrawn")
+    assert merge(earlier, tables, as_of=DAY_2).stats.irregular == {}, "one after the other is none"
 
 
 def test_20_a_second_school_is_a_second_enrollment_and_no_transfer() -> None:
@@ -108,8 +113,11 @@ def test_20_a_second_school_is_a_second_enrollment_and_no_transfer() -> None:
     ]
 
     both = district().stay("s1", "2", sis_id="second", entry_date="2025-10-02", enrollment_type="primary")
-    found = stays_of(merge(both, tables, as_of=DAY_2), tables, "s1", "enrollment_type")
+    irregular = merge(both, tables, as_of=DAY_2)
+    found = stays_of(irregular, tables, "s1", "enrollment_type")
     assert sorted(found) == ["primary", "secondary"], "two that call themselves primary are one primary"
+    assert events(irregular) == [("enroll", "new_record")], "an anomaly is no transfer"
+    assert (irregular.stats.irregular, merged.stats.irregular) == ({"a": {"second_primary": 1}}, {}), "and it is told"
 
 
 def test_23_a_stint_that_is_over_never_outranks_the_one_that_runs() -> None:
@@ -172,6 +180,22 @@ def test_26_a_row_belongs_to_its_own_year_whichever_delivery_brings_it() -> None
     following = merge(own, tables, as_of=date(2026, 8, 1))
     assert stays_of(following, tables, "s1", "school_year", "entry_date") == [("2026-2027", date(2026, 7, 6))]
     assert publish(tables, following, "2026-2027")["enrollments"].filter(school_year=YEAR).equals(tables["enrollments"])
+
+
+def test_26_a_section_belongs_to_the_year_of_its_terms() -> None:
+    """Last year's class in this year's delivery: counted with who sits in it, left out, and published by its own year."""
+    for of_last_year, named in ((2, '["then"]'), (0, '["then", "now"]'), (0, '["unheard of"]'), (0, None)):
+        roster = district().add("academic_sessions", sis_id="now", start_date="2025-08-18", end_date="2026-06-10")
+        then = {"start_date": "2024-08-18", "end_date": "2025-06-10", "school_year": LAST_YEAR}
+        roster.add("academic_sessions", sis_id="then", **then).section("m", "s1", session_sis_ids=named)
+        merged = merge(roster, loaded(district()), as_of=DAY_2)
+        assert merged.stats.other_year_rows == of_last_year
+        here = (merged.frames["sections"].height, merged.frames["section_enrollments"].height)
+        assert (here, events(merged)) == (((0, 0), []) if of_last_year else ((1, 1), [("section_add", "new_record")]))
+
+        own = Roster(LAST_YEAR)
+        own.rows = roster.rows
+        assert merge(own).frames["sections"]["school_year"].to_list() == [LAST_YEAR]
 
 
 def test_22_a_new_enrollment_at_the_same_school_the_next_day_is_a_correction() -> None:

@@ -530,6 +530,15 @@ def test_13_a_doubt_outlives_a_change_of_name() -> None:
     assert again.near_matches.equals(merged.near_matches), "and in those that know it from before"
 
 
+@pytest.mark.parametrize(
+    ("last_name", "agrees"), [("Moss-Hill", True), ("Hill Moss", True), ("MÓSS", True), ("Reyes", False)]
+)
+def test_13_a_last_name_that_is_hyphenated_accented_or_split_agrees(last_name: str, agrees: bool) -> None:
+    """It is the second fact that a state id needs where a system has no birth date."""
+    told = {"ssid": "77", "birth_date": None, "last_name": last_name}
+    assert two(publish({}, merge(two_systems({"ssid": "77"}, told)))) is not agrees
+
+
 def test_14_a_preferred_name_never_becomes_the_legal_one() -> None:
     roster = two_systems({"ssid": "77"}, {"ssid": "77", "preferred_first_name": "Lee"})
     tables = publish({}, merge(roster))

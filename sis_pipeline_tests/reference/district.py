@@ -130,11 +130,7 @@ def _stays(
     reports = delivered + [stay | {"status": "active"} if comes(stay) else stay for stay in carried]
     over = enrolled.day_after_year(now)
     stays = [enrolled.settled(stay, now.inputs.as_of, over) for stay in enrolled.combined(now, reports)]
-    vouched = {
-        (row["student_id"], row["school_id"])
-        for row in previous
-        if row["fate"] == "carried" and row["enrollment_status"] in {None, *enrolled.OPEN}
-    }
+    vouched = enrolled.vouched(now, records, previous, students)
     target = enrolled.with_missing(now, stays, before, fates, vouched=vouched, over=over)
     target, held = enrolled.guarded(now, before, target)
     return enrolled.with_one_primary(now, enrolled.with_transfers(target)), held

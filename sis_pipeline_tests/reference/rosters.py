@@ -17,6 +17,7 @@ from sis_pipeline.roster.enrollments import STAY as STAY_KEY
 from sis_pipeline.roster.guard import Hold, Ruling, Rulings
 from sis_pipeline.roster.merge import EDITS
 from sis_pipeline.roster.policies import Policies
+from sis_pipeline.roster.school_year import SchoolYear
 from sis_pipeline.roster.thresholds import Thresholds
 from sis_pipeline.roster.withdrawals import WITHDRAWALS
 from sis_pipeline_tests.roster.rosters import Roster
@@ -60,6 +61,7 @@ SECTIONS = {
     "fall": ("2025-08-18", "2025-10-10"),
     "spring": ("2026-01-05", "2026-06-10"),
     "year": ("2025-08-18", "2026-06-10"),
+    "last year": ("2024-08-19", "2025-06-10"),
 }
 ENTRIES = ["2025-08-18", "2025-08-25", "2025-09-01", "2025-09-10", "2025-10-10", "2025-12-01"]
 STAY: dict[str, st.SearchStrategy[Any]] = {
@@ -76,7 +78,7 @@ STAY: dict[str, st.SearchStrategy[Any]] = {
 stay = st.fixed_dictionaries(STAY)
 seat = st.fixed_dictionaries(
     {
-        "section": st.sampled_from(["fall", "spring", "year"]),
+        "section": st.sampled_from([*SECTIONS]),
         "begin_date": _mostly("2025-08-18", "2025-10-15", None),
         "end_date": _mostly(None, "2025-08-18", "2025-10-01", "2025-10-10", "2026-06-01"),
     }
@@ -92,7 +94,7 @@ record = st.fixed_dictionaries(
 )
 FIRST, LAST = ("Ines", "Omar", "Ruth", "Sven", "Yuki"), ("Abbot", "Castle", "Dunn", "Esposito", "Vogel")
 policy = _mostly("sis_wins", "newest_wins", "local_wins", "manual")
-LENIENT = Thresholds(district_floor=99, school_floor=99, week_floor=99, exit_floor=99)
+LENIENT = Thresholds(district_floor=99, school_floor=99, seat_floor=99, week_floor=99, exit_floor=99)
 OTHER_CHILD = ("first_name", "last_name", "birth_date", "ssid")
 """What makes a record that of a child to whom an id was given."""
 WHO = ("first_name", "last_name", "birth_date", "ssid", "local_id", "email")
@@ -101,7 +103,11 @@ edits = st.dictionaries(st.sampled_from([*VALUES, *WHO, *WHO, *WHO]), st.none(),
 CLEARED = ("preferred_first_name", "email", "phone", "mobile_phone", "home_street", "home_city")
 cleared = st.sets(st.sampled_from(CLEARED), max_size=4)
 stay_edits = st.dictionaries(st.sampled_from(sorted(STAY)), st.none(), min_size=1, max_size=2)
-fate = st.sampled_from(["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "tombstone", "quarantined", "given away"])
+fate = st.sampled_from(
+    ["stays"] * 4 + ["edited"] * 3 + ["gone", "gone", "alone", "tombstone", "quarantined", "given away"]
+)
+ALONE: Row = {"email": "changed@example.org", "stays": [], "seats": []}
+"""A student told with a change, and no enrollment, as by a reading that repeats nothing unchanged."""
 
 
 @st.composite
@@ -148,14 +154,23 @@ def three_days(draw: st.DrawFn, most: int = 9) -> tuple[Row, Row, Row]:
             lost.append(row)
         elif became == "given away":
             second.append(draw(given_away(row)))
+        elif became == "alone":
+            second.append(row | ALONE)
         elif became != "gone":
             changed = draw(edited(row)) if became == "edited" else row
             second.append(changed | ({"record_status": "to_be_deleted"} if became == "tombstone" else {}))
     fresh = [draw(told_of(people)) | {"sis_id": f"n{number}"} for number in range(draw(st.integers(0, 3)))]
+    complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
+    if draw(st.booleans()):  # a child whom one system drops while another, read in part, names it alone
+        dropping, naming, _ = draw(st.permutations("abc"))
+        child = draw(record) | {"stays": [draw(stay) | {"school": "1", "status": "active", "exit_date": None}]}
+        child |= {"sis_id": "both", "integration": naming}
+        first += [_numbered(child), _numbered(child | {"integration": dropping})]
+        second.append(child | ALONE)
+        complete |= {dropping: "complete", naming: draw(st.sampled_from(["partial", "delta"]))}
     stopped = draw(st.sampled_from(CLEARED)), draw(st.sampled_from("abc-"))
     second = [_numbered(_without(row, *stopped)) for row in [*second, *fresh]]
     priorities = draw(st.permutations([1, 2, 2]))
-    complete = {name: draw(_mostly("complete", "partial", "delta")) for name in "abc"}
     named = [(row["integration"], row["sis_id"], None) for row in first]
     two = st.lists(st.sampled_from(named), min_size=2, max_size=2, unique=True)
     verdicts = st.tuples(two, st.sampled_from([SAME, SAME_WITH_TWO_IDS, DISTINCT]))
@@ -240,6 +255,7 @@ def many_days(draw: st.DrawFn) -> list[Day]:
             row = known[name]
             if became in {"edited", "given away"}:
                 row = draw(edited(row) if became == "edited" else given_away(row))
+            row = row | ALONE if became == "alone" else row
             rows = {key: one for key, one in rows.items() if key != name}
             if became == "quarantined":
                 lost = [*lost, row]
@@ -311,7 +327,8 @@ def inputs(day: Row, existing: Mapping[str, pl.DataFrame], as_of: date, **rest: 
         for number in "123":
             roster.school(number, integration)
         for name, (begin, end) in SECTIONS.items():
-            of_year = {"title": name, "kind": "semester", "start_date": begin, "end_date": end}
+            year = SchoolYear.on(date.fromisoformat(begin)).key
+            of_year = {"title": name, "kind": "semester", "start_date": begin, "end_date": end, "school_year": year}
             roster.add("academic_sessions", sis_id=name, integration=integration, **of_year)
             roster.section(name, integration=integration, session_sis_ids=f'["{name}"]')
     for row in day["rows"]:

@@ -28,9 +28,13 @@ def sections(now: Delivery) -> dict[str, Row]:
     for row in found.values():
         runs[key_of(row)].append(row)
     sessions = {key_of(row): row for row in now.all["academic_sessions"] if row["record_status"] == "active"}
+    # a section of which every session is another year's is that year's
     for row in now.active("sections"):
         school = now.school_of.get((row["integration"], row["school_sis_id"]))
         named = [(row["integration"], one) for one in json.loads(row["session_sis_ids"] or "[]")]
+        years = {sessions[one]["school_year"] if one in sessions else now.year for one in named}
+        if named and now.year not in years:
+            continue
         start = min((sessions[one]["start_date"] for one in named if one in sessions), default=None)
         end = max((sessions[one]["end_date"] for one in named if one in sessions), default=None)
         if school:
@@ -142,7 +146,7 @@ def _guarded(
     active, left = Counter(map(school, taken.values())), Counter(map(school, filter(is_taken, target)))
     missing = Counter(map(school, absent))
     limits = now.inputs.thresholds
-    waits = {one for one, number in missing.items() if number > limits.school(active[one], one) or not left[one]} | (
+    waits = {one for one, number in missing.items() if number > limits.seats(active[one], one) or not left[one]} | (
         {*missing} if not left.total() else set()
     )
     held = {seat_key(seat): seat | {"evidence": None} for seat in absent if school(seat) in waits}

@@ -175,6 +175,27 @@ def carried_over(before: Sequence[Row], delivered: Sequence[Row], fates: Fates) 
     return kept
 
 
+def vouched(
+    now: Delivery, records: Iterable[Row], previous: Iterable[Row], students: Mapping[Key, str]
+) -> set[tuple[str, str]]:
+    """Student and school of the records whose system may merely have left an enrollment there unsaid: it said nothing of the
+    student, or its reading is not complete. Who says that the student left, or deletes the enrollment, vouches for nobody."""
+    deleted = {
+        (row["integration"], students.get((row["integration"], row["student_sis_id"])), now.school_of.get((row["integration"], row["school_sis_id"])))
+        for row in now.all["enrollments"]
+        if row["record_status"] == "to_be_deleted" and row["school_year"] == now.year
+    }  # fmt: skip
+    parts = now.inputs.integrations
+    complete = {name for name, part in parts.items() if part.completeness == "complete"}
+    unsaid = [row for row in previous if row["fate"] == "carried"]
+    unsaid += [row for row in records if row["integration"] not in complete]
+    return {
+        place(row)
+        for row in unsaid
+        if row["enrollment_status"] in {None, *OPEN} and (row["integration"], *place(row)) not in deleted
+    }
+
+
 def with_missing(
     now: Delivery,
     stays: Sequence[Row],

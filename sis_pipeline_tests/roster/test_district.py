@@ -29,6 +29,7 @@ from sis_pipeline_tests.roster.rosters import (
     laws,
     loaded,
     merge,
+    merged_both_ways,
     publish,
     rows,
 )
@@ -260,6 +261,48 @@ def test_a_silent_system_vouches_for_a_student_whom_another_dropped() -> None:
     parts = {"a": IntegrationInput(), "b": IntegrationInput(priority=200, completeness="partial")}
     after = both_systems().without("s1").without("b1", integration="b")
     assert merge(after, tables, as_of=DAY_2, integrations=parts).changes.is_empty()
+
+
+def in_part(completeness: Any = "delta") -> dict[str, IntegrationInput]:
+    """`a` is read whole, `b` in part."""
+    return {"a": IntegrationInput(), "b": IntegrationInput(priority=200, completeness=completeness)}
+
+
+def b_alone(**told: Any) -> Roster:
+    """`both_systems` on a day on which `a` dropped the child, and `b` names the student, as `told`, and no enrollment."""
+    after = both_systems().without("s1").without("b1", integration="b")
+    about = {"last_name": "Name1", "ssid": "001", "school_sis_id": "school-1"}
+    return after.add("students", sis_id="b1", integration="b", **{**about, **told})
+
+
+@pytest.mark.parametrize("completeness", ["delta", "partial"])
+def test_a_system_read_in_part_vouches_for_a_student_of_whom_it_tells_something_else(completeness: Any) -> None:
+    """It need not repeat an enrollment that is unchanged, so that it is not there says nothing; and nobody comes back when
+    it is read whole."""
+    seated = both_systems().section("in-b", "b1", integration="b")
+    tables = loaded(seated)
+    told = b_alone(email="new@x.org").section("in-b", integration="b")
+    merged = merged_both_ways(told.inputs(tables, as_of=DAY_2, integrations=in_part(completeness)))
+    assert (events(merged), merged.held) == ([], ())
+    after = publish(tables, merged)
+    assert after["enrollments"].equals(tables["enrollments"])
+    assert after["section_enrollments"].equals(tables["section_enrollments"])
+    assert "re_enter" not in dict(events(merge(seated.without("s1"), after, as_of=DAY_2)))
+
+
+def test_a_system_read_in_part_vouches_for_nobody_of_whom_it_tells_an_exit() -> None:
+    tables = loaded(both_systems())
+    gone = b_alone().stay("b1", "1", integration="b", entry_date="2025-08-20", record_status="to_be_deleted")
+    left = b_alone().stay("b1", "1", integration="b", entry_date="2025-08-20", **EXIT)
+    for roster, evidence in (
+        (b_alone(enrollment_status="withdrawn"), "absence"),
+        (gone, "absence"),
+        (left, "explicit_exit"),
+    ):
+        found = merge(roster, tables, as_of=DAY_2, integrations=in_part())
+        assert events(found) == [("withdraw", evidence)]
+    elsewhere = b_alone(school_sis_id="school-2").school("2", integration="b")
+    assert events(merge(elsewhere, tables, as_of=DAY_2, integrations=in_part())) == [("withdraw", "absence")]
 
 
 def moved(integration: str = "a", entry: str = "2025-10-02", **stay: Any) -> Roster:
@@ -1048,7 +1091,7 @@ def test_the_order_of_the_input_decides_nothing(students: list[dict[str, Any]], 
 @given(
     st.lists(enrolled, min_size=1, max_size=7),
     st.lists(enrolled, min_size=0, max_size=7),
-    st.sampled_from([Thresholds(), Thresholds(district_floor=99, school_floor=99, exit_floor=99)]),
+    st.sampled_from([Thresholds(), Thresholds(district_floor=99, school_floor=99, seat_floor=99, exit_floor=99)]),
 )
 def test_feeding_the_result_back_changes_nothing(
     students: list[dict[str, Any]], later: list[dict[str, Any]], thresholds: Thresholds

@@ -76,6 +76,16 @@ def test_seats_have_no_district_limit() -> None:
     assert ask({"s": 1000, "t": 1000}, {"s": 101}, entity="section_enrollments")[0].scope == "school"
 
 
+def test_seats_have_limits_of_their_own_by_district_and_school() -> None:
+    """What holds students back at a school says nothing about who leaves its sections, and the other way round."""
+    strict = Thresholds.of({"school_floor": 0, "school_share": 0.0}, {"s": {"seat_floor": 30}})
+    assert not ask({"s": 100, "t": 100}, {"s": 30, "t": 10}, entity="section_enrollments", thresholds=strict)
+    assert ask({"s": 100}, {"s": 1}, thresholds=strict), "students are still held"
+    wide = Thresholds.of({"seat_share": 0.05, "school_share": 1.0})
+    (hold,) = ask({"s": 100}, {"s": 6}, entity="section_enrollments", thresholds=wide)
+    assert (hold.school_id, hold.limit) == ("s", 5)
+
+
 def test_a_release_lets_exactly_the_held_removals_pass() -> None:
     (hold,) = ask({"s": 50}, {"s": 5})
     assert sorted(hold.keys) == [(f"s-{n}",) for n in range(5)]

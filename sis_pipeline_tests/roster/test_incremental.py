@@ -33,7 +33,7 @@ from sis_pipeline_tests.roster.rosters import (
 Row = dict[str, Any]
 NAMES = [("Ada", "Moss"), ("Adah", "Moss"), ("Bea", "Moss"), ("Cy", "Hill"), ("Di", "Reyes")]
 FEW = Thresholds()
-MANY = Thresholds(district_floor=99, school_floor=99, exit_floor=99)
+MANY = Thresholds(district_floor=99, school_floor=99, seat_floor=99, exit_floor=99)
 
 record = st.fixed_dictionaries(
     {

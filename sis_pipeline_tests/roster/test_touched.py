@@ -95,6 +95,18 @@ def test_a_section_at_another_school_touches_those_who_sit_in_it() -> None:
     assert anew(roster(), moved) == 2
 
 
+def test_a_section_whose_terms_are_this_years_by_now_touches_those_who_sit_in_it() -> None:
+    def of(year: str) -> Roster:
+        found = Roster().school("1").student("s1").student("s2", last_name="Hill")
+        term = {"kind": "semester", "start_date": "2025-08-18", "end_date": "2026-01-10"}
+        found.add("academic_sessions", sis_id="t", school_year=year, **term)
+        found.section("m", "s1", session_sis_ids='["t"]')
+        return found
+
+    merged = again(of("2024-2025"), of("2025-2026"))
+    assert (merged.stats.students_merged, merged.frames["section_enrollments"].height) == (1, 1)
+
+
 def test_an_edited_student_is_merged_each_day_and_once_more_when_the_edit_is_gone() -> None:
     first = merge(roster())
     tables = publish({}, first)
@@ -178,8 +190,8 @@ def seat_given_away(it: Roster) -> None:
     it.rows["section_enrollments"][0].update(person_sis_id="s3", section_sis_id="n")
 
 
-FEW_EXITS = Thresholds(exit_floor=1, district_floor=99, school_floor=99, week_floor=99)
-NONE_GONE = Thresholds(district_floor=0, school_floor=0, week_floor=0)
+FEW_EXITS = Thresholds(exit_floor=1, district_floor=99, school_floor=99, seat_floor=99, week_floor=99)
+NONE_GONE = Thresholds(district_floor=0, school_floor=0, seat_floor=0, week_floor=0)
 STRICT = Thresholds()
 Told = tuple[Roster, Completeness, Thresholds]
 SEQUENCES: dict[str, list[Told]] = {
@@ -228,6 +240,25 @@ def test_of_two_records_a_partial_reading_may_leave_out_the_one_that_knew_the_en
     first.student("b1", integration="b", ssid="1", stay={"entry_date": "2025-08-18"})
     parts = COMPLETE | {"b": IntegrationInput(1, "partial")}
     assert anew(first, first.without("b1", integration="b"), integrations=parts) == 1
+
+
+def test_what_is_over_and_was_told_twice_is_of_the_record_that_still_tells_it() -> None:
+    """A delta left one of two equal seats that had ended unsaid; the complete reading after it says the same of the student,
+    and by it that the one is gone."""
+    days: list[tuple[Completeness, str]] = [("complete", "x1"), ("delta", "x2"), ("complete", "x2")]
+    tables: dict[str, pl.DataFrame] = {}
+    memory: Memory | None = None
+    for later, (verdict, seat) in enumerate(days):
+        found = Roster().school("1").section("m").student("s1")
+        found.add(
+            "section_enrollments", sis_id=seat, section_sis_id="m", person_sis_id="s1",
+            begin_date="2025-08-18", end_date="2025-09-01",
+        )  # fmt: skip
+        parts = {"a": IntegrationInput(0, verdict)}
+        inputs = found.inputs(tables, as_of=DAY_1 + timedelta(days=later), integrations=parts, memory=memory)
+        merged = merged_both_ways(inputs)
+        tables, memory = publish(tables, merged), merged.memory
+    assert tables["section_enrollments"]["sis_id"].to_list() == ["x2"]
 
 
 def test_a_student_whose_row_somebody_deleted_is_published_again() -> None:

@@ -11,8 +11,8 @@ from sis_pipeline.connect.errors import ConfigError, DataError, InternalError
 from sis_pipeline.roster.model import ENTITIES, MERGED
 from sis_pipeline.roster.policies import Policies
 from sis_pipeline.store.holds import Holds
-from sis_pipeline.store.merged import unsupplied_in_words
 from sis_pipeline.store.publish import publish
+from sis_pipeline.store.told import irregular_in_words, unsupplied_in_words
 from sis_pipeline_tests.store.conftest import (
     SCHOOL,
     YEAR,
@@ -163,6 +163,15 @@ def test_what_systems_stopped_supplying_is_told_in_words():
         "once; lincoln-ic stopped supplying home_address of 40 records at once: not taken for cleared."
     )
     assert unsupplied_in_words({}) == "", "a merge of an earlier version says nothing of it"
+
+
+def test_enrollments_that_cannot_all_be_right_are_told_in_words():
+    found = {"lincoln-ps": {"overlapping": 1, "second_primary": 1_200}}
+    assert irregular_in_words({"irregular": found}) == (
+        "lincoln-ps: of 1 student an enrollment overlaps another one at the same school; lincoln-ps: of 1,200 students a "
+        "second enrollment is called primary, at another school. One is published as primary."
+    )
+    assert irregular_in_words({}) == "", "a merge of an earlier version says nothing of it"
 
 
 def test_a_district_without_a_good_snapshot_is_refused_in_words(merges):

@@ -104,7 +104,7 @@ RUNS = (
         "the year before first and again on the last day; on day 6 day 5 comes once more, and then day 6",
         shared=0.3,
         seed=2,
-        guard={"week_share": 1.0, "district_share": 1.0, "school_share": 1.0},
+        guard={"week_share": 1.0, "district_share": 1.0, "school_share": 1.0, "seat_share": 1.0},
     ),
 )
 
