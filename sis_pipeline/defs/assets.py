@@ -333,7 +333,7 @@ def _merged_assets(providers: Sequence[str], years: dg.StaticPartitionsDefinitio
                 ONE_PRIMARY,
                 asset=first,
                 partitions_def=years,
-                description="No student's enrollments overlap at one school, and none has two that their systems call primary. A warning only: one of them is published as primary.",
+                description="No student's enrollments overlap at one school, and none has two that one system calls primary. A warning only: one of them is published as primary.",
             ),
         ],
     )

@@ -253,14 +253,15 @@ def choose_primary(stays: pl.DataFrame, priorities: Mapping[str, int]) -> pl.Dat
 
 def irregular(stays: pl.DataFrame, reports: pl.DataFrame) -> dict[str, dict[str, int]]:
     """Students whose stays can't all be right, by integration: `overlapping` at one school, each by the stay that begins
-    during another; `second_primary` at another school than the primary one, as their record among the `reports` says."""
+    during another; `second_primary` where one system calls those at two schools primary, in the `reports`. That two systems
+    each call their own one so is as it should be."""
     began = stays.filter(pl.col("status") != "no_show").sort(*STAY)
     lasts = pl.col("exit_date").fill_null(date.max).cast(pl.Int32).cum_max().shift().over(PLACE)
     overlapping = began.filter((pl.col("entry_date").cast(pl.Int32) < lasts).fill_null(value=False))
     active = stays.filter(pl.col("status") == "active")
-    home = active.filter(pl.col("enrollment_type") == "primary").select(PLACE)
     claims = reports.filter(pl.col("enrollment_type") == "primary").select(RECORD)
-    second = active.join(claims, on=RECORD, how="semi").join(home, on=PLACE, how="anti")
+    schools = pl.col("school_id").n_unique().over("integration", "student_id")
+    second = active.join(claims, on=RECORD, how="semi").filter(schools > 1)
     found: dict[str, dict[str, int]] = {}
     for name, rows in (("overlapping", overlapping), ("second_primary", second)):
         students = rows.group_by("integration").agg(pl.col("student_id").n_unique()).sort("integration")

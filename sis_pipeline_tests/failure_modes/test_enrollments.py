@@ -119,6 +119,12 @@ def test_20_a_second_school_is_a_second_enrollment_and_no_transfer() -> None:
     assert events(irregular) == [("enroll", "new_record")], "an anomaly is no transfer"
     assert (irregular.stats.irregular, merged.stats.irregular) == ({"a": {"second_primary": 1}}, {}), "and it is told"
 
+    primary = {"enrollment_type": "primary"}
+    of_two = district().stay("s1", "1", sis_id="first", **primary).school("2", "b")
+    of_two = of_two.student("b1", integration="b", school="2", last_name="Name1", ssid="001", stay=primary)
+    merged = merge(of_two)
+    assert (merged.stats.matched, merged.stats.irregular) == (1, {}), "each system knows its own only"
+
 
 def test_23_a_stint_that_is_over_never_outranks_the_one_that_runs() -> None:
     """Listed last, entered later, of a system with priority, or of last year: who attends is active."""
